@@ -1,0 +1,20 @@
+"""The variational recurrent autoencoder in the Hugging Face ecosystem.
+
+Importing this package registers its models with transformers' Auto classes.
+"""
+
+from transformers import AutoConfig, AutoModel, AutoModelForSeq2SeqLM
+
+from .modeling.configuration_vrae import VRAEConfig
+from .modeling.modeling_vrae import VRAEForSequenceGeneration
+
+__version__ = "0.1.0"
+
+AutoConfig.register("vrae", VRAEConfig)
+AutoModel.register(VRAEConfig, VRAEForSequenceGeneration)
+AutoModelForSeq2SeqLM.register(VRAEConfig, VRAEForSequenceGeneration)
+# The code of these classes is saved with every checkpoint, which then loads where this package is not installed.
+VRAEConfig.register_for_auto_class()
+VRAEForSequenceGeneration.register_for_auto_class("AutoModel")
+
+__all__ = ["VRAEConfig", "VRAEForSequenceGeneration"]

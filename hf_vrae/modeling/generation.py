@@ -1,0 +1,59 @@
+"""What `generate` needs from a recurrent decoder: a cache of fixed size."""
+
+import torch
+from transformers.cache_utils import Cache, LinearAttentionLayer
+
+
+class RecurrentCache(Cache):
+    """State of a recurrent decoder after the tokens read so far.
+
+    `layers[i].recurrent_states` holds the state of layer i: `h` for a GRU, `h` and `c` for an LSTM, each [B, H].
+    An update binds new tensors and never writes into old ones, so that gradients flow through a cached run and a
+    [`copy`][RecurrentCache.copy] shares its tensors safely with the original.
+
+    Args:
+        num_layers: number of recurrent layers.
+        number_of_states: tensors a layer carries, 2 for an LSTM and 1 for a GRU.
+    """
+
+    is_compileable = False  # transformers would build attention masks for a compileable cache
+    is_croppable = False  # a recurrent state cannot be rolled back
+
+    def __init__(self, num_layers: int, number_of_states: int):
+        super().__init__(layers=[LinearAttentionLayer(number_of_states=number_of_states) for _ in range(num_layers)])
+        self.num_tokens = 0
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        """Number of tokens read so far."""
+        return self.num_tokens
+
+    def states(self, batch_size: int) -> list[tuple[torch.Tensor, ...]]:
+        """State of each layer, a tuple of [batch_size, H]; rows are repeated where beams were added to the batch."""
+        states = [tuple(layer.recurrent_states.values()) for layer in self.layers]
+        rows = states[0][0].shape[0]
+        if rows == batch_size:
+            return states
+        if batch_size % rows:
+            raise ValueError(f"`past_key_values` holds {rows} sequences, which do not fit a batch of {batch_size}.")
+        return [tuple(s.repeat_interleave(batch_size // rows, dim=0) for s in layer) for layer in states]
+
+    def update_states(self, states: list[tuple[torch.Tensor, ...]], num_tokens: int) -> None:
+        """Bind the states reached after `num_tokens` further tokens."""
+        for layer, layer_states in zip(self.layers, states, strict=True):
+            for i, state in enumerate(layer_states):
+                layer.recurrent_states[i] = state
+                layer.is_recurrent_states_initialized[i] = layer.has_previous_state[i] = True
+        self.num_tokens += num_tokens
+
+    def reorder_cache(self, beam_idx: torch.LongTensor) -> None:
+        """Select the rows `beam_idx` [B] in every state."""
+        for layer in self.layers:
+            for i, state in layer.recurrent_states.items():
+                layer.recurrent_states[i] = state.index_select(0, beam_idx.to(state.device))
+
+    def copy(self) -> "RecurrentCache":
+        """A cache of the same tensors whose updates leave this one as it is."""
+        copied = RecurrentCache(len(self.layers), self.layers[0].number_of_states)
+        if self.num_tokens:
+            copied.update_states([tuple(layer.recurrent_states.values()) for layer in self.layers], self.num_tokens)
+        return copied

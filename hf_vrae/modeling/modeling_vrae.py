@@ -1,0 +1,617 @@
+"""The variational recurrent autoencoder (Fabius & van Amersfoort 2014; Bowman et al. 2016) as a transformers model.
+
+    z ~ q(z|x) = N(mean(x), diag(variance(x)))      encoder: state at the last token of x
+    log p(x|z) = sum_t log p(x_t | x_<t, z)         decoder: recurrent, sees z where `latent_conditioning` says
+    log p(x) >= E_q[log p(x|z)] - KL(q(z|x) || p(z)),   p(z) = N(0, I)
+
+Letters in shapes: B batch, T time, K samples, D latent size, E embedding size, H hidden size, V vocabulary.
+"""
+
+import copy
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from transformers import initialization as init
+from transformers.generation import GenerationMixin
+from transformers.modeling_outputs import ModelOutput
+from transformers.modeling_utils import PreTrainedModel
+from transformers.utils import can_return_tuple
+
+from .configuration_vrae import VRAEConfig
+from .distributions import DiagonalGaussian, kl_divergence
+from .generation import RecurrentCache
+from .objectives import negative_elbo
+from .recurrent import GRU, LSTM, LayerNormCell, LayerNormLSTM, RecurrentDecoder, RecurrentEncoder, left_align
+
+IGNORE_INDEX = -100  # the label that transformers' collators and losses leave out
+# Bounds of the posterior's log-variance: wide enough never to bind in a healthy run, narrow enough for exp in float16.
+MIN_LOGVAR, MAX_LOGVAR = -10.0, 10.0
+
+
+@dataclass
+class VRAEEncoderOutput(ModelOutput):
+    """
+    Args:
+        last_hidden_state: z as the decoder will see it, [B, 1, D]: the posterior mean, or the latents that were given.
+        mean, logvar: of the posterior q(z|x), float32 [B, D].
+        hidden_states: embeddings [B, T, E] and each layer's outputs [B, T, H].
+    """
+
+    last_hidden_state: torch.FloatTensor | None = None
+    mean: torch.FloatTensor | None = None
+    logvar: torch.FloatTensor | None = None
+    hidden_states: tuple[torch.FloatTensor, ...] | None = None
+
+
+@dataclass
+class VRAEModelOutput(ModelOutput):
+    """
+    Args:
+        last_hidden_state: decoder outputs, [B, T, H].
+        past_key_values: state after the last token, for the next call.
+        decoder_hidden_states: embeddings [B, T, E] and each layer's outputs [B, T, H].
+        encoder_last_hidden_state: [B, 1, D], see [`VRAEEncoderOutput`].
+        encoder_hidden_states: see [`VRAEEncoderOutput`].
+        latents: the z that was decoded, [B, D].
+        posterior_mean, posterior_logvar: of q(z|x), float32 [B, D]; None where z was given.
+    """
+
+    last_hidden_state: torch.FloatTensor | None = None
+    past_key_values: RecurrentCache | None = None
+    decoder_hidden_states: tuple[torch.FloatTensor, ...] | None = None
+    encoder_last_hidden_state: torch.FloatTensor | None = None
+    encoder_hidden_states: tuple[torch.FloatTensor, ...] | None = None
+    latents: torch.FloatTensor | None = None
+    posterior_mean: torch.FloatTensor | None = None
+    posterior_logvar: torch.FloatTensor | None = None
+
+
+@dataclass
+class VRAESequenceOutput(ModelOutput):
+    """
+    Args:
+        loss: mean over the examples of reconstruction + kl_weight * KL, in nats a sequence.
+        logits: [B, T, V], of the token that follows each decoder position.
+        reconstruction_loss: mean of -log p(x|z), summed over tokens, in nats a sequence.
+        kl: mean of KL(q(z|x) || p(z)), neither weighted nor clamped, in nats a sequence.
+        past_key_values, decoder_hidden_states, encoder_last_hidden_state, encoder_hidden_states, latents,
+        posterior_mean, posterior_logvar: see [`VRAEModelOutput`].
+    """
+
+    loss: torch.FloatTensor | None = None
+    logits: torch.FloatTensor | None = None
+    reconstruction_loss: torch.FloatTensor | None = None
+    kl: torch.FloatTensor | None = None
+    past_key_values: RecurrentCache | None = None
+    decoder_hidden_states: tuple[torch.FloatTensor, ...] | None = None
+    encoder_last_hidden_state: torch.FloatTensor | None = None
+    encoder_hidden_states: tuple[torch.FloatTensor, ...] | None = None
+    latents: torch.FloatTensor | None = None
+    posterior_mean: torch.FloatTensor | None = None
+    posterior_logvar: torch.FloatTensor | None = None
+
+
+class VRAEPreTrainedModel(PreTrainedModel):
+    """Loading, saving and initialisation."""
+
+    config: VRAEConfig
+    base_model_prefix = "model"
+    main_input_name = "input_ids"
+    _no_split_modules = ["VRAEEncoder", "VRAEDecoder"]
+    _is_stateful = True  # a recurrent state cannot be rolled back: `generate` then refuses assisted decoding
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module):
+        """Uniform weights, zero biases, forget gates open; every tensor that was loaded is left as it is."""
+        bound = self.config.initializer_range
+        if isinstance(module, nn.Embedding):
+            bound = self.config.embedding_initializer_range
+            init.uniform_(module.weight, -bound, bound)
+        elif isinstance(module, nn.Linear):
+            init.uniform_(module.weight, -bound, bound)
+        elif isinstance(module, (LSTM, GRU, LayerNormCell)):
+            for name, parameter in module.named_parameters(recurse=False):
+                if "weight" in name:
+                    init.uniform_(parameter, -bound, bound)
+                else:
+                    init.zeros_(parameter)
+            if isinstance(module, (LSTM, LayerNormLSTM)):
+                # Forget-gate bias 1 (Gers et al. 2000; Jozefowicz et al. 2015), gates in torch's order i, f, g, o.
+                forget = torch.zeros(4, module.hidden_size)
+                forget[1] = 1
+                init.copy_(module.bias_ih_l0 if isinstance(module, LSTM) else module.bias, forget.flatten())
+        else:
+            super()._init_weights(module)
+
+    def save_pretrained(self, save_directory, *args, **kwargs):
+        """As in transformers. Where the code is exported too, `AutoModelForSeq2SeqLM` finds it as `AutoModel` does."""
+        if self.is_remote_code():
+            name = f"{type(self).__module__.split('.')[-1]}.{type(self).__name__}"
+            auto_map = getattr(self.config, "auto_map", None) or {}
+            self.config.auto_map = auto_map | {"AutoModelForSeq2SeqLM": name}
+        super().save_pretrained(save_directory, *args, **kwargs)
+
+
+class VRAEEncoder(nn.Module):
+    """Parameterises q(z|x) by the encoder's state at the last token of x."""
+
+    main_input_name = "input_ids"  # `generate` asks its encoder for it
+
+    def __init__(self, config: VRAEConfig):
+        super().__init__()
+        self.config = config
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.embedding_size)
+        self.rnn = RecurrentEncoder(
+            config.rnn_type,
+            config.layer_norm,
+            config.embedding_size,
+            config.encoder_hidden_size,
+            config.encoder_layers,
+            config.bidirectional_encoder,
+        )
+        self.posterior = nn.Linear(config.encoder_hidden_size, 2 * config.latent_size, bias=False)
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        inputs_embeds: torch.FloatTensor | None = None,
+        output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,  # `generate` passes it to every encoder; there are none here
+    ) -> VRAEEncoderOutput:
+        """
+        Args:
+            input_ids: [B, T]; or `inputs_embeds` [B, T, E] in its place.
+            attention_mask: nonzero where a token is real, [B, T]; by default all but `pad_token_id`.
+        """
+        if (input_ids is None) == (inputs_embeds is None):
+            raise ValueError("Pass one of `input_ids` and `inputs_embeds` to the encoder, or give it `latents` instead.")
+        if inputs_embeds is None:
+            check_token_ids("input_ids", input_ids, self.embed_tokens.num_embeddings)
+            inputs_embeds = self.embed_tokens(input_ids)  # [B, T, E]
+        if attention_mask is None:
+            attention_mask = torch.ones_like(inputs_embeds[..., 0])
+            if input_ids is not None and self.config.pad_token_id is not None:
+                attention_mask = input_ids != self.config.pad_token_id
+        summary, hidden_states = self.rnn(inputs_embeds, attention_mask)  # [B, H]
+        # A log-variance rounded to 8 bits would spoil the KL: this one projection stays float32 in mixed precision.
+        with torch.autocast(summary.device.type, enabled=False):
+            moments = nn.functional.linear(summary.float(), self.posterior.weight.float())  # [B, 2 * D]
+        mean, logvar = moments.chunk(2, dim=-1)
+        if output_hidden_states is None:
+            output_hidden_states = self.config.output_hidden_states
+        return VRAEEncoderOutput(
+            last_hidden_state=mean.unsqueeze(1),
+            mean=mean,
+            logvar=logvar.clamp(MIN_LOGVAR, MAX_LOGVAR),
+            hidden_states=(inputs_embeds, *hidden_states) if output_hidden_states else None,
+        )
+
+
+class VRAEDecoder(nn.Module):
+    """Carries the state of p(x_t | x_<t, z): z sets the first state, enters every step, or both."""
+
+    def __init__(self, config: VRAEConfig):
+        super().__init__()
+        self.config = config
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.embedding_size)
+        self.dropout = nn.Dropout(config.dropout)
+        if "initial_state" in config.latent_conditioning:
+            size = config.decoder_layers * config.decoder_hidden_size
+            self.initial_state = nn.Linear(config.latent_size, size, bias=False)
+        self.rnn = RecurrentDecoder(
+            config.rnn_type,
+            config.layer_norm,
+            config.embedding_size + config.latent_size * ("input" in config.latent_conditioning),
+            config.decoder_hidden_size,
+            config.decoder_layers,
+            config.dropout,
+        )
+
+    def first_states(self, latents: torch.Tensor) -> list:
+        """c0 = W z, h0 = tanh(c0) of each layer (He et al. 2019); zeros where z does not set the first state."""
+        if "initial_state" not in self.config.latent_conditioning:
+            return [None] * self.config.decoder_layers
+        c0 = self.initial_state(latents).chunk(self.config.decoder_layers, dim=-1)
+        return [(c.tanh(), c)[: self.rnn.number_of_states] for c in c0]
+
+    def drop_words(self, input_ids: torch.LongTensor) -> torch.LongTensor:
+        """Replace each word by <unk> with probability `word_dropout` (Bowman et al. 2016, sec. 3.1), never the marks."""
+        config = self.config
+        drop = torch.rand(input_ids.shape, device=input_ids.device) < config.word_dropout
+        for mark in (config.pad_token_id, config.bos_token_id, config.eos_token_id, config.decoder_start_token_id):
+            if mark is not None:
+                drop &= input_ids != mark
+        return input_ids.masked_fill(drop, config.unk_token_id)
+
+    def forward(
+        self,
+        latents: torch.FloatTensor,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        past_key_values: RecurrentCache | None = None,
+        inputs_embeds: torch.FloatTensor | None = None,
+        use_cache: bool = False,
+    ) -> tuple[torch.Tensor, RecurrentCache | None, tuple[torch.Tensor, ...]]:
+        """
+        Args:
+            latents: z, [B, D].
+            input_ids: [B, T]; or `inputs_embeds` [B, T, E] in its place.
+            attention_mask: nonzero where a token is real, [B, T]; all by default.
+            past_key_values: state to go on from; by default the first state.
+            use_cache: whether to return the state after the last real token.
+
+        Returns:
+            the outputs [B, T, H], the cache, and the hidden states: embeddings and each layer's outputs.
+        """
+        if inputs_embeds is None:
+            check_token_ids("decoder_input_ids", input_ids, self.embed_tokens.num_embeddings)
+            if self.training and self.config.word_dropout > 0:
+                input_ids = self.drop_words(input_ids)
+            inputs_embeds = self.embed_tokens(input_ids)  # [B, T, E]
+        inputs = self.dropout(inputs_embeds)
+        if "input" in self.config.latent_conditioning:
+            z = latents.to(inputs.dtype).unsqueeze(1).expand(-1, inputs.shape[1], -1)
+            inputs = torch.cat([inputs, z], dim=-1)  # [B, T, E + D]
+        if past_key_values is not None and past_key_values.get_seq_length() > 0:
+            states = past_key_values.states(inputs.shape[0])
+        else:
+            states = self.first_states(latents)
+        outputs, states, hidden_states = self.rnn(inputs, states, attention_mask, return_states=use_cache)
+        if use_cache:
+            if past_key_values is None:
+                past_key_values = RecurrentCache(self.config.decoder_layers, self.rnn.number_of_states)
+            past_key_values.update_states(states, inputs.shape[1])
+        return outputs, past_key_values if use_cache else None, (inputs_embeds, *hidden_states)
+
+
+class VRAEModel(VRAEPreTrainedModel):
+    """Encoder and decoder without the projection to the vocabulary."""
+
+    _tied_weights_keys = {"decoder.embed_tokens.weight": "encoder.embed_tokens.weight"}
+
+    def __init__(self, config: VRAEConfig):
+        super().__init__(config)
+        self.encoder = VRAEEncoder(config)
+        self.decoder = VRAEDecoder(config)
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Embedding:
+        return self.encoder.embed_tokens
+
+    def set_input_embeddings(self, value: nn.Embedding):
+        self.encoder.embed_tokens = value
+        if self.config.tie_word_embeddings:
+            self.decoder.embed_tokens = value
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        decoder_input_ids: torch.LongTensor | None = None,
+        decoder_attention_mask: torch.Tensor | None = None,
+        latents: torch.FloatTensor | None = None,
+        encoder_outputs: VRAEEncoderOutput | None = None,
+        past_key_values: RecurrentCache | None = None,
+        inputs_embeds: torch.FloatTensor | None = None,
+        decoder_inputs_embeds: torch.FloatTensor | None = None,
+        use_cache: bool | None = None,
+        output_hidden_states: bool | None = None,
+    ) -> VRAEModelOutput:
+        """Arguments as in [`VRAEForSequenceGeneration.forward`]."""
+        if encoder_outputs is None and latents is None:
+            encoder_outputs = self.encoder(input_ids, attention_mask, inputs_embeds, output_hidden_states)
+            if self.training:
+                latents = DiagonalGaussian(encoder_outputs.mean, encoder_outputs.logvar).rsample()
+        if encoder_outputs is None:
+            if input_ids is not None or inputs_embeds is not None:
+                raise ValueError("`latents` take the place of the encoder: pass them or the encoder's input, not both.")
+            encoder_outputs = VRAEEncoderOutput(last_hidden_state=latents.unsqueeze(1))
+        elif not isinstance(encoder_outputs, VRAEEncoderOutput):
+            encoder_outputs = VRAEEncoderOutput(*encoder_outputs)
+        latents = encoder_outputs.last_hidden_state[:, 0] if latents is None else latents  # [B, D]
+        check_latents(latents, self.config.latent_size)
+        if decoder_input_ids is None and decoder_inputs_embeds is None:
+            raise ValueError("The decoder needs `decoder_input_ids`, or `labels` to make them from.")
+        hidden, past_key_values, decoder_hidden_states = self.decoder(
+            latents,
+            decoder_input_ids,
+            decoder_attention_mask,
+            past_key_values,
+            decoder_inputs_embeds,
+            self.config.use_cache if use_cache is None else use_cache,
+        )
+        if output_hidden_states is None:
+            output_hidden_states = self.config.output_hidden_states
+        return VRAEModelOutput(
+            last_hidden_state=hidden,
+            past_key_values=past_key_values,
+            decoder_hidden_states=decoder_hidden_states if output_hidden_states else None,
+            encoder_last_hidden_state=encoder_outputs.last_hidden_state,
+            encoder_hidden_states=encoder_outputs.hidden_states,
+            latents=latents,
+            posterior_mean=encoder_outputs.mean,
+            posterior_logvar=encoder_outputs.logvar,
+        )
+
+
+class VRAEForSequenceGeneration(VRAEPreTrainedModel, GenerationMixin):
+    """The VRAE over token sequences: encodes text, decodes latents, and bounds log p(x).
+
+    Example:
+
+    ```python
+    >>> q = model.encode(**tokenizer(["the company said it would close the plant"], return_tensors="pt"))
+    >>> z = q.mean
+    >>> tokenizer.batch_decode(model.generate(latents=z), skip_special_tokens=True)
+    ```
+    """
+
+    _tied_weights_keys = {"lm_head.weight": "model.encoder.embed_tokens.weight"}
+    # Trainer would divide the summed loss by a token count; ours is complete as it stands, KL included.
+    accepts_loss_kwargs = False
+
+    def __init__(self, config: VRAEConfig):
+        super().__init__(config)
+        self.model = VRAEModel(config)
+        self.dropout = nn.Dropout(config.dropout)
+        size = config.decoder_hidden_size + config.latent_size * ("output" in config.latent_conditioning)
+        if config.tie_word_embeddings and size != config.embedding_size:
+            self.projection = nn.Linear(size, config.embedding_size, bias=False)
+            size = config.embedding_size
+        else:
+            self.projection = nn.Identity()
+        self.lm_head = nn.Linear(size, config.vocab_size, bias=False)
+        self.kl_weight = 1.0  # beta: the one channel from a schedule into the model
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        decoder_input_ids: torch.LongTensor | None = None,
+        decoder_attention_mask: torch.Tensor | None = None,
+        latents: torch.FloatTensor | None = None,
+        encoder_outputs: VRAEEncoderOutput | None = None,
+        past_key_values: RecurrentCache | None = None,
+        inputs_embeds: torch.FloatTensor | None = None,
+        decoder_inputs_embeds: torch.FloatTensor | None = None,
+        labels: torch.LongTensor | None = None,
+        use_cache: bool | None = None,
+        output_hidden_states: bool | None = None,
+        logits_to_keep: int = 0,
+    ) -> VRAESequenceOutput:
+        """
+        Args:
+            input_ids: what to encode, `<s> w1 .. wn </s>`, [B, T]; or `inputs_embeds` [B, T, E] in its place.
+            attention_mask: nonzero where an input token is real, [B, T]; by default all but `pad_token_id`.
+            decoder_input_ids: what the decoder reads, [B, S]; by default `labels` moved one step on, behind
+                `decoder_start_token_id`. Or `decoder_inputs_embeds` [B, S, E] in its place.
+            decoder_attention_mask: nonzero where a decoder token is real, [B, S] or, with a cache, [B, past + S].
+            latents: z to decode in place of an input, [B, D]. By default a sample of q(z|x) in training and with
+                `labels` (in evaluation always the same noise), and the mean of q(z|x) otherwise.
+            encoder_outputs: an earlier output of the encoder, whose `last_hidden_state` [B, 1, D] is decoded as is.
+            past_key_values: decoder state to go on from.
+            labels: `w1 .. wn </s>` with -100 where there is none, [B, S].
+            logits_to_keep: compute only the last so many logits; 0 is all.
+
+        Returns:
+            [`VRAESequenceOutput`]; `loss` and its parts only with `labels`, `kl` only where there is a posterior.
+        """
+        if labels is not None:
+            check_token_ids("labels", labels, self.config.vocab_size, ignore=IGNORE_INDEX)
+            use_cache = False
+            if decoder_input_ids is None and decoder_inputs_embeds is None:
+                decoder_input_ids = self.prepare_decoder_input_ids_from_labels(labels)
+                decoder_attention_mask = labels != IGNORE_INDEX
+            if not self.training and encoder_outputs is None and latents is None:
+                # At the mean, the reconstruction would bound nothing: z is sampled, yet evaluation can be repeated.
+                encoder_outputs = self.model.encoder(input_ids, attention_mask, inputs_embeds, output_hidden_states)
+                posterior = DiagonalGaussian(encoder_outputs.mean, encoder_outputs.logvar)
+                latents = posterior.rsample(generator=torch.Generator().manual_seed(0))
+        elif decoder_attention_mask is not None:
+            length = decoder_inputs_embeds.shape[1] if decoder_input_ids is None else decoder_input_ids.shape[1]
+            decoder_attention_mask = decoder_attention_mask[:, -length:]
+            if decoder_attention_mask.all():  # as at every step of `generate`
+                decoder_attention_mask = None
+        outputs = self.model(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            decoder_input_ids=decoder_input_ids,
+            decoder_attention_mask=decoder_attention_mask,
+            latents=latents,
+            encoder_outputs=encoder_outputs,
+            past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
+            decoder_inputs_embeds=decoder_inputs_embeds,
+            use_cache=use_cache,
+            output_hidden_states=output_hidden_states,
+            return_dict=True,
+        )
+        logits = self.project(outputs.last_hidden_state[:, -logits_to_keep:], outputs.latents)  # [B, T, V]
+        loss = reconstruction = kl = None
+        if labels is not None:
+            reconstruction = token_nll(logits, labels).sum(-1)  # [B]
+            loss = reconstruction.mean()
+            if outputs.posterior_mean is not None:
+                kl = kl_divergence(DiagonalGaussian(outputs.posterior_mean, outputs.posterior_logvar), self.prior())
+                loss = negative_elbo(reconstruction, kl, self.kl_weight)
+                kl = kl.mean()
+            reconstruction = reconstruction.mean()
+        rest = {name: value for name, value in outputs.items() if name != "last_hidden_state"}
+        return VRAESequenceOutput(loss=loss, logits=logits, reconstruction_loss=reconstruction, kl=kl, **rest)
+
+    def project(self, hidden: torch.Tensor, latents: torch.Tensor) -> torch.Tensor:
+        """Logits [B, T, V] = W h, or W [h; z], of decoder outputs `hidden` [B, T, H] and `latents` [B, D]."""
+        hidden = self.dropout(hidden)
+        if "output" in self.config.latent_conditioning:
+            z = latents.to(hidden.dtype).unsqueeze(1).expand(-1, hidden.shape[1], -1)
+            hidden = torch.cat([hidden, z], dim=-1)  # [B, T, H + D]
+        return self.lm_head(self.projection(hidden))
+
+    def encode(self, input_ids=None, attention_mask=None, inputs_embeds=None, **batch) -> DiagonalGaussian:
+        """q(z|x), with batch shape [B] and event shape [D], in float32.
+
+        Args:
+            input_ids, attention_mask, inputs_embeds: as in [`forward`]; the rest of the batch is not looked at.
+        """
+        outputs = self.model.encoder(input_ids, attention_mask, inputs_embeds)
+        return DiagonalGaussian(outputs.mean, outputs.logvar)
+
+    def prior(self, **batch) -> DiagonalGaussian:
+        """p(z) = N(0, I), with event shape [D]; it depends on no part of a batch."""
+        zeros = torch.zeros(self.config.latent_size, device=self.device)
+        return DiagonalGaussian(zeros, zeros)
+
+    def log_importance_weights(
+        self,
+        num_samples: int = 1,
+        latents: torch.Tensor | None = None,
+        generator: torch.Generator | list[torch.Generator] | None = None,
+        labels: torch.LongTensor | None = None,
+        **batch,
+    ) -> torch.Tensor:
+        """log p(x, z_k) - log q(z_k|x) of K samples z_k ~ q(z|x), in nats: [K, B].
+
+        Their mean is the ELBO, their logsumexp - log K the importance-weighted bound (Burda et al. 2016, eq. 8).
+
+        Args:
+            num_samples: K.
+            latents: the samples themselves, [K, B, D], where the caller drew them.
+            generator: as in [`DiagonalGaussian.rsample`].
+            labels: as in [`forward`]; by default the input tokens but the first.
+            batch: what [`encode`] takes.
+        """
+        if labels is None:
+            labels = self.labels_from_input_ids(batch["input_ids"], batch.get("attention_mask"))
+        q = self.encode(**batch)
+        z = q.rsample((num_samples,), generator) if latents is None else latents  # [K, B, D]
+        rows = z.shape[0]
+        outputs = self.model(
+            latents=z.flatten(0, 1),
+            decoder_input_ids=self.prepare_decoder_input_ids_from_labels(labels).repeat(rows, 1),
+            decoder_attention_mask=(labels != IGNORE_INDEX).repeat(rows, 1),
+            use_cache=False,
+            return_dict=True,
+        )
+        logits = self.project(outputs.last_hidden_state, outputs.latents)  # [K * B, T, V]
+        log_likelihood = -token_nll(logits, labels.repeat(rows, 1)).sum(-1).view(rows, -1)  # [K, B]
+        return log_likelihood + self.prior(**batch).log_prob(z) - q.log_prob(z)
+
+    def labels_from_input_ids(self, input_ids: torch.LongTensor, attention_mask: torch.Tensor | None = None):
+        """Labels [B, T] of an autoencoder: the input itself, with -100 at padding and at the start token."""
+        real = input_ids != self.config.pad_token_id if attention_mask is None else attention_mask.bool()
+        start = (real.cumsum(1) == 1) & (input_ids == self.config.decoder_start_token_id)
+        return input_ids.masked_fill(~real | start, IGNORE_INDEX)
+
+    def prepare_decoder_input_ids_from_labels(self, labels: torch.LongTensor) -> torch.LongTensor:
+        """Each label's predecessor, [B, T]: `decoder_start_token_id` for the first, padding where the label is -100."""
+        config = self.config
+        if config.decoder_start_token_id is None:
+            raise ValueError("`config.decoder_start_token_id` must be set to make decoder inputs from labels; got None.")
+        real = labels != IGNORE_INDEX
+        order, back, _ = left_align(real)
+        moved = labels.gather(1, order).roll(1, dims=1)
+        moved[:, 0] = config.decoder_start_token_id
+        padding = config.decoder_start_token_id if config.pad_token_id is None else config.pad_token_id
+        return moved.gather(1, back).masked_fill(~real, padding)
+
+    def generate(self, *args, latents: torch.Tensor | None = None, **kwargs):
+        """transformers' `generate`: from an input (its posterior mean is decoded), from `latents` [B, D], or from
+        `encoder_outputs`; in every decoding mode. What the caller passes in stays as it is.
+
+        Args:
+            latents: z to decode, [B, D]. For several z of one input draw them first, `model.encode(**x).sample((n,))`:
+                `num_return_sequences` decodes one z several times.
+            decoder_input_ids: a beginning to go on from, [B, S] or [1, S]; padding in it is skipped.
+            past_key_values: the state an earlier call returned; `decoder_input_ids` are then all its tokens.
+            args, kwargs: as in transformers. Processors that look at the encoder's tokens need an input.
+        """
+        if latents is not None:
+            for name in ("inputs", "input_ids", "inputs_embeds", "encoder_outputs"):
+                if (args and args[0] is not None) or kwargs.get(name) is not None:
+                    raise ValueError(f"`latents` take the place of the encoder: pass them or `{name}`, not both.")
+            check_latents(latents, self.config.latent_size)
+            kwargs.pop("attention_mask", None)
+            kwargs["encoder_outputs"] = VRAEEncoderOutput(last_hidden_state=latents.to(self.device).unsqueeze(1))
+        elif kwargs.get("encoder_outputs") is not None:
+            kwargs["encoder_outputs"] = copy.copy(kwargs["encoder_outputs"])  # `generate` repeats rows in place
+        if kwargs.get("past_key_values") is not None:
+            kwargs["past_key_values"] = kwargs["past_key_values"].copy()
+        if kwargs.get("decoder_input_ids") is not None:
+            self._prepare_beginning(kwargs)
+        return super().generate(*args, **kwargs)
+
+    def _prepare_beginning(self, kwargs: dict) -> None:
+        """Give every row its beginning, and mask the padding of beginnings of different lengths."""
+        beginning = kwargs["decoder_input_ids"]
+        if kwargs.get("encoder_outputs") is not None:
+            beginning = beginning.expand(kwargs["encoder_outputs"][0].shape[0], -1)
+        elif kwargs.get("input_ids") is not None:
+            beginning = beginning.expand(kwargs["input_ids"].shape[0], -1)
+        kwargs["decoder_input_ids"] = beginning
+        pad_token_id = kwargs.get("pad_token_id", self.generation_config.pad_token_id)
+        if kwargs.get("decoder_attention_mask") is None and pad_token_id is not None:
+            mask = (beginning != pad_token_id).long()
+            mask[:, 0] = 1  # the start token, which some models pad with
+            if not mask.all():
+                kwargs["decoder_attention_mask"] = mask
+
+    def prepare_inputs_for_generation(self, input_ids, next_sequence_length=None, past_key_values=None, **kwargs):
+        if past_key_values is not None and next_sequence_length is None:
+            next_sequence_length = input_ids.shape[1] - past_key_values.get_seq_length()
+            if next_sequence_length < 1:
+                raise ValueError(
+                    f"`past_key_values` have read {past_key_values.get_seq_length()} tokens, so `decoder_input_ids` "
+                    f"must be those and at least one more, got {input_ids.shape[1]}. Pass the whole `sequences` that "
+                    "the earlier call returned."
+                )
+        return super().prepare_inputs_for_generation(input_ids, next_sequence_length, past_key_values, **kwargs)
+
+    @classmethod
+    def _supports_default_dynamic_cache(cls) -> bool:
+        return False  # the decoder makes its own, of fixed size
+
+    def resize_token_embeddings(self, new_num_tokens=None, pad_to_multiple_of=None, mean_resizing=True) -> nn.Embedding:
+        """As in transformers, for the encoder's table, the decoder's and the output projection."""
+        embeddings = super().resize_token_embeddings(new_num_tokens, pad_to_multiple_of, mean_resizing)
+        decoder_embeddings = self.model.decoder.embed_tokens
+        self._get_resized_embeddings(decoder_embeddings, embeddings.weight.shape[0], mean_resizing=mean_resizing)
+        return embeddings
+
+
+def token_nll(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """-log p(label) in nats, 0 where the label is -100: [B, T] of logits [B, T, V] and labels [B, T]."""
+    return nn.functional.cross_entropy(
+        logits.float().flatten(0, 1), labels.flatten(), ignore_index=IGNORE_INDEX, reduction="none"
+    ).view_as(labels)
+
+
+def check_latents(latents: torch.Tensor, latent_size: int) -> None:
+    if not isinstance(latents, torch.Tensor) or not latents.is_floating_point():
+        kind = latents.dtype if isinstance(latents, torch.Tensor) else type(latents).__name__
+        raise ValueError(f"`latents` must be a tensor of floats, got {kind}. Use `torch.as_tensor(z).float()`.")
+    if latents.dim() != 2 or latents.shape[-1] != latent_size:
+        raise ValueError(
+            f"`latents` must have shape [batch, latent_size] with latent_size {latent_size}, got {list(latents.shape)}."
+        )
+
+
+def check_token_ids(name: str, ids: torch.LongTensor, vocab_size: int, ignore: int | None = None) -> None:
+    """Name the id that no table holds. On an accelerator this would cost a synchronisation: its kernels check."""
+    if ids.device.type != "cpu" or ids.numel() == 0 or torch.compiler.is_compiling():
+        return
+    real = ids if ignore is None else ids[ids != ignore]
+    for bad in (real.min().item(), real.max().item()) if real.numel() else ():
+        if not 0 <= bad < vocab_size:
+            allowed = "" if ignore is None else f" or {ignore}"
+            raise ValueError(
+                f"`{name}` must be in [0, {vocab_size}){allowed}, got {bad}. Was this batch made with another tokenizer?"
+            )
+
+
+__all__ = ["VRAEForSequenceGeneration", "VRAEModel", "VRAEPreTrainedModel"]
