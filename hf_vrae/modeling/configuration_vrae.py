@@ -53,25 +53,25 @@ class VRAEConfig(PreTrainedConfig):
     rnn_type: Literal["lstm", "gru"] = field(default="lstm", metadata={"help": "Kind of the recurrent layers"})
     encoder_hidden_size: int = field(default=128, metadata={"help": "Width of an encoder layer, both directions together"})
     encoder_layers: int = field(default=1, metadata={"help": "Number of encoder layers"})
-    bidirectional_encoder: bool = field(default=False, metadata={"help": "Read the input in both directions"})
+    bidirectional_encoder: bool = field(default=True, metadata={"help": "Read the input in both directions"})
     decoder_hidden_size: int = field(default=128, metadata={"help": "Width of a decoder layer"})
     decoder_layers: int = field(default=1, metadata={"help": "Number of decoder layers"})
     latent_conditioning: list[Literal["initial_state", "input", "output"]] = field(
-        default_factory=lambda: ["initial_state", "input"],
+        default_factory=lambda: ["initial_state", "input", "output"],
         metadata={"help": "Where the decoder sees z: initial_state, input (of every step), output (projection)"},
     )
     layer_norm: bool = field(default=False, metadata={"help": "Layer-normalised cells (Ba et al. 2016)"})
     dropout: float | int = field(
-        default=0.5, metadata={"help": "Dropout on the decoder's embeddings, between its layers and on its output"}
+        default=0.1, metadata={"help": "Dropout on the decoder's embeddings, between its layers and on its output"}
     )
     word_dropout: float | int = field(
-        default=0.0, metadata={"help": "Share of the decoder's input tokens replaced by <unk> in training"}
+        default=0.5, metadata={"help": "Share of the decoder's input tokens replaced by <unk> in training"}
     )
     tie_word_embeddings: bool = field(
         default=False, metadata={"help": "One table for encoder input, decoder input and output projection"}
     )
     initializer_range: float | int = field(
-        default=0.01, metadata={"help": "Weights start uniform in [-r, r]; 0.01 is He et al. 2019"}
+        default=0.08, metadata={"help": "Weights start uniform in [-r, r]; 0.08 is Sutskever et al. 2014"}
     )
     embedding_initializer_range: float | int = field(
         default=0.1, metadata={"help": "Embeddings start uniform in [-r, r]; 0.1 is He et al. 2019"}

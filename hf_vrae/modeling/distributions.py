@@ -14,12 +14,13 @@ class DiagonalGaussian(Distribution):
         logvar: log-variance, [*batch, D]: the log of the *variance*, in every use.
     """
 
-    arg_constraints = {}  # two unconstrained tensors: checking them would only cost a host-device synchronisation
+    arg_constraints = {"mean": constraints.real_vector, "logvar": constraints.real_vector}
     support = constraints.real_vector
     has_rsample = True
 
     def __init__(self, mean: torch.Tensor, logvar: torch.Tensor):
         self._mean, self.logvar = torch.broadcast_tensors(mean, logvar)
+        # Checking the arguments would cost a host-device synchronisation at every step.
         super().__init__(self._mean.shape[:-1], self._mean.shape[-1:], validate_args=False)
 
     @property

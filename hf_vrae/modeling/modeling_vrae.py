@@ -25,6 +25,7 @@ from .objectives import negative_elbo
 from .recurrent import GRU, LSTM, LayerNormCell, LayerNormLSTM, RecurrentDecoder, RecurrentEncoder, left_align
 
 IGNORE_INDEX = -100  # the label that transformers' collators and losses leave out
+MAX_LOGITS = 2**26  # computed at once for importance weights: 256 MiB in float32
 # Bounds of the posterior's log-variance: wide enough never to bind in a healthy run, narrow enough for exp in float16.
 MIN_LOGVAR, MAX_LOGVAR = -10.0, 10.0
 
@@ -490,17 +491,20 @@ class VRAEForSequenceGeneration(VRAEPreTrainedModel, GenerationMixin):
             labels = self.labels_from_input_ids(batch["input_ids"], batch.get("attention_mask"))
         q = self.encode(**batch)
         z = q.rsample((num_samples,), generator) if latents is None else latents  # [K, B, D]
-        rows = z.shape[0]
-        outputs = self.model(
-            latents=z.flatten(0, 1),
-            decoder_input_ids=self.prepare_decoder_input_ids_from_labels(labels).repeat(rows, 1),
-            decoder_attention_mask=(labels != IGNORE_INDEX).repeat(rows, 1),
-            use_cache=False,
-            return_dict=True,
-        )
-        logits = self.project(outputs.last_hidden_state, outputs.latents)  # [K * B, T, V]
-        log_likelihood = -token_nll(logits, labels.repeat(rows, 1)).sum(-1).view(rows, -1)  # [K, B]
+        at_once = max(1, MAX_LOGITS // (labels.numel() * self.config.vocab_size))
+        log_likelihood = torch.cat([self._log_likelihood(part, labels) for part in z.split(at_once)])  # [K, B]
         return log_likelihood + self.prior(**batch).log_prob(z) - q.log_prob(z)
+
+    def _log_likelihood(self, latents: torch.Tensor, labels: torch.LongTensor) -> torch.Tensor:
+        """log p(x|z_k), [K, B], of latents [K, B, D] and labels [B, T]."""
+        rows = latents.shape[0]
+        hidden, _, _ = self.model.decoder(
+            latents.flatten(0, 1),
+            self.prepare_decoder_input_ids_from_labels(labels).repeat(rows, 1),
+            (labels != IGNORE_INDEX).repeat(rows, 1),
+        )
+        logits = self.project(hidden, latents.flatten(0, 1))  # [K * B, T, V]
+        return -token_nll(logits, labels.repeat(rows, 1)).sum(-1).view(rows, -1)
 
     def labels_from_input_ids(self, input_ids: torch.LongTensor, attention_mask: torch.Tensor | None = None):
         """Labels [B, T] of an autoencoder: the input itself, with -100 at padding and at the start token."""

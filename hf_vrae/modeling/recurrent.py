@@ -159,7 +159,10 @@ def left_align(mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Te
 
 def take_time(inputs: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
     """Pick time steps `index` [B, T] out of `inputs` [B, S, F], row by row: [B, T, F]."""
-    return inputs.gather(1, index.unsqueeze(-1).expand(-1, -1, inputs.shape[-1]))
+    rows = torch.arange(inputs.shape[0], device=inputs.device).unsqueeze(1) * inputs.shape[1]
+    # One index over rows and time: `gather` is three times slower, in its backward pass above all.
+    taken = inputs.flatten(0, 1).index_select(0, (rows + index).flatten())
+    return taken.view(*index.shape, inputs.shape[-1])
 
 
 def select_time(inputs: torch.Tensor, index: torch.Tensor) -> torch.Tensor:

@@ -1,0 +1,206 @@
+"""From files, the Hub or the built-in corpus to token ids on disk."""
+
+import logging
+from pathlib import Path
+
+import numpy as np
+from datasets import ClassLabel, Dataset, DatasetDict, Value, load_dataset, load_from_disk
+from datasets.exceptions import DatasetGenerationError
+from transformers import PreTrainedTokenizerFast
+
+logger = logging.getLogger(__name__)
+
+# How `datasets` reads a file with this ending. Quotes in .tsv are ordinary characters, as in the corpora of the field.
+_READERS = {
+    ".txt": ("text", {}),
+    ".csv": ("csv", {}),
+    ".tsv": ("csv", {"sep": "\t", "quoting": 3}),
+    ".json": ("json", {}),
+    ".jsonl": ("json", {}),
+    ".parquet": ("parquet", {}),
+}
+_SPLIT_NAMES = {"valid": "validation", "val": "validation", "dev": "validation"}
+
+
+def load_text(
+    train_file: str | None = None,
+    validation_file: str | None = None,
+    test_file: str | None = None,
+    dataset_name: str | None = None,
+    dataset_config_name: str | None = None,
+    text_column: str | None = None,
+    encoding: str = "utf-8",
+) -> DatasetDict:
+    """Read the splits of a corpus, memory-mapped from `datasets`' cache.
+
+    Args:
+        train_file, validation_file, test_file: .txt with a sequence a line, .csv, .tsv, .json, .jsonl or .parquet.
+        dataset_name: in place of files, a data set of the Hub, a local folder of data files, or one that
+            `save_to_disk` wrote; `dataset_config_name` chooses among its configurations.
+        text_column: column that holds the text; by default "text", or the only one of strings.
+        encoding: of the files.
+
+    Returns:
+        a `DatasetDict` of "train", "validation" and "test" as far as they are there, whose text is in column "text".
+
+    Raises:
+        ValueError: naming the file, the rule it breaks and the remedy.
+    """
+    if dataset_name is not None:
+        splits = _load_named(dataset_name, dataset_config_name)
+    else:
+        files = {"train": train_file, "validation": validation_file, "test": test_file}
+        splits = {split: load_file(path, encoding) for split, path in files.items() if path is not None}
+    return DatasetDict({split: _with_text(data, text_column, split) for split, data in splits.items()})
+
+
+def load_file(path: str, encoding: str = "utf-8") -> Dataset:
+    """Read one file; see [`load_text`]."""
+    file = Path(path)
+    if not file.is_file():
+        raise ValueError(f"There is no file {path!r}. Relative paths start at {Path.cwd()}.")
+    if file.suffix not in _READERS:
+        raise ValueError(f"The file {path!r} must end in one of {', '.join(_READERS)}; got {file.suffix!r}.")
+    if file.stat().st_size == 0:
+        raise ValueError(f"The file {path!r} is empty.")
+    reader, options = _READERS[file.suffix]
+    if reader != "parquet":
+        options = options | {"encoding": encoding}
+    try:
+        return load_dataset(reader, data_files=str(file), split="train", **options)
+    except (DatasetGenerationError, UnicodeDecodeError, ValueError) as error:
+        cause = error.__cause__ or error
+        while cause.__cause__ is not None and not isinstance(cause, UnicodeDecodeError):
+            cause = cause.__cause__
+        if reader != "parquet":
+            _check_encoding(file, encoding)
+        reason = str(cause).strip().splitlines()[0] if str(cause).strip() else type(cause).__name__
+        raise ValueError(f"The file {path!r} cannot be read as {file.suffix}: {reason}") from error
+
+
+def _check_encoding(file: Path, encoding: str) -> None:
+    """Name the first line that is not text in this encoding."""
+    with open(file, "rb") as stream:
+        for number, line in enumerate(stream, start=1):
+            try:
+                line.decode(encoding)
+            except UnicodeDecodeError as error:
+                raise ValueError(
+                    f"The file {str(file)!r} is not {encoding} text: line {number} holds byte "
+                    f"0x{error.object[error.start]:02x}. Convert it, or name its encoding with --encoding."
+                ) from error
+
+
+def _load_named(name: str, config_name: str | None) -> dict[str, Dataset]:
+    folder = Path(name)
+    saved = folder.is_dir() and any((folder / file).exists() for file in ("dataset_dict.json", "dataset_info.json"))
+    try:
+        data = load_from_disk(name) if saved else load_dataset(name, config_name)
+    except Exception as error:  # the Hub client, the network and each reader raise kinds of their own
+        raise ValueError(f"The data set {name!r} cannot be loaded: {str(error).splitlines()[0]}") from error
+    if isinstance(data, Dataset):
+        return {"train": data}
+    return {_SPLIT_NAMES.get(split, split): part for split, part in data.items()}
+
+
+def _with_text(data: Dataset, column: str | None, split: str) -> Dataset:
+    """The data set with its text in column "text"."""
+    strings = [name for name, feature in data.features.items() if feature in (Value("string"), Value("large_string"))]
+    if column is None:
+        column = "text" if "text" in strings or len(strings) != 1 else strings[0]
+    if column not in data.column_names:
+        raise ValueError(
+            f"`text_column` must name a column of the {split} split, which has {data.column_names}; got {column!r}."
+        )
+    if column not in strings:
+        raise ValueError(
+            f"`text_column` must hold strings, but column {column!r} of the {split} split is "
+            f"{data.features[column]}. Its columns of strings are {strings}."
+        )
+    if column == "text":
+        return data
+    return data.remove_columns([name for name in ("text",) if name in data.column_names]).rename_column(column, "text")
+
+
+def split_validation(data: DatasetDict, percentage: float, seed: int) -> DatasetDict:
+    """Where there is no validation split, take one out of the training split, chosen by the seed."""
+    if "validation" in data:
+        return data
+    rows = data["train"].num_rows
+    if rows < 2:
+        raise ValueError(
+            f"The training data hold {rows} sequence(s), which leaves none for validation. Give a `validation_file`."
+        )
+    held_out = min(rows - 1, max(1, round(rows * percentage / 100)))
+    parts = data["train"].train_test_split(test_size=held_out, seed=seed)
+    return DatasetDict(data | {"train": parts["train"], "validation": parts["test"]})
+
+
+def tokenize(
+    data: Dataset,
+    tokenizer: PreTrainedTokenizerFast,
+    max_length: int,
+    split: str = "the",
+    num_proc: int | None = None,
+) -> Dataset:
+    """Add token ids to a data set, and say what was dropped and what was cut.
+
+    Args:
+        data: has the column "text"; rows without a word are dropped.
+        tokenizer: writes `<s> w1 .. wn </s>`.
+        max_length: tokens a sequence at most, marks included; longer ones are cut and still end in `</s>`.
+        split: its name, for messages.
+        num_proc: processes to tokenise with.
+
+    Returns:
+        the data set with `input_ids`, `length` (tokens), `num_characters` (of the text kept, and one for its end) and
+        `truncated` added.
+
+    Raises:
+        ValueError: where nothing is left, or no row has a word that the tokenizer knows.
+    """
+    if max_length < 3:
+        raise ValueError(f"`max_length` must leave room for a word between <s> and </s>: at least 3, got {max_length}.")
+    options = {"tokenizer": tokenizer, "max_length": max_length}
+    tokenized = data.map(
+        _tokenize_rows, batched=True, fn_kwargs=options, num_proc=num_proc, desc=f"Tokenizing the {split} split"
+    )
+    dropped, kept = data.num_rows - tokenized.num_rows, tokenized.num_rows
+    if kept == 0:
+        raise ValueError(f"The {split} split holds no text: its {data.num_rows} rows are empty.")
+    columns = tokenized.with_format("numpy")
+    truncated, unknown = int(np.sum(columns["truncated"])), int(np.sum(columns["only_unknown"]))
+    if unknown == kept:
+        raise ValueError(
+            f"No row of the {split} split has a word that the tokenizer knows. Do the tokenizer and the data belong "
+            "together?"
+        )
+    said = [
+        (dropped, "empty rows dropped"),
+        (truncated, f"sequences cut to `max_length` {max_length} tokens"),
+        (unknown, "sequences of only unknown words kept"),
+    ]
+    notes = [f"{count:,} {what}" for count, what in said if count]
+    logger.info("%s split: %s sequences%s", split, f"{kept:,}", "".join(f"; {note}" for note in notes))
+    return tokenized.remove_columns("only_unknown")
+
+
+def _tokenize_rows(rows: dict[str, list], tokenizer: PreTrainedTokenizerFast, max_length: int) -> dict[str, list]:
+    texts = [(text or "").replace("\ufeff", "").strip() for text in rows["text"]]
+    keep = [i for i, text in enumerate(texts) if text]
+    columns = {name: [values[i] for i in keep] for name, values in rows.items() if name != "text"}
+    columns["text"] = [texts[i] for i in keep]
+    for name in ("input_ids", "length", "num_characters", "truncated", "only_unknown"):
+        columns[name] = []
+    # The tokenizer's own truncation would change its state, and with it the fingerprint that the cache goes by.
+    for encoding in tokenizer.backend_tokenizer.encode_batch(columns["text"]) if keep else []:
+        ids, offsets = encoding.ids, encoding.offsets
+        truncated = len(ids) > max_length
+        if truncated:
+            ids, offsets = [*ids[: max_length - 1], tokenizer.eos_token_id], offsets[:max_length]
+        columns["input_ids"].append(ids)
+        columns["length"].append(len(ids))
+        columns["num_characters"].append(offsets[-2][1] + 1)
+        columns["truncated"].append(truncated)
+        columns["only_unknown"].append(all(token == tokenizer.unk_token_id for token in ids[1:-1]))
+    return columns

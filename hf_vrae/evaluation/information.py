@@ -1,0 +1,39 @@
+"""How much a latent says about its input."""
+
+import math
+
+import torch
+from torch.distributions import Distribution
+
+
+def active_units(means: torch.Tensor, threshold: float = 0.01) -> int:
+    """Number of dimensions j with Var_x(E[z_j|x]) above the threshold (Burda et al. 2016, sec. 5.3).
+
+    Args:
+        means: posterior mean of each of N sequences, [N, D].
+        threshold: 0.01 in the paper; the count depends on it.
+    """
+    if means.shape[0] < 2:
+        return 0
+    return int((means.double().var(dim=0) > threshold).sum())
+
+
+def mutual_information(posterior: Distribution, latents: torch.Tensor, rows_at_once: int = 64) -> float:
+    """I_q(x; z) in nats (Hoffman & Johnson 2016): mean_i [log q(z_i|x_i) - log (1/N) sum_j q(z_i|x_j)].
+
+    Both terms take the same samples, so the estimate cannot exceed log N, and noise that they share cancels; with few
+    sequences it is too low for that cap. An estimate slightly below zero is one of zero.
+
+    Args:
+        posterior: q(z|x) of each of N sequences, batch shape [N].
+        latents: a sample z_i of each, [N, D].
+        rows_at_once: samples compared with all posteriors at once; bounds the memory.
+    """
+    count = latents.shape[0]
+    total = torch.zeros((), dtype=torch.float64)
+    for start in range(0, count, rows_at_once):
+        part = latents[start : start + rows_at_once]
+        log_q = posterior.log_prob(part.unsqueeze(1)).double()  # [rows, N]: log q(z_i | x_j)
+        own = log_q[torch.arange(len(part)), start + torch.arange(len(part))]
+        total += (own - log_q.logsumexp(dim=1) + math.log(count)).sum().cpu()
+    return (total / count).item()

@@ -1,0 +1,135 @@
+"""Bounds of the log-likelihood and what follows from them, exact under padding, batch size and number of processes.
+
+Sums and counts are carried, never means of means, and a sequence's noise depends on nothing but the seed and its
+position in the data.
+"""
+
+import math
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list, gather_object
+from torch.distributions import kl_divergence
+from tqdm.auto import tqdm
+
+from .information import active_units, mutual_information
+
+MI_SEQUENCES = 10_000  # the pairwise estimate costs their square
+
+
+def perplexity(nll_per_sequence: float, num_sequences: int, num_tokens: int) -> float:
+    """exp(total nats / total tokens), where tokens count `</s>` and not `<s>` (He et al. 2019, released code)."""
+    return math.exp(nll_per_sequence * num_sequences / num_tokens)
+
+
+def bits(nll_per_sequence: float, num_sequences: int, num_units: int) -> float:
+    """Bits a unit (token or character): total nats / (units ln 2)."""
+    return nll_per_sequence * num_sequences / (num_units * math.log(2))
+
+
+@torch.no_grad()
+def evaluate(
+    model,
+    dataset,
+    collator,
+    num_samples: int = 100,
+    batch_size: int = 32,
+    seed: int = 0,
+    accelerator: Accelerator | None = None,
+    description: str = "Evaluating",
+) -> dict[str, float]:
+    """Likelihood and information metrics of a model on a data set; every process of `accelerator` takes a share.
+
+    Args:
+        model: has `encode`, `prior` and `log_importance_weights`; it is put into evaluation mode and back.
+        dataset: rows with `input_ids`, `length` and, for bits a character, `num_characters`; `log_prob`, where there,
+            is the true log-probability of the row.
+        collator: makes a batch with `labels` of a list of sequences of token ids.
+        num_samples: K of the importance-weighted bound.
+        batch_size: sequences a batch.
+        seed: of the noise.
+
+    Returns:
+        in nats a sequence where nothing else is said: `neg_elbo`, `reconstruction`, `kl`, `nll_iw`, `ppl_iw`,
+        `ppl_elbo`, `bits_per_token`, `bits_per_character`, `mutual_information` (of `mi_num_sequences` sequences),
+        `active_units`, `num_samples`, `num_sequences`, `num_tokens`, and `true_nll` where the data know it.
+    """
+    accelerator = accelerator or Accelerator()
+    was_training = model.training
+    model.eval()
+    # Like lengths together, long ones first: the same batches in whatever order the data come.
+    order = np.argsort(-np.asarray(dataset.with_format("numpy")["length"]), kind="stable")
+    batches = [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
+    batches = batches[accelerator.process_index :: accelerator.num_processes]
+    rows, posterior = [], None
+    for indices in tqdm(batches, desc=description, disable=not accelerator.is_local_main_process, leave=False):
+        batch = collator(dataset.with_format("numpy", columns=["input_ids"])[indices]["input_ids"])
+        batch = {name: tensor.to(accelerator.device) for name, tensor in batch.items()}
+        columns, posterior = _evaluate_batch(model, batch, _generators(seed, indices), num_samples)
+        rows.append({"index": indices, **columns})
+    model.train(was_training)
+    rows = gather_object(rows)
+    results = [None]
+    if accelerator.is_main_process:
+        inverse = np.argsort(np.concatenate([row["index"] for row in rows]))
+        columns = {name: np.concatenate([row[name] for row in rows])[inverse] for name in rows[0]}
+        results = [_summarise(columns, type(posterior), dataset, num_samples)]
+    return broadcast_object_list(results)[0]
+
+
+def _generators(seed: int, indices: np.ndarray) -> list[torch.Generator]:
+    """A stream of noise for each sequence, the same in whatever batch or process it is evaluated."""
+    seeds = [int(np.random.SeedSequence([seed, int(index)]).generate_state(1)[0]) for index in indices]
+    return [torch.Generator().manual_seed(state) for state in seeds]
+
+
+def _evaluate_batch(model, batch, generators, num_samples):
+    """Per-sequence terms of one batch as numpy arrays, and its posterior."""
+    q, p = model.encode(**batch), model.prior(**batch)
+    z = q.sample((num_samples,), generators)  # [K, B, ...]
+    log_weights = model.log_importance_weights(latents=z, **batch).double()  # [K, B]
+    log_ratio = (q.log_prob(z) - p.log_prob(z)).double()  # [K, B]; what the KL is the mean of
+    terms = {
+        "reconstruction": -(log_weights + log_ratio).mean(0),
+        "kl": kl_divergence(q, p).double(),
+        "nll_iw": math.log(num_samples) - log_weights.logsumexp(0),
+        "num_tokens": (batch["labels"] != -100).sum(-1),
+        "mean": q.mean,
+        "latents": z[0],
+        **{f"posterior/{name}": getattr(q, name) for name in q.arg_constraints},
+    }
+    return {name: term.cpu().numpy() for name, term in terms.items()}, q
+
+
+def _summarise(columns, family, dataset, num_samples) -> dict[str, float]:
+    count, tokens = len(columns["kl"]), int(columns["num_tokens"].sum())
+    reconstruction, kl, nll_iw = (float(columns[name].sum()) / count for name in ("reconstruction", "kl", "nll_iw"))
+    neg_elbo = reconstruction + kl
+    some = np.linspace(0, count - 1, min(count, MI_SEQUENCES)).astype(int)
+    parameters = {
+        name.removeprefix("posterior/"): torch.from_numpy(column[some])
+        for name, column in columns.items()
+        if name.startswith("posterior/")
+    }
+    results = {
+        "neg_elbo": neg_elbo,
+        "reconstruction": reconstruction,
+        "kl": kl,
+        "nll_iw": nll_iw,
+        "ppl_iw": perplexity(nll_iw, count, tokens),
+        "ppl_elbo": perplexity(neg_elbo, count, tokens),
+        "bits_per_token": bits(nll_iw, count, tokens),
+        "mutual_information": mutual_information(family(**parameters), torch.from_numpy(columns["latents"][some])),
+        "mi_num_sequences": len(some),
+        "active_units": active_units(torch.from_numpy(columns["mean"])),
+        "num_samples": num_samples,
+        "num_sequences": count,
+        "num_tokens": tokens,
+    }
+    if "num_characters" in dataset.column_names:
+        characters = int(np.sum(dataset.with_format("numpy")["num_characters"]))
+        results |= {"bits_per_character": bits(nll_iw, count, characters), "num_characters": characters}
+    if "log_prob" in dataset.column_names:
+        results["true_nll"] = -float(np.mean(dataset.with_format("numpy")["log_prob"]))
+    return results

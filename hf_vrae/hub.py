@@ -1,0 +1,2 @@
+def write_model_card(folder): pass
+def push_folder(*a): pass

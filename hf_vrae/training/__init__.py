@@ -1,0 +1,1 @@
+"""Recipes, schedules, the training loop, and a callback for transformers' Trainer."""

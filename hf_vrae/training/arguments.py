@@ -1,0 +1,206 @@
+"""Arguments of a training run: recipe (YAML), overridden by flags."""
+
+import dataclasses
+import difflib
+import sys
+from dataclasses import dataclass, field
+from typing import Literal, get_origin
+
+import yaml
+from transformers import HfArgumentParser
+
+from ..modeling.configuration_vrae import VRAEConfig
+
+
+def _arg(default, text: str):
+    return field(default=default, metadata={"help": text})
+
+
+@dataclass
+class DataArguments:
+    """What to learn from. With no source named, it is the built-in corpus."""
+
+    train_file: str | None = _arg(None, ".txt (a sequence a line), .csv, .tsv, .json, .jsonl or .parquet")
+    validation_file: str | None = _arg(None, "As train_file; by default taken out of the training data")
+    test_file: str | None = _arg(None, "As train_file; by default the final evaluation takes the validation data")
+    dataset_name: str | None = _arg(None, "Data set of the Hub, or a local folder, in place of files")
+    dataset_config_name: str | None = _arg(None, "Configuration of that data set")
+    text_column: str | None = _arg(None, "Column of the text; by default 'text', or the only one of strings")
+    encoding: str = _arg("utf-8", "Encoding of the files")
+    validation_split_percentage: float = _arg(5.0, "Share taken for validation where there is no such split")
+    corpus_size: int = _arg(20_000, "Training sentences of the built-in corpus; a tenth more each to validate and test")
+    max_train_samples: int | None = _arg(None, "Use only the first so many training sequences")
+    max_eval_samples: int | None = _arg(None, "Use only the first so many validation and test sequences")
+    max_length: int = _arg(128, "Tokens a sequence at most, marks included; longer ones are cut")
+    tokenizer_name: str | None = _arg(None, "Existing tokenizer, of the Hub or a folder, in place of a new one")
+    tokenizer_type: Literal["word", "bpe", "char"] = _arg("word", "Kind of the tokenizer to train")
+    vocab_size: int = _arg(10_000, "The most tokens of a new tokenizer, special ones included")
+    min_frequency: int = _arg(1, "A new tokenizer leaves out words seen less often")
+    preprocessing_num_workers: int | None = _arg(None, "Processes for tokenizing")
+
+    def __post_init__(self):
+        files = [name for name in ("train_file", "validation_file", "test_file") if getattr(self, name)]
+        if self.dataset_name and files:
+            raise ValueError(f"`dataset_name` and `{files[0]}` both name the data; got {self.dataset_name!r} and "
+                             f"{getattr(self, files[0])!r}. Keep one.")
+        if files and not self.train_file:
+            raise ValueError(f"`{files[0]}` is given without a `train_file`.")
+        if not 0 < self.validation_split_percentage < 100:
+            raise ValueError(
+                "`validation_split_percentage` must be between 0 and 100, got " f"{self.validation_split_percentage}."
+            )
+        _check_positive(self, "corpus_size", "max_train_samples", "max_eval_samples", "min_frequency")
+
+
+@dataclass
+class TrainArguments:
+    """How to learn. Names are those of transformers' TrainingArguments wherever it has the thing."""
+
+    output_dir: str = _arg("output", "Folder for the model, its checkpoints and its numbers")
+    overwrite_output_dir: bool = _arg(False, "Delete an earlier run in output_dir; otherwise it is refused")
+    model_name_or_path: str | None = _arg(None, "Start from this model and its tokenizer, with a fresh optimizer")
+    resume_from_checkpoint: str | None = _arg(None, "Go on with an interrupted run: a checkpoint folder, or 'latest'")
+    num_train_epochs: float = _arg(12.0, "Passes over the training data")
+    max_steps: int = _arg(-1, "Updates, in place of num_train_epochs")
+    per_device_train_batch_size: int = _arg(64, "Sequences a process takes at once")
+    per_device_eval_batch_size: int = _arg(64, "As above, in evaluation")
+    gradient_accumulation_steps: int = _arg(1, "Batches a process takes for one update")
+    train_sampling_strategy: Literal["group_by_length", "random"] = _arg("group_by_length", "How batches are made up")
+    optim: Literal["adamw", "adam", "sgd", "lamb"] = _arg("adamw", "Optimizer; lamb needs the extra 'optim'")
+    learning_rate: float = _arg(2e-3, "Peak learning rate")
+    weight_decay: float = _arg(0.0, "Weight decay")
+    adam_beta1: float = _arg(0.9, "Of adamw, adam and lamb")
+    adam_beta2: float = _arg(0.999, "Of adamw, adam and lamb")
+    momentum: float = _arg(0.0, "Of sgd")
+    max_grad_norm: float = _arg(5.0, "Clip the gradient to this norm; 0 does not")
+    lr_scheduler_type: Literal[
+        "linear", "cosine", "constant", "constant_with_warmup", "polynomial", "inverse_sqrt", "reduce_lr_on_plateau"
+    ] = _arg("linear", "Course of the learning rate")
+    warmup_steps: float = _arg(0.0, "Updates the learning rate rises, or, below 1, their share of the run")
+    lr_decay_factor: float = _arg(0.5, "reduce_lr_on_plateau: factor of a decay, which also restores the best model")
+    lr_decay_patience: int = _arg(2, "reduce_lr_on_plateau: evaluations without improvement before a decay")
+    lr_decay_start_epoch: float = _arg(0.0, "reduce_lr_on_plateau: no decay before this epoch")
+    max_lr_decays: int = _arg(5, "reduce_lr_on_plateau: the run ends with this decay")
+    kl_schedule: Literal["constant", "linear", "logistic", "cyclical"] = _arg("linear", "Course of the KL weight")
+    kl_weight: float = _arg(1.0, "Final KL weight (beta)")
+    kl_start: float = _arg(0.0, "First KL weight")
+    kl_warmup_steps: float = _arg(0.8, "Updates the KL weight rises, or, below 1, their share of the run or cycle")
+    kl_cycles: int = _arg(4, "Cycles of the cyclical schedule")
+    eval_strategy: Literal["epoch", "steps", "no"] = _arg("epoch", "When to evaluate on the validation data")
+    eval_steps: int = _arg(500, "Updates between evaluations, with eval_strategy=steps")
+    save_steps: int = _arg(500, "Updates between checkpoints; one is also kept of the best model")
+    save_total_limit: int = _arg(2, "Checkpoints kept besides that of the best model")
+    logging_steps: int = _arg(20, "Updates between lines of metrics.jsonl")
+    early_stopping_patience: int | None = _arg(
+        None, "Stop after so many evaluations without improvement, counted once the KL weight has arrived"
+    )
+    num_importance_samples: int = _arg(100, "K of the importance-weighted likelihood of the final evaluation")
+    seed: int = _arg(42, "Seed of everything random")
+    mixed_precision: Literal["no", "fp16", "bf16"] | None = _arg(None, "By default what accelerate's launcher says")
+    dataloader_num_workers: int = _arg(0, "Processes that prepare batches")
+    report_to: str = _arg("none", "Tracker: none, all, tensorboard, trackio, wandb, ... (extra 'tracking')")
+    push_to_hub: bool = _arg(False, "Push the model, its tokenizer and its card when done")
+    hub_model_id: str | None = _arg(None, "Repository to push to; by default the name of output_dir")
+    hub_private_repo: bool = _arg(False, "Make that repository private")
+
+    def __post_init__(self):
+        _check_positive(
+            self, "num_train_epochs", "per_device_train_batch_size", "per_device_eval_batch_size", "learning_rate",
+            "gradient_accumulation_steps", "lr_decay_factor", "lr_decay_patience", "kl_cycles", "eval_steps",
+            "save_steps", "save_total_limit", "logging_steps", "early_stopping_patience", "num_importance_samples",
+        )  # fmt: skip
+        if self.max_steps == 0 or self.max_steps < -1:
+            raise ValueError(f"`max_steps` must be above 0, or -1 for `num_train_epochs`; got {self.max_steps}.")
+        for name in ("max_grad_norm", "weight_decay", "warmup_steps", "kl_warmup_steps", "kl_weight", "kl_start"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"`{name}` must not be negative, got {getattr(self, name)}.")
+        if self.resume_from_checkpoint and self.overwrite_output_dir:
+            raise ValueError("`resume_from_checkpoint` goes on with the run that `overwrite_output_dir` deletes.")
+
+
+def _check_positive(arguments, *names: str) -> None:
+    for name in names:
+        value = getattr(arguments, name)
+        if value is not None and value <= 0:
+            raise ValueError(f"`{name}` must be above 0, got {value}.")
+
+
+def _model_arguments() -> type:
+    """A dataclass of the configuration's fields that a user chooses; the tokenizer decides about the rest."""
+    plain = {float | int: float}  # HfArgumentParser knows no union of numbers
+    chosen = []
+    for f in dataclasses.fields(VRAEConfig):
+        if "help" not in f.metadata or f.name == "vocab_size":
+            continue
+        kind = list[str] if get_origin(f.type) is list else plain.get(f.type, f.type)
+        default = {"default_factory": f.default_factory} if f.default is dataclasses.MISSING else {"default": f.default}
+        chosen.append((f.name, kind, field(**default, metadata=f.metadata)))
+    return dataclasses.make_dataclass("ModelArguments", chosen)
+
+
+ModelArguments = _model_arguments()
+SECTIONS = {"model": ModelArguments, "data": DataArguments, "training": TrainArguments}
+
+
+@dataclass
+class Recipe:
+    """All arguments of a run."""
+
+    model: ModelArguments
+    data: DataArguments
+    training: TrainArguments
+
+    def save(self, path) -> None:
+        """Write the recipe that repeats this run."""
+        with open(path, "w") as file:
+            yaml.safe_dump(dataclasses.asdict(self), file, sort_keys=False)
+
+
+class _Parser(HfArgumentParser):
+    def error(self, message):  # argparse would print its whole usage and leave
+        raise ValueError(message)
+
+
+def parse_recipe(argv: list[str] | None = None) -> Recipe:
+    """Read `--config recipe.yaml` and the flags that override it.
+
+    Raises:
+        ValueError: for an unknown key or flag, naming the nearest known one, and for a value of the wrong type.
+    """
+    argv = sys.argv[1:] if argv is None else argv
+    parser = _Parser(SECTIONS.values(), description="Train a VRAE.", allow_abbrev=False)
+    parser.add_argument("--config", help="Recipe: YAML with the sections model, data and training")
+    config = parser.parse_known_args(argv)[0].config
+    # A later flag overrides an earlier one, so a recipe is a list of flags in front of the user's own.
+    flags = [] if config is None else _recipe_flags(config)
+    *sections, _, unknown = parser.parse_args_into_dataclasses([*flags, *argv], return_remaining_strings=True)
+    if unknown:
+        known = [name for section in SECTIONS.values() for name in section.__dataclass_fields__]
+        raise ValueError(_unknown("flag", unknown[0].split("=")[0], ["--" + name for name in ["config", *known]]))
+    return Recipe(*sections)
+
+
+def _recipe_flags(path: str) -> list[str]:
+    """A recipe as flags, each of its keys checked."""
+    try:
+        with open(path) as file:
+            recipe = yaml.safe_load(file) or {}
+    except (OSError, yaml.YAMLError) as error:
+        raise ValueError(f"The recipe {path!r} cannot be read: {' '.join(str(error).split())}") from error
+    if not isinstance(recipe, dict):
+        raise ValueError(f"The recipe {path!r} must have the sections {', '.join(SECTIONS)}.")
+    flags = []
+    for section, values in recipe.items():
+        if section not in SECTIONS:
+            raise ValueError(f"{path}: " + _unknown("section", section, list(SECTIONS)))
+        for key, value in (values or {}).items():
+            if key not in SECTIONS[section].__dataclass_fields__:
+                known = list(SECTIONS[section].__dataclass_fields__)
+                raise ValueError(f"{path}: " + _unknown(f"key of section {section}", key, known))
+            if value is not None:
+                flags += [f"--{key}", *map(str, value if isinstance(value, list) else [value])]
+    return flags
+
+
+def _unknown(what: str, name: str, known: list[str]) -> str:
+    return f"unknown {what} {name!r}; did you mean {difflib.get_close_matches(name, known, n=1, cutoff=0.0)[0]!r}?"

@@ -1,0 +1,110 @@
+"""Checkpoint folders: written whole or not at all, and no more of them than asked for."""
+
+import json
+import shutil
+from pathlib import Path
+
+from accelerate import Accelerator
+from safetensors.torch import load_file
+
+RUN_FILES = ("metrics.jsonl", "samples.jsonl", "results.json", "curves.png", "recipe.yaml", "README.md")
+"""What a run writes into its folder beside checkpoints and the model itself."""
+
+
+def checkpoints(output_dir: str | Path) -> list[Path]:
+    """The folder's checkpoints `checkpoint-STEP`, by step."""
+    folders = [path for path in Path(output_dir).glob("checkpoint-*") if path.name.split("-")[-1].isdigit()]
+    return sorted(folders, key=lambda path: int(path.name.split("-")[-1]))
+
+
+def find_checkpoint(output_dir: str | Path, name: str) -> Path:
+    """The checkpoint of this path, or the newest one of the run for "latest"."""
+    if name == "latest":
+        found = checkpoints(output_dir)
+        if not found:
+            raise ValueError(f"`resume_from_checkpoint` is 'latest', but {str(output_dir)!r} holds no checkpoint.")
+        return found[-1]
+    path = Path(name)
+    if not (path / "state.json").is_file():
+        raise ValueError(f"`resume_from_checkpoint` must be 'latest' or a checkpoint folder of a run; got {name!r}.")
+    return path
+
+
+def prepare_output_dir(output_dir: str | Path, overwrite: bool) -> None:
+    """Refuse a folder that holds a run, or delete that run where asked to; other files in it are left alone.
+
+    Raises:
+        ValueError: where the folder holds a run and `overwrite` is not set, or is a file.
+    """
+    folder = Path(output_dir)
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"`output_dir` {str(folder)!r} is a file.")
+    files = [folder / name for name in (*RUN_FILES, "config.json", "model.safetensors") if (folder / name).exists()]
+    folders = checkpoints(folder)
+    if (files or folders) and not overwrite:
+        raise ValueError(
+            f"`output_dir` {str(folder)!r} already holds a run. Name another folder, go on with that run by "
+            "--resume_from_checkpoint latest, or delete it by --overwrite_output_dir."
+        )
+    for path in files:
+        path.unlink()
+    for path in folders:
+        shutil.rmtree(path)
+    folder.mkdir(parents=True, exist_ok=True)
+
+
+def save_checkpoint(accelerator: Accelerator, model, tokenizer, state: dict, output_dir: str | Path) -> Path:
+    """Write everything that an exact resumption needs to `output_dir/checkpoint-STEP`; every process must call this.
+
+    The folder also loads with `from_pretrained`. It is written under another name and renamed when complete.
+    """
+    target = Path(output_dir) / f"checkpoint-{state['step']}"
+    partial = target.with_name(f"partial-{target.name}")
+    if accelerator.is_main_process:
+        shutil.rmtree(partial, ignore_errors=True)
+    accelerator.wait_for_everyone()
+    accelerator.save_state(partial)  # optimizer, gradient scaler, random states; the model by the hook below
+    if accelerator.is_main_process:
+        accelerator.unwrap_model(model).save_pretrained(partial)
+        tokenizer.save_pretrained(partial)
+        (partial / "state.json").write_text(json.dumps(state, indent=2))
+        shutil.rmtree(target, ignore_errors=True)
+        partial.rename(target)
+    accelerator.wait_for_everyone()
+    return target
+
+
+def use_plain_model_files(accelerator: Accelerator) -> None:
+    """Let `save_state` leave the weights to `save_pretrained`, and `load_state` read what that wrote.
+
+    Accelerate's own file has the names of the wrapped model, which neither `from_pretrained` nor a resumption with
+    another number of processes would find.
+    """
+    accelerator.register_save_state_pre_hook(lambda models, weights, folder: weights.clear())
+
+    def load(models, folder):
+        while models:
+            load_weights(accelerator.unwrap_model(models.pop()), folder)
+
+    accelerator.register_load_state_pre_hook(load)
+
+
+def load_weights(model, folder: str | Path) -> None:
+    """Read the weights of a checkpoint folder into a model."""
+    weights = load_file(Path(folder) / "model.safetensors")
+    try:
+        missing, unexpected = model.load_state_dict(weights, strict=False)
+    except RuntimeError as error:  # torch reports another shape in this way
+        first = str(error).splitlines()[1].strip()
+        raise ValueError(f"The checkpoint {str(folder)!r} is of another shape: {first}") from error
+    missing = set(missing) - set(model.all_tied_weights_keys)
+    if missing or unexpected:
+        name = sorted(missing | set(unexpected))[0]
+        raise ValueError(f"The checkpoint {str(folder)!r} is of another model: it differs in {name!r}.")
+
+
+def remove_old_checkpoints(output_dir: str | Path, limit: int, keep: int | None) -> None:
+    """Delete all but the newest `limit` checkpoints and that of step `keep`."""
+    others = [path for path in checkpoints(output_dir) if path.name != f"checkpoint-{keep}"]
+    for path in others[:-limit]:
+        shutil.rmtree(path)

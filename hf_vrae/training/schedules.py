@@ -1,0 +1,59 @@
+"""KL weight as a pure function of the step: nothing to save, nothing to restore."""
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class KLSchedule:
+    """beta_t of `loss = reconstruction + beta_t * KL`, rising from `start` to `weight`.
+
+    - constant: `weight` throughout (beta-VAE, Higgins et al. 2017);
+    - linear: straight up within the warm-up (He et al. 2019: from 0.1 over 10 epochs);
+    - logistic: an S around the middle of the warm-up (Bowman et al. 2016), whose slope is 12.5 / warm-up: the 0.0025
+      that timbmg/Sentence-VAE uses with a middle at 2,500;
+    - cyclical: `cycles` times linear and then constant (Fu et al. 2019: 4 cycles, warm-up half of each).
+
+    Args:
+        kind: one of these.
+        total_steps: updates of the whole run.
+        weight: final value.
+        start: first value; the logistic form begins near it.
+        warmup: updates it takes, or, below 1, their share of the run (of a cycle where there are cycles).
+        cycles: of the cyclical form.
+    """
+
+    kind: Literal["constant", "linear", "logistic", "cyclical"]
+    total_steps: int
+    weight: float = 1.0
+    start: float = 0.0
+    warmup: float = 0.5
+    cycles: int = 4
+
+    @property
+    def period(self) -> float:
+        """Updates from one rise to the next."""
+        return self.total_steps / self.cycles if self.kind == "cyclical" else self.total_steps
+
+    @property
+    def warmup_steps(self) -> float:
+        """Updates that a rise takes."""
+        if self.kind == "constant":
+            return 0
+        return self.warmup * self.period if self.warmup < 1 else self.warmup
+
+    def __call__(self, step: int) -> float:
+        """KL weight of update number `step`, counted from 0."""
+        position = step % self.period if self.kind == "cyclical" else step
+        if self.has_arrived(step):
+            return self.weight
+        share = position / self.warmup_steps
+        if self.kind == "logistic":
+            share = 1 / (1 + math.exp(-12.5 * (share - 0.5)))
+        return self.start + (self.weight - self.start) * share
+
+    def has_arrived(self, step: int) -> bool:
+        """Whether the weight is at its final value: only then does a loss say how good the model is."""
+        position = step % self.period if self.kind == "cyclical" else step
+        return position >= self.warmup_steps
