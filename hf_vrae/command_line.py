@@ -18,9 +18,11 @@ class _AboveTheBar(logging.Handler):
 def run_script(main: Callable[[], None]) -> None:
     """Run a script's `main`: bad input ends in one line and exit code 1, an interruption in 128 + its signal."""
     from accelerate import PartialState
+    from transformers.utils.logging import disable_progress_bar
 
     from .training.loop import Interrupted
 
+    disable_progress_bar()  # a bar for writing one small file tears ours
     ours = logging.getLogger("hf_vrae")
     ours.addHandler(_AboveTheBar())
     ours.propagate = False
@@ -42,3 +44,18 @@ def run_script(main: Callable[[], None]) -> None:
 def _say(message, here: bool) -> None:
     if here:
         print(message, file=sys.stderr)
+
+
+def read_lines(path: str | None) -> list[str]:
+    """The non-empty lines of a UTF-8 file."""
+    if path is None:
+        raise ValueError("A file of texts is missing; `attribute` needs two of them, --with and --without.")
+    try:
+        with open(path, encoding="utf-8") as file:
+            lines = [line.strip() for line in file]
+    except UnicodeDecodeError as error:
+        raise ValueError(f"The file {path!r} is not UTF-8 text.") from error
+    lines = [line for line in lines if line]
+    if not lines:
+        raise ValueError(f"The file {path!r} holds no text.")
+    return lines

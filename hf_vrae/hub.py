@@ -1,2 +1,155 @@
-def write_model_card(folder): pass
-def push_folder(*a): pass
+"""Sharing a trained model: its card, made of the run's own results, and the push to the Hub."""
+
+import json
+from pathlib import Path
+
+from huggingface_hub import EvalResult, HfApi, ModelCard, ModelCardData
+
+TEMPLATE = Path(__file__).parent / "model_card_template.md"
+NOT_PUSHED = ["checkpoint-*", "partial-*", "nan_batch.json", "runs/*", "*.log"]
+
+# What a card shows of results.json, under which name.
+_METRICS = {
+    "nll_iw": "NLL, importance-weighted with {num_samples} samples",
+    "ppl_iw": "perplexity of it (a token)",
+    "bits_per_character": "bits a character of it",
+    "true_nll": "NLL of the grammar that made the data: no model can do better on average",
+    "neg_elbo": "-ELBO",
+    "reconstruction": "reconstruction",
+    "kl": "KL(q(z\\|x) \\|\\| p(z))",
+    "mutual_information": "mutual information of x and z, over {mi_num_sequences} sequences",
+    "active_units": "active units",
+}
+
+
+def load(name_or_path: str):
+    """A saved model in evaluation mode, on the accelerator where there is one, and its tokenizer.
+
+    Raises:
+        ValueError: where there is no such model, or it is not one of this package.
+    """
+    from accelerate import PartialState
+    from transformers import AutoConfig, AutoModel, AutoTokenizer
+
+    if not Path(name_or_path).is_dir() and name_or_path.count("/") != 1:
+        raise ValueError(f"There is no folder {name_or_path!r}, and a repository's name is 'owner/name'.")
+    try:
+        config = AutoConfig.from_pretrained(name_or_path)
+        model = AutoModel.from_pretrained(name_or_path) if config.model_type == "vrae" else None
+        tokenizer = AutoTokenizer.from_pretrained(name_or_path)
+    except (OSError, ValueError, RuntimeError) as error:
+        raise ValueError(f"{name_or_path!r} cannot be loaded as a model: {str(error).splitlines()[0]}") from error
+    if model is None:
+        raise ValueError(f"{name_or_path!r} is a model of type {config.model_type!r}, not 'vrae'.")
+    return model.to(PartialState().device).eval(), tokenizer
+
+
+def write_model_card(folder: str | Path, repo_id: str | None = None) -> Path:
+    """Write README.md of a model folder, from what the run left there: results.json, samples, curves, recipe.
+
+    Args:
+        folder: holds a saved model; whatever of a run's files is missing is left out of the card.
+        repo_id: name under which the card loads the model; by default the folder itself.
+    """
+    folder = Path(folder)
+    if not (folder / "config.json").is_file():
+        raise ValueError(f"{str(folder)!r} holds no saved model: there is no config.json.")
+    config = json.loads((folder / "config.json").read_text())
+    results = _read_json(folder / "results.json")
+    run = results.get("run", {})
+    lines = (folder / "samples.jsonl").read_text().splitlines() if (folder / "samples.jsonl").is_file() else []
+    shown = json.loads(lines[-1]) if lines else {"reconstructions": [], "samples": []}
+    recipe = (folder / "recipe.yaml").read_text().strip() if (folder / "recipe.yaml").is_file() else ""
+    name = (repo_id or folder.resolve().name).split("/")[-1]
+    source = _data_source(recipe)
+    directions = "bidirectional " if config["bidirectional_encoder"] else ""
+    card = ModelCard.from_template(
+        ModelCardData(
+            library_name="transformers",
+            pipeline_tag="text-generation",
+            tags=["vrae", "variational-autoencoder", "hf_vrae"],
+            model_name=name,
+            eval_results=_eval_results(results, source) or None,
+        ),
+        template_path=str(TEMPLATE),
+        model_name=name,
+        repo_id=repo_id or str(folder),
+        architecture=f"{directions}{config['rnn_type'].upper()} encoder and {config['rnn_type'].upper()} decoder",
+        latent_size=config["latent_size"],
+        num_parameters=f"{run['num_parameters']:,}" if run else "trained",
+        data_description=source,
+        example=shown["reconstructions"][0][0].replace('"', '\\"') if shown["reconstructions"] else "some text",
+        split=results.get("split", "evaluated"),
+        num_sequences=f"{results.get('num_sequences', 0):,}",
+        num_tokens=f"{results.get('num_tokens', 0):,}",
+        metrics=_table(results),
+        curves=(folder / "curves.png").is_file(),
+        reconstructions=[[_cell(text) for text in pair] for pair in shown["reconstructions"]],
+        samples=[_cell(text) for text in shown["samples"]],
+        run=run,
+        recipe=recipe,
+    )
+    card.save(folder / "README.md")
+    return folder / "README.md"
+
+
+def push_folder(folder: str | Path, repo_id: str, private: bool = False, token: str | None = None) -> str:
+    """Push a run's folder, all but its checkpoints, in one commit: model, code, tokenizer, card, numbers, curves.
+
+    Args:
+        folder: see [`write_model_card`], which is called once more for the repository's name.
+        repo_id: "name" or "owner/name"; made where it does not exist.
+        private: for a new repository.
+        token: by default the one of `hf auth login`.
+
+    Returns:
+        the commit's address.
+    """
+    api = HfApi(token=token)
+    repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
+    write_model_card(folder, repo_id)
+    return api.upload_folder(
+        folder_path=folder, repo_id=repo_id, ignore_patterns=NOT_PUSHED, commit_message="Push model with hf_vrae"
+    ).commit_url
+
+
+def _read_json(path: Path) -> dict:
+    return json.loads(path.read_text()) if path.is_file() else {}
+
+
+def _data_source(recipe: str) -> str:
+    import yaml
+
+    data = (yaml.safe_load(recipe) or {}).get("data", {}) if recipe else {}
+    if data.get("dataset_name"):
+        return f"the data set `{data['dataset_name']}`"
+    if data.get("train_file"):
+        return f"the file `{Path(data['train_file']).name}`"
+    return "hf_vrae's built-in corpus" if data else "text"
+
+
+def _eval_results(results: dict, source: str) -> list[EvalResult]:
+    shown = {"nll_iw": "NLL (importance-weighted)", "ppl_iw": "Perplexity (importance-weighted)", "kl": "KL"}
+    return [
+        EvalResult(
+            task_type="text-generation",
+            dataset_type="text",
+            dataset_name=source.replace("`", ""),
+            dataset_split=results["split"],
+            metric_type=metric,
+            metric_name=name,
+            metric_value=round(results[metric], 3),
+        )
+        for metric, name in shown.items()
+        if metric in results
+    ]
+
+
+def _table(results: dict) -> list[tuple[str, str]]:
+    rows = [(label.format(**results), results[name]) for name, label in _METRICS.items() if name in results]
+    return [(label, str(value) if isinstance(value, int) else f"{value:.3f}") for label, value in rows]
+
+
+def _cell(text: str) -> str:
+    """Text that breaks no table and no list."""
+    return text.replace("|", "\\|").replace("<", "&lt;")

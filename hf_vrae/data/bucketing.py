@@ -30,7 +30,9 @@ def make_batches(
     return [batches[i] for i in rng.permutation(len(batches))]
 
 
-def split_batch(batch: np.ndarray, process_index: int, num_processes: int, accumulation_steps: int) -> list[np.ndarray]:
+def split_batch(
+    batch: np.ndarray, process_index: int, num_processes: int, accumulation_steps: int
+) -> list[np.ndarray]:
     """One process's micro-batches of a batch: near-equal parts of it, neighbours in length together.
 
     However a batch is shared out, all parts together are the same sequences: several processes and several

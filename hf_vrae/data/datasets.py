@@ -4,7 +4,7 @@ import logging
 from pathlib import Path
 
 import numpy as np
-from datasets import ClassLabel, Dataset, DatasetDict, Value, load_dataset, load_from_disk
+from datasets import Dataset, DatasetDict, Value, load_dataset, load_from_disk
 from datasets.exceptions import DatasetGenerationError
 from transformers import PreTrainedTokenizerFast
 
@@ -160,7 +160,9 @@ def tokenize(
         ValueError: where nothing is left, or no row has a word that the tokenizer knows.
     """
     if max_length < 3:
-        raise ValueError(f"`max_length` must leave room for a word between <s> and </s>: at least 3, got {max_length}.")
+        raise ValueError(
+            f"`max_length` must leave room for a word between <s> and </s>: at least 3, got {max_length}."
+        )
     options = {"tokenizer": tokenizer, "max_length": max_length}
     tokenized = data.map(
         _tokenize_rows, batched=True, fn_kwargs=options, num_proc=num_proc, desc=f"Tokenizing the {split} split"

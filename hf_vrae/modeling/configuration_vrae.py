@@ -51,7 +51,9 @@ class VRAEConfig(PreTrainedConfig):
     embedding_size: int = field(default=128, metadata={"help": "Width of the token embeddings"})
     latent_size: int = field(default=32, metadata={"help": "D, the number of dimensions of z"})
     rnn_type: Literal["lstm", "gru"] = field(default="lstm", metadata={"help": "Kind of the recurrent layers"})
-    encoder_hidden_size: int = field(default=128, metadata={"help": "Width of an encoder layer, both directions together"})
+    encoder_hidden_size: int = field(
+        default=128, metadata={"help": "Width of an encoder layer, both directions together"}
+    )
     encoder_layers: int = field(default=1, metadata={"help": "Number of encoder layers"})
     bidirectional_encoder: bool = field(default=True, metadata={"help": "Read the input in both directions"})
     decoder_hidden_size: int = field(default=128, metadata={"help": "Width of a decoder layer"})

@@ -168,7 +168,9 @@ class VRAEEncoder(nn.Module):
             attention_mask: nonzero where a token is real, [B, T]; by default all but `pad_token_id`.
         """
         if (input_ids is None) == (inputs_embeds is None):
-            raise ValueError("Pass one of `input_ids` and `inputs_embeds` to the encoder, or give it `latents` instead.")
+            raise ValueError(
+                "Pass one of `input_ids` and `inputs_embeds` to the encoder, or give it `latents` instead."
+            )
         if inputs_embeds is None:
             check_token_ids("input_ids", input_ids, self.embed_tokens.num_embeddings)
             inputs_embeds = self.embed_tokens(input_ids)  # [B, T, E]
@@ -219,7 +221,7 @@ class VRAEDecoder(nn.Module):
         return [(c.tanh(), c)[: self.rnn.number_of_states] for c in c0]
 
     def drop_words(self, input_ids: torch.LongTensor) -> torch.LongTensor:
-        """Replace each word by <unk> with probability `word_dropout` (Bowman et al. 2016, sec. 3.1), never the marks."""
+        """Replace each word, but no mark, by <unk> with probability `word_dropout` (Bowman et al. 2016, sec. 3.1)."""
         config = self.config
         drop = torch.rand(input_ids.shape, device=input_ids.device) < config.word_dropout
         for mark in (config.pad_token_id, config.bos_token_id, config.eos_token_id, config.decoder_start_token_id):
@@ -309,7 +311,9 @@ class VRAEModel(VRAEPreTrainedModel):
                 latents = DiagonalGaussian(encoder_outputs.mean, encoder_outputs.logvar).rsample()
         if encoder_outputs is None:
             if input_ids is not None or inputs_embeds is not None:
-                raise ValueError("`latents` take the place of the encoder: pass them or the encoder's input, not both.")
+                raise ValueError(
+                    "`latents` take the place of the encoder: pass them or the encoder's input, not both."
+                )
             encoder_outputs = VRAEEncoderOutput(last_hidden_state=latents.unsqueeze(1))
         elif not isinstance(encoder_outputs, VRAEEncoderOutput):
             encoder_outputs = VRAEEncoderOutput(*encoder_outputs)
@@ -513,10 +517,12 @@ class VRAEForSequenceGeneration(VRAEPreTrainedModel, GenerationMixin):
         return input_ids.masked_fill(~real | start, IGNORE_INDEX)
 
     def prepare_decoder_input_ids_from_labels(self, labels: torch.LongTensor) -> torch.LongTensor:
-        """Each label's predecessor, [B, T]: `decoder_start_token_id` for the first, padding where the label is -100."""
+        """Each label's predecessor, [B, T]: `decoder_start_token_id` for the first, padding where a label is -100."""
         config = self.config
         if config.decoder_start_token_id is None:
-            raise ValueError("`config.decoder_start_token_id` must be set to make decoder inputs from labels; got None.")
+            raise ValueError(
+                "`config.decoder_start_token_id` must be set to make decoder inputs from labels; got None."
+            )
         real = labels != IGNORE_INDEX
         order, back, _ = left_align(real)
         moved = labels.gather(1, order).roll(1, dims=1)
@@ -580,7 +586,9 @@ class VRAEForSequenceGeneration(VRAEPreTrainedModel, GenerationMixin):
     def _supports_default_dynamic_cache(cls) -> bool:
         return False  # the decoder makes its own, of fixed size
 
-    def resize_token_embeddings(self, new_num_tokens=None, pad_to_multiple_of=None, mean_resizing=True) -> nn.Embedding:
+    def resize_token_embeddings(
+        self, new_num_tokens=None, pad_to_multiple_of=None, mean_resizing=True
+    ) -> nn.Embedding:
         """As in transformers, for the encoder's table, the decoder's and the output projection."""
         embeddings = super().resize_token_embeddings(new_num_tokens, pad_to_multiple_of, mean_resizing)
         decoder_embeddings = self.model.decoder.embed_tokens
@@ -601,7 +609,8 @@ def check_latents(latents: torch.Tensor, latent_size: int) -> None:
         raise ValueError(f"`latents` must be a tensor of floats, got {kind}. Use `torch.as_tensor(z).float()`.")
     if latents.dim() != 2 or latents.shape[-1] != latent_size:
         raise ValueError(
-            f"`latents` must have shape [batch, latent_size] with latent_size {latent_size}, got {list(latents.shape)}."
+            f"`latents` must have shape [batch, latent_size] with `latent_size` {latent_size}, got "
+            f"{list(latents.shape)}."
         )
 
 
@@ -614,7 +623,7 @@ def check_token_ids(name: str, ids: torch.LongTensor, vocab_size: int, ignore: i
         if not 0 <= bad < vocab_size:
             allowed = "" if ignore is None else f" or {ignore}"
             raise ValueError(
-                f"`{name}` must be in [0, {vocab_size}){allowed}, got {bad}. Was this batch made with another tokenizer?"
+                f"`{name}` must be in [0, {vocab_size}){allowed}, got {bad}. Does the tokenizer belong to the model?"
             )
 
 

@@ -28,7 +28,9 @@ class DataArguments:
     text_column: str | None = _arg(None, "Column of the text; by default 'text', or the only one of strings")
     encoding: str = _arg("utf-8", "Encoding of the files")
     validation_split_percentage: float = _arg(5.0, "Share taken for validation where there is no such split")
-    corpus_size: int = _arg(20_000, "Training sentences of the built-in corpus; a tenth more each to validate and test")
+    corpus_size: int = _arg(
+        20_000, "Training sentences of the built-in corpus; a tenth more each to validate and test"
+    )
     max_train_samples: int | None = _arg(None, "Use only the first so many training sequences")
     max_eval_samples: int | None = _arg(None, "Use only the first so many validation and test sequences")
     max_length: int = _arg(128, "Tokens a sequence at most, marks included; longer ones are cut")
@@ -41,13 +43,15 @@ class DataArguments:
     def __post_init__(self):
         files = [name for name in ("train_file", "validation_file", "test_file") if getattr(self, name)]
         if self.dataset_name and files:
-            raise ValueError(f"`dataset_name` and `{files[0]}` both name the data; got {self.dataset_name!r} and "
-                             f"{getattr(self, files[0])!r}. Keep one.")
+            raise ValueError(
+                f"`dataset_name` and `{files[0]}` both name the data; got {self.dataset_name!r} and "
+                f"{getattr(self, files[0])!r}. Keep one."
+            )
         if files and not self.train_file:
             raise ValueError(f"`{files[0]}` is given without a `train_file`.")
         if not 0 < self.validation_split_percentage < 100:
             raise ValueError(
-                "`validation_split_percentage` must be between 0 and 100, got " f"{self.validation_split_percentage}."
+                f"`validation_split_percentage` must be between 0 and 100, got {self.validation_split_percentage}."
             )
         _check_positive(self, "corpus_size", "max_train_samples", "max_eval_samples", "min_frequency")
 
@@ -133,7 +137,9 @@ def _model_arguments() -> type:
         if "help" not in f.metadata or f.name == "vocab_size":
             continue
         kind = list[str] if get_origin(f.type) is list else plain.get(f.type, f.type)
-        default = {"default_factory": f.default_factory} if f.default is dataclasses.MISSING else {"default": f.default}
+        default = (
+            {"default_factory": f.default_factory} if f.default is dataclasses.MISSING else {"default": f.default}
+        )
         chosen.append((f.name, kind, field(**default, metadata=f.metadata)))
     return dataclasses.make_dataclass("ModelArguments", chosen)
 

@@ -17,6 +17,7 @@ from accelerate.utils import set_seed
 from datasets import Dataset, DatasetDict
 from transformers import GenerationConfig, PreTrainedTokenizerFast
 
+from ..data.collators import AutoencodingCollator
 from ..data.datasets import load_text, split_validation, tokenize
 from ..data.grammar import generate_corpus
 from ..data.tokenization import load_tokenizer, train_tokenizer
@@ -25,7 +26,7 @@ from ..modeling.configuration_vrae import VRAEConfig
 from ..modeling.modeling_vrae import VRAEForSequenceGeneration
 from .arguments import DataArguments, Recipe
 from .checkpoints import find_checkpoint, prepare_output_dir
-from .loop import TrainingLoop, make_accelerator
+from .loop import TrainingLoop, make_accelerator, use_all_cores
 
 logger = logging.getLogger(__name__)
 
@@ -52,14 +53,12 @@ def run(recipe: Recipe) -> dict:
         text = load_corpus(recipe.data, args.seed)
         tokenizer = make_tokenizer(recipe, text["train"])
         data = tokenize_splits(text, tokenizer, recipe.data)
-    fingerprints = {split: fingerprint(part) for split, part in data.items()}
-
     set_seed(args.seed)
     model = make_model(recipe, tokenizer, int(np.max(data["train"].with_format("numpy")["length"])))
     if accelerator.is_main_process and not args.resume_from_checkpoint:
         recipe.save(output_dir / "recipe.yaml")
     loop = TrainingLoop(
-        model, tokenizer, data["train"], data["validation"], args, accelerator, fingerprint=fingerprints["train"]
+        model, tokenizer, data["train"], data["validation"], args, accelerator, fingerprint(data["train"])
     )
     numbers = loop.run()
     model = loop.plain_model
@@ -78,11 +77,41 @@ def run(recipe: Recipe) -> dict:
         accelerator=accelerator,
         description=f"Evaluating the {split} split",
     )
-    results = {"split": split, **metrics, "run": describe_run(accelerator, model, data, fingerprints, args.seed) | numbers}
+    described = describe_run(accelerator, model, data, args.seed)
+    results = {"split": split, **metrics, "run": described | numbers}
     if accelerator.is_main_process:
         (output_dir / "results.json").write_text(json.dumps(results, indent=2) + "\n")
     accelerator.end_training()
     return results
+
+
+def evaluate_file(
+    model,
+    tokenizer: PreTrainedTokenizerFast,
+    path: str | None = None,
+    text_column: str | None = None,
+    encoding: str = "utf-8",
+    max_length: int = 128,
+    max_samples: int | None = None,
+    num_samples: int = 100,
+    batch_size: int = 32,
+    seed: int = 42,
+) -> dict:
+    """[`evaluate`] a trained model on a file, or without one on the test sentences of the built-in corpus."""
+    if num_samples < 1 or batch_size < 1:
+        raise ValueError(f"`num_samples` and `batch_size` must be above 0, got {num_samples} and {batch_size}.")
+    accelerator = Accelerator()
+    use_all_cores(accelerator)
+    with accelerator.main_process_first():
+        if path is None:
+            text = generate_corpus(seed=seed)["test"]
+        else:
+            text = load_text(test_file=path, text_column=text_column, encoding=encoding)["test"]
+        text = text.select(range(min(max_samples or text.num_rows, text.num_rows)))
+        data = tokenize(text, tokenizer, max_length, "test")
+    collator = AutoencodingCollator(tokenizer.pad_token_id)
+    metrics = evaluate(model, data, collator, num_samples, batch_size, seed, accelerator)
+    return {**metrics, "run": describe_run(accelerator, model, DatasetDict(test=data), seed)}
 
 
 def load_corpus(data: DataArguments, seed: int) -> DatasetDict:
@@ -153,7 +182,7 @@ def marks_for_generation(marks: dict[str, int]) -> dict[str, int]:
     return {name: value for name, value in marks.items() if name != "unk_token_id"}
 
 
-def describe_run(accelerator: Accelerator, model, data: DatasetDict, fingerprints: dict[str, str], seed: int) -> dict:
+def describe_run(accelerator: Accelerator, model, data: DatasetDict, seed: int) -> dict:
     """Where a run's numbers come from: command, seed, versions, hardware, data."""
     gpu = torch.cuda.get_device_name() if accelerator.device.type == "cuda" else None
     return {
@@ -168,7 +197,7 @@ def describe_run(accelerator: Accelerator, model, data: DatasetDict, fingerprint
             split: {
                 "sequences": part.num_rows,
                 "tokens": int(np.sum(part.with_format("numpy")["length"])) - part.num_rows,
-                "sha256": fingerprints[split],
+                "sha256": fingerprint(part),
             }
             for split, part in data.items()
         },
