@@ -1,6 +1,6 @@
 """Tokenizers that write `<s> w1 .. wn </s>`: trained here with `tokenizers`, or any other made to do so."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Literal
 
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
@@ -50,8 +50,17 @@ def train_tokenizer(
             tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
             tokenizer.decoder = decoders.Fuse()
         trainer = trainers.WordLevelTrainer(show_progress=False, **options)
-    tokenizer.train_from_iterator(texts, trainer)
+    tokenizer.train_from_iterator(_without_specials(texts), trainer)
     return add_marks(PreTrainedTokenizerFast(tokenizer_object=tokenizer, **SPECIAL_TOKENS))
+
+
+def _without_specials(texts: Iterable[str] | Iterable[list[str]]) -> Iterator[list[str]]:
+    """Texts without literal special tokens: a corpus that holds `<unk>` would otherwise give it a second id."""
+    for batch in texts:
+        batch = [batch] if isinstance(batch, str) else batch
+        for token in SPECIAL_TOKENS.values():
+            batch = [text.replace(token, " ") if token in text else text for text in batch]
+        yield batch
 
 
 def load_tokenizer(name_or_path: str, **kwargs) -> PreTrainedTokenizerFast:

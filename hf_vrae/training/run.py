@@ -173,7 +173,9 @@ def make_model(recipe: Recipe, tokenizer: PreTrainedTokenizerFast, longest: int)
     if recipe.training.model_name_or_path:
         model = VRAEForSequenceGeneration.from_pretrained(recipe.training.model_name_or_path)
     else:
-        model = VRAEForSequenceGeneration(VRAEConfig(vocab_size=len(tokenizer), **marks, **vars(recipe.model)))
+        model = VRAEForSequenceGeneration(
+            VRAEConfig(vocab_size=1 + max(tokenizer.get_vocab().values()), **marks, **vars(recipe.model))
+        )
     model.generation_config = GenerationConfig(max_length=longest, **marks_for_generation(marks))
     return model
 

@@ -1,0 +1,61 @@
+import pytest
+from huggingface_hub.errors import StrictDataclassError
+
+from hf_vrae import VRAEConfig
+
+
+def test_every_field_survives_saving(tmp_path):
+    config = VRAEConfig(
+        vocab_size=77,
+        rnn_type="gru",
+        latent_size=5,
+        latent_conditioning=["output"],
+        layer_norm=True,
+        dropout=0,
+        word_dropout=0.25,
+        tie_word_embeddings=True,
+        bidirectional_encoder=False,
+        decoder_layers=3,
+        decoder_start_token_id=3,
+    )
+    config.save_pretrained(tmp_path)
+    assert VRAEConfig.from_pretrained(tmp_path).to_dict() == config.to_dict()
+
+
+def test_attribute_map_gives_transformers_names():
+    config = VRAEConfig(decoder_hidden_size=24, decoder_layers=2)
+    assert (config.hidden_size, config.num_hidden_layers, config.is_encoder_decoder) == (24, 2, True)
+
+
+def test_unknown_key_names_the_nearest():
+    with pytest.raises(ValueError, match="`latent_dimm`.*did you mean `latent_size`"):
+        VRAEConfig(latent_dimm=5)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"latent_size": 0}, "`latent_size` must be at least 1, got 0"),
+        ({"dropout": 1.0}, r"`dropout` .* \[0, 1\), got 1.0"),
+        ({"vocab_size": 3}, "`vocab_size` must hold the special tokens, but `eos_token_id` is 3"),
+        ({"latent_conditioning": []}, "`latent_conditioning` must name at least one"),
+        ({"latent_conditioning": ["input", "input"]}, "names a place twice"),
+        ({"encoder_hidden_size": 9, "bidirectional_encoder": True}, "must be even, got 9"),
+        ({"initializer_range": 0}, "`initializer_range` must be above 0, got 0"),
+        ({"unk_token_id": None, "word_dropout": 0.3}, "`unk_token_id`, which is None"),
+    ],
+)
+def test_values_that_make_no_model(options, message):
+    with pytest.raises(ValueError, match=message):
+        VRAEConfig(**options)
+
+
+@pytest.mark.parametrize("options", [{"latent_size": "8"}, {"rnn_type": "rnn"}, {"latent_conditioning": ["outputs"]}])
+def test_wrong_types_are_refused(options):
+    with pytest.raises(StrictDataclassError):
+        VRAEConfig(**options)
+
+
+def test_wrong_types_are_refused_on_assignment():
+    with pytest.raises(StrictDataclassError):
+        VRAEConfig().latent_size = "8"
