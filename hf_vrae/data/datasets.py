@@ -1,5 +1,6 @@
 """From files, the Hub or the built-in corpus to token ids on disk."""
 
+import codecs
 import logging
 from pathlib import Path
 
@@ -66,29 +67,34 @@ def load_file(path: str, encoding: str = "utf-8") -> Dataset:
     reader, options = _READERS[file.suffix]
     if reader != "parquet":
         options = options | {"encoding": encoding}
+        _check_encoding(file, encoding)
     try:
         return load_dataset(reader, data_files=str(file), split="train", **options)
-    except (DatasetGenerationError, UnicodeDecodeError, ValueError) as error:
-        cause = error.__cause__ or error
-        while cause.__cause__ is not None and not isinstance(cause, UnicodeDecodeError):
-            cause = cause.__cause__
-        if reader != "parquet":
-            _check_encoding(file, encoding)
-        reason = str(cause).strip().splitlines()[0] if str(cause).strip() else type(cause).__name__
+    except (DatasetGenerationError, ValueError) as error:
+        while error.__cause__ is not None:
+            error = error.__cause__
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ValueError(f"The file {path!r} cannot be read as {file.suffix}: {reason}") from error
 
 
 def _check_encoding(file: Path, encoding: str) -> None:
-    """Name the first line that is not text in this encoding."""
+    """Name the first line that is not text in this encoding; the readers would say less, or nothing (JSON)."""
+    try:
+        decoder = codecs.getincrementaldecoder(encoding)()
+    except LookupError as error:
+        raise ValueError(f"`encoding` must be one that Python knows, such as utf-8; got {encoding!r}.") from error
+    lines = 1
     with open(file, "rb") as stream:
-        for number, line in enumerate(stream, start=1):
+        while chunk := stream.read(2**20):
             try:
-                line.decode(encoding)
+                decoder.decode(chunk)
             except UnicodeDecodeError as error:
+                line = lines + chunk[: error.start].count(b"\n")
                 raise ValueError(
-                    f"The file {str(file)!r} is not {encoding} text: line {number} holds byte "
+                    f"The file {str(file)!r} is not {encoding} text: line {line} holds byte "
                     f"0x{error.object[error.start]:02x}. Convert it, or name its encoding with --encoding."
                 ) from error
+            lines += chunk.count(b"\n")
 
 
 def _load_named(name: str, config_name: str | None) -> dict[str, Dataset]:

@@ -181,8 +181,8 @@ class VRAEEncoder(nn.Module):
         summary, hidden_states = self.rnn(inputs_embeds, attention_mask)  # [B, H]
         # A log-variance rounded to 8 bits would spoil the KL: this one projection stays float32 in mixed precision.
         with torch.autocast(summary.device.type, enabled=False):
-            moments = nn.functional.linear(summary.float(), self.posterior.weight.float())  # [B, 2 * D]
-        mean, logvar = moments.chunk(2, dim=-1)
+            moments = nn.functional.linear(at_least_float32(summary), at_least_float32(self.posterior.weight))
+        mean, logvar = moments.chunk(2, dim=-1)  # [B, D]
         if output_hidden_states is None:
             output_hidden_states = self.config.output_hidden_states
         return VRAEEncoderOutput(
@@ -249,6 +249,7 @@ class VRAEDecoder(nn.Module):
         Returns:
             the outputs [B, T, H], the cache, and the hidden states: embeddings and each layer's outputs.
         """
+        latents = latents.to(self.embed_tokens.weight.dtype)
         if inputs_embeds is None:
             check_token_ids("decoder_input_ids", input_ids, self.embed_tokens.num_embeddings)
             if self.training and self.config.word_dropout > 0:
@@ -567,7 +568,8 @@ class VRAEForSequenceGeneration(VRAEPreTrainedModel, GenerationMixin):
         pad_token_id = kwargs.get("pad_token_id", self.generation_config.pad_token_id)
         if kwargs.get("decoder_attention_mask") is None and pad_token_id is not None:
             mask = (beginning != pad_token_id).long()
-            mask[:, 0] = 1  # the start token, which some models pad with
+            if pad_token_id == self.config.decoder_start_token_id:
+                mask[:, 0] = 1  # it starts the row as well
             if not mask.all():
                 kwargs["decoder_attention_mask"] = mask
 
@@ -599,8 +601,12 @@ class VRAEForSequenceGeneration(VRAEPreTrainedModel, GenerationMixin):
 def token_nll(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     """-log p(label) in nats, 0 where the label is -100: [B, T] of logits [B, T, V] and labels [B, T]."""
     return nn.functional.cross_entropy(
-        logits.float().flatten(0, 1), labels.flatten(), ignore_index=IGNORE_INDEX, reduction="none"
+        at_least_float32(logits).flatten(0, 1), labels.flatten(), ignore_index=IGNORE_INDEX, reduction="none"
     ).view_as(labels)
+
+
+def at_least_float32(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
 def check_latents(latents: torch.Tensor, latent_size: int) -> None:

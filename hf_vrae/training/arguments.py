@@ -161,6 +161,11 @@ class Recipe:
         with open(path, "w") as file:
             yaml.safe_dump(dataclasses.asdict(self), file, sort_keys=False)
 
+    def flat(self) -> dict[str, float | int | str]:
+        """All arguments as trackers take them."""
+        sections = dataclasses.asdict(self).values()
+        return {k: v if isinstance(v, (float, int)) else str(v) for section in sections for k, v in section.items()}
+
 
 class _Parser(HfArgumentParser):
     def error(self, message):  # argparse would print its whole usage and leave

@@ -453,6 +453,8 @@ def make_accelerator(args: TrainArguments) -> Accelerator:
         log_with=None if args.report_to == "none" else args.report_to.split(","),
         project_dir=args.output_dir,
     )
+    if accelerator.mixed_precision == "fp16" and accelerator.device.type == "cpu":  # accelerate would not say
+        raise ValueError("`mixed_precision` fp16 needs a GPU; a CPU has bf16.")
     use_all_cores(accelerator)
     return accelerator
 

@@ -47,7 +47,7 @@ def run(recipe: Recipe) -> dict:
         prepare_output_dir(output_dir, args.overwrite_output_dir)
     accelerator.wait_for_everyone()
     if args.report_to != "none":
-        accelerator.init_trackers("hf_vrae", config=json.loads(json.dumps(vars(recipe), default=vars)))
+        accelerator.init_trackers("hf_vrae", config=recipe.flat())
 
     with accelerator.main_process_first():  # the others then find the results in the cache
         text = load_corpus(recipe.data, args.seed)

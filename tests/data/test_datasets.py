@@ -1,0 +1,151 @@
+"""Every way that files come in, good and bad."""
+
+import json
+import logging
+
+import numpy as np
+import pytest
+from datasets import Dataset, DatasetDict
+
+from hf_vrae.data.datasets import load_file, load_text, split_validation, tokenize
+from hf_vrae.data.tokenization import train_tokenizer
+
+TEXTS = ["the king sold a letter .", "a queen", 'she said " yes "']
+
+
+@pytest.fixture
+def write(tmp_path):
+    def write(name, content):
+        path = tmp_path / name
+        path.write_bytes(content if isinstance(content, bytes) else content.encode())
+        return str(path)
+
+    return write
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("a.txt", "\n".join(TEXTS) + "\n"),
+        (
+            "a.csv",
+            "n,text\n" + "\n".join(f'{i},"{text.replace(chr(34), chr(34) * 2)}"' for i, text in enumerate(TEXTS)),
+        ),
+        ("a.tsv", "label\ttext\n" + "\n".join(f"1\t{text}" for text in TEXTS)),
+        ("a.jsonl", "\n".join(json.dumps({"text": text, "n": 1}) for text in TEXTS)),
+        ("a.json", json.dumps([{"text": text} for text in TEXTS])),
+    ],
+)
+def test_files_of_every_kind(name, content, write):
+    assert load_text(train_file=write(name, content))["train"]["text"][:] == TEXTS
+
+
+def test_parquet_and_folders(tmp_path):
+    data = Dataset.from_dict({"sentence": TEXTS})
+    data.to_parquet(tmp_path / "train.parquet")
+    assert load_text(str(tmp_path / "train.parquet"))["train"]["text"][:] == TEXTS
+    assert load_text(dataset_name=str(tmp_path))["train"]["text"][:] == TEXTS
+    DatasetDict(train=data, dev=data).save_to_disk(tmp_path / "saved")
+    loaded = load_text(dataset_name=str(tmp_path / "saved"))
+    assert set(loaded) == {"train", "validation"} and loaded["validation"]["text"][:] == TEXTS
+
+
+def test_text_column(write):
+    path = write("a.csv", "title,body\nx,the king\n")
+    assert load_text(path, text_column="body")["train"]["text"][:] == ["the king"]
+    with pytest.raises(ValueError, match=r"`text_column` must name a column.*\['title', 'body'\]; got 'text'"):
+        load_text(path)
+    with pytest.raises(ValueError, match="must hold strings, but column 'n'"):
+        load_text(write("b.csv", "n,text\n1,x\n"), text_column="n")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.txt", b"", "is empty"),
+        ("a.docx", "x", r"must end in one of \.txt, .*got '\.docx'"),
+        ("a.txt", b"good\nbr\xfcsk\n", "is not utf-8 text: line 2 holds byte 0xfc.*--encoding"),
+        ("a.csv", b"text\ngood\nbr\xfcsk\n", "is not utf-8 text: line 3"),
+        ("a.jsonl", b'{"text": "br\xfcsk"}\n', "is not utf-8 text: line 1"),
+        ("a.json", "{not json", r"cannot be read as \.json"),
+        ("a.csv", 'text\n"never closed', r"cannot be read as \.csv"),
+    ],
+)
+def test_bad_files(name, content, message, write):
+    with pytest.raises(ValueError, match=message):
+        load_file(write(name, content))
+
+
+def test_missing_file_and_data_set(tmp_path):
+    with pytest.raises(ValueError, match="There is no file 'nowhere.txt'"):
+        load_file("nowhere.txt")
+    with pytest.raises(ValueError, match="cannot be loaded"):
+        load_text(dataset_name=str(tmp_path / "nowhere"))
+
+
+def test_other_encodings(write):
+    path = write("a.txt", "brüsk\n".encode("latin-1"))
+    assert load_text(path, encoding="latin-1")["train"]["text"][:] == ["brüsk"]
+    with pytest.raises(ValueError, match="`encoding` must be one that Python knows"):
+        load_file(path, encoding="utf-9")
+
+
+def test_byte_order_mark_and_line_ends(write):
+    path = write("a.txt", "\ufeffthe king\r\n\r\n  a queen \r\n")
+    tokenizer = train_tokenizer(["the king a queen"])
+    assert tokenize(load_file(path), tokenizer, 16)["text"][:] == ["the king", "a queen"]
+
+
+def test_tokenizing_counts_what_it_drops_and_cuts(caplog):
+    tokenizer = train_tokenizer(["the king"])
+    texts = ["the king", "", "  ", None, "zzz yyy", "king " * 10_000, "king"]
+    with caplog.at_level(logging.INFO):
+        data = tokenize(Dataset.from_dict({"text": texts, "n": range(7)}), tokenizer, 8, "train")
+    assert "train split: 4 sequences; 3 empty rows dropped; 1 sequences cut to `max_length` 8 tokens; 1 sequences of only "\
+           "unknown words kept" in caplog.text  # fmt: skip
+    assert data["n"][:] == [0, 4, 5, 6]
+    assert data["input_ids"][:] == [[2, 5, 4, 3], [2, 1, 1, 3], [2, *[4] * 6, 3], [2, 4, 3]]
+    assert data["length"][:] == [4, 4, 8, 3] and data["truncated"][:] == [False, False, True, False]
+    assert data["num_characters"][:] == [9, 8, 30, 5]  # the end of the sequence is one
+
+
+def test_nothing_left_to_tokenize():
+    tokenizer = train_tokenizer(["the king"])
+    with pytest.raises(ValueError, match="test split holds no text: its 2 rows are empty"):
+        tokenize(Dataset.from_dict({"text": ["", " "]}), tokenizer, 8, "test")
+    with pytest.raises(ValueError, match="No row of the test split has a word that the tokenizer knows"):
+        tokenize(Dataset.from_dict({"text": ["zzz", "yyy"]}), tokenizer, 8, "test")
+    with pytest.raises(ValueError, match="`max_length` must leave room.*at least 3, got 2"):
+        tokenize(Dataset.from_dict({"text": ["king"]}), tokenizer, 2)
+
+
+def test_tokenizing_is_cached_and_memory_mapped(write):
+    """A second run finds the first one's files, whatever was tokenized between; nothing is held in memory."""
+    data = load_file(write("a.txt", "the king\nthe queen\n"))
+    first = tokenize(data, train_tokenizer(["the king"]), 8)
+    again = train_tokenizer(["the king"])
+    again(["the king"], padding=True, truncation=True, max_length=4)
+    second = tokenize(data, again, 8)
+    assert first.cache_files and first.cache_files == second.cache_files
+
+
+def test_several_processes_tokenize_the_same(write):
+    data = load_file(write("a.txt", "the king\n\nthe queen\nking queen\n"))
+    tokenizer = train_tokenizer(["the king queen"])
+    assert tokenize(data, tokenizer, 8, num_proc=2)["input_ids"][:] == tokenize(data, tokenizer, 8)["input_ids"][:]
+
+
+def test_validation_is_taken_by_the_seed():
+    data = DatasetDict(train=Dataset.from_dict({"text": [str(i) for i in range(100)]}))
+    first, again, other = (split_validation(data, 10, seed) for seed in (1, 1, 2))
+    assert first["validation"]["text"][:] == again["validation"]["text"][:] != other["validation"]["text"][:]
+    assert sorted(first["train"]["text"][:] + first["validation"]["text"][:], key=int) == [str(i) for i in range(100)]
+    assert len(first["validation"]) == 10
+    assert split_validation(DatasetDict(first), 50, 0)["validation"]["text"][:] == first["validation"]["text"][:]
+    with pytest.raises(ValueError, match="hold 1 sequence"):
+        split_validation(DatasetDict(train=Dataset.from_dict({"text": ["x"]})), 5, 0)
+
+
+def test_lengths_are_numbers_that_numpy_reads(tokenized):
+    lengths = np.asarray(tokenized["train"].with_format("numpy")["length"])
+    assert lengths.tolist() == [len(ids) for ids in tokenized["train"]["input_ids"]]

@@ -1,0 +1,91 @@
+"""Numbers that can be trusted: against brute force, and exact under batch size, padding and order."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from datasets import Dataset
+from torch.distributions import kl_divergence
+
+from hf_vrae.data.collators import AutoencodingCollator
+from hf_vrae.evaluation.likelihood import bits, evaluate, perplexity
+from tests.models import make_model
+
+KEYS = """neg_elbo reconstruction kl nll_iw ppl_iw ppl_elbo bits_per_token bits_per_character mutual_information
+active_units num_samples num_sequences num_tokens""".split()
+
+
+@pytest.fixture
+def trained(tokenizer):
+    return make_model(vocab_size=len(tokenizer))
+
+
+def run(model, data, **options):
+    return evaluate(model, data, AutoencodingCollator(0, options.pop("multiple", 1)), **({"num_samples": 4} | options))
+
+
+def test_all_keys_are_there(trained, tokenized):
+    results = run(trained, tokenized["test"])
+    assert set(KEYS) <= set(results)
+    assert results["num_sequences"] == 60 and results["num_samples"] == 4
+    # <s> does not count, </s> does: words plus one a sentence.
+    assert results["num_tokens"] == sum(len(text.split()) + 1 for text in tokenized["test"]["text"])
+    assert results["num_characters"] == sum(len(text) + 1 for text in tokenized["test"]["text"])
+    assert results["true_nll"] == pytest.approx(-np.mean(tokenized["test"]["log_prob"]))
+    assert results["mi_num_sequences"] == 60
+
+
+def test_batch_size_padding_and_order_change_nothing(trained, tokenized):
+    data = tokenized["test"]
+    wanted = run(trained, data)
+    for options in ({"batch_size": 1}, {"batch_size": 7}, {"multiple": 16}):
+        assert run(trained, data, **options) == pytest.approx(wanted, rel=1e-5)
+    assert run(trained, data, seed=1)["nll_iw"] != pytest.approx(wanted["nll_iw"], rel=1e-6)
+
+
+def test_evaluation_leaves_random_state_and_mode_alone(trained, tokenized):
+    trained.train()
+    state = torch.get_rng_state()
+    run(trained, tokenized["test"])
+    assert torch.equal(torch.get_rng_state(), state) and trained.training
+
+
+def test_metrics_against_their_definitions(trained, tokenized):
+    data = tokenized["test"].select(range(10))
+    results = run(trained, data, num_samples=300, batch_size=3)
+    neg_elbo, nll = [], []
+    for ids in data["input_ids"]:
+        batch = {"input_ids": torch.tensor([ids])}
+        weights = trained.log_importance_weights(3000, **batch).double()
+        neg_elbo.append(-weights.mean().item())
+        nll.append(-(weights.logsumexp(0) - math.log(3000)).item())
+        assert kl_divergence(trained.encode(**batch), trained.prior()).item() > 0
+    assert results["neg_elbo"] == pytest.approx(np.mean(neg_elbo), rel=0.02)
+    assert np.mean(nll) < results["nll_iw"] < results["neg_elbo"]  # more samples, tighter bound
+    assert results["nll_iw"] == pytest.approx(np.mean(nll), rel=0.05)
+    assert results["neg_elbo"] == pytest.approx(results["reconstruction"] + results["kl"])
+    tokens = sum(len(ids) - 1 for ids in data["input_ids"])
+    assert results["ppl_iw"] == pytest.approx(math.exp(results["nll_iw"] * 10 / tokens))
+    assert results["bits_per_token"] == pytest.approx(math.log2(results["ppl_iw"]))
+
+
+def test_reconstruction_and_kl_add_up_with_one_sample(trained, tokenized):
+    results = run(trained, tokenized["test"], num_samples=1)
+    assert results["neg_elbo"] == results["reconstruction"] + results["kl"]
+
+
+def test_perplexity_is_of_totals_not_a_mean_of_means():
+    assert perplexity(nll_per_sequence=30.0, num_sequences=2, num_tokens=20) == pytest.approx(math.exp(3))
+    assert bits(30.0, 2, 20) == pytest.approx(3 / math.log(2))
+
+
+def test_published_pair_of_the_protocol():
+    """PTB test: NLL 101.04 nats a sentence is perplexity 100.5 at 82,430 tokens (He et al. 2019)."""
+    assert perplexity(101.04, 3761, 78_669 + 3761) == pytest.approx(100.5, abs=0.1)
+
+
+def test_data_without_characters_or_truth(trained):
+    data = Dataset.from_dict({"input_ids": [[2, 5, 3]], "length": [3]})
+    results = run(trained, data)
+    assert "bits_per_character" not in results and "true_nll" not in results and results["num_tokens"] == 2

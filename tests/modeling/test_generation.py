@@ -1,0 +1,170 @@
+"""`generate` in every mode: with the cache as without it, and leaving the caller's tensors alone."""
+
+import copy
+
+import pytest
+import torch
+from transformers import TextIteratorStreamer, set_seed
+
+from hf_vrae.modeling.generation import RecurrentCache
+from hf_vrae.modeling.modeling_vrae import VRAEEncoderOutput
+from tests.models import make_model
+
+MODES = {
+    "greedy": {},
+    "sampling": {"do_sample": True, "temperature": 0.8},
+    "top-k, top-p": {"do_sample": True, "top_k": 10, "top_p": 0.9},
+    "beams": {"num_beams": 3},
+    "beam sampling": {"num_beams": 3, "do_sample": True},
+    "several of one": {"do_sample": True, "num_return_sequences": 3},
+    "several beams": {"num_beams": 4, "num_return_sequences": 2},
+    "repetition penalty": {"repetition_penalty": 1.5, "no_repeat_ngram_size": 2},
+}
+LENGTH = {"max_new_tokens": 7}
+
+
+def generate(model, seed=0, **arguments):
+    set_seed(seed)
+    return model.generate(**LENGTH, **arguments)
+
+
+@pytest.mark.parametrize("mode", MODES.values(), ids=MODES.keys())
+@pytest.mark.parametrize("source", ["input", "latents", "beginnings"])
+def test_cached_equals_uncached(model, batch, mode, source):
+    arguments = {
+        "input": batch,
+        "latents": {"latents": torch.randn(4, 6)},
+        "beginnings": {
+            "latents": torch.randn(4, 6),
+            "decoder_input_ids": torch.tensor([[2, 5, 0, 0], [2, 6, 7, 8], [0, 2, 9, 5], [2, 0, 9, 0]]),
+        },
+    }[source]
+    cached = generate(model, **arguments, **mode)
+    assert torch.equal(cached, generate(model, **arguments, **mode, use_cache=False))
+
+
+def test_steps_with_a_cache_give_the_logits_of_the_whole(model, batch):
+    z = torch.randn(4, 6)
+    whole = model(latents=z, decoder_input_ids=batch["input_ids"]).logits
+    cache, steps = None, []
+    for token in batch["input_ids"].split([1, 3, 2, 3], dim=1):
+        outputs = model(latents=z, decoder_input_ids=token, past_key_values=cache, use_cache=True)
+        cache = outputs.past_key_values
+        steps.append(outputs.logits)
+    torch.testing.assert_close(torch.cat(steps, dim=1), whole)
+    assert cache.get_seq_length() == 9
+
+
+def test_padding_of_beginnings_changes_nothing(model):
+    """Beginnings of different lengths in one batch, padded on either side, against each on its own."""
+    z = torch.randn(3, 6)
+    beginnings = [[2, 5], [2, 6, 7, 8], [2, 9, 5]]
+    for left in (False, True):
+        rows = [[0] * (4 - len(b)) + b if left else b + [0] * (4 - len(b)) for b in beginnings]
+        together = generate(model, latents=z, decoder_input_ids=torch.tensor(rows))[:, 4:]
+        for row, beginning in enumerate(beginnings):
+            ids = torch.tensor([beginning])
+            alone = generate(model, latents=z[row : row + 1], decoder_input_ids=ids)[0, len(beginning) :]
+            length = min(len(alone), together.shape[1])
+            assert together[row, :length].tolist() == alone[:length].tolist()
+
+
+def test_an_input_is_reconstructed_from_its_posterior_mean(model, batch):
+    by_latents = generate(model, latents=model.encode(**batch).mean)
+    assert torch.equal(generate(model, **batch), by_latents)
+    assert torch.equal(generate(model, encoder_outputs=model.model.encoder(**batch)), by_latents)
+
+
+def test_one_beginning_serves_all_latents(model):
+    z = torch.randn(4, 6)
+    beginning = torch.tensor([[2, 5, 6]])
+    assert torch.equal(
+        generate(model, latents=z, decoder_input_ids=beginning),
+        generate(model, latents=z, decoder_input_ids=beginning.repeat(4, 1)),
+    )
+
+
+@pytest.mark.parametrize("mode", MODES.values(), ids=MODES.keys())
+def test_the_callers_tensors_stay_as_they_are(model, batch, mode):
+    with torch.no_grad():
+        encoder_outputs = model.model.encoder(**batch)
+    given = {
+        "encoder_outputs": encoder_outputs,
+        "decoder_input_ids": torch.tensor([[2, 5, 6, 7]] * 4),
+        "decoder_attention_mask": torch.tensor([[1, 1, 0, 1]] * 4),
+    }
+    before = copy.deepcopy(given)
+    first, second = (generate(model, **given, **mode) for _ in range(2))
+    assert torch.equal(first, second)
+    assert list(given["encoder_outputs"]) == list(before["encoder_outputs"])
+    for name, tensor in before["encoder_outputs"].items():
+        assert torch.equal(given["encoder_outputs"][name], tensor), name
+    for name in ("decoder_input_ids", "decoder_attention_mask"):
+        assert torch.equal(given[name], before[name])
+
+
+@pytest.mark.parametrize("mode", [{}, {"num_beams": 3}], ids=["greedy", "beams"])
+def test_continuation_from_a_cache(model, mode):
+    """Go on twice from the same state: neither run may change it, and both must equal the run from the start."""
+    z, beginning = torch.randn(4, 6), torch.tensor([[2, 5, 6]] * 4)
+    options = {"eos_token_id": None, "pad_token_id": 0, "return_dict_in_generate": True}
+    first = model.generate(latents=z, decoder_input_ids=beginning, max_new_tokens=3, **options)
+    state = first.past_key_values
+    assert state.get_seq_length() == 5  # the last token is not read yet
+    kept = [tensor.clone() for layer in state.states(4) for tensor in layer]
+    whole = model.generate(latents=z, decoder_input_ids=first.sequences, max_new_tokens=4, **options, **mode)
+    for _ in range(2):
+        further = model.generate(
+            latents=z, decoder_input_ids=first.sequences, past_key_values=state, max_new_tokens=4, **options, **mode
+        )
+        assert torch.equal(further.sequences, whole.sequences)
+    assert state.get_seq_length() == 5
+    assert all(torch.equal(a, b) for a, b in zip(kept, [t for layer in state.states(4) for t in layer], strict=True))
+    with pytest.raises(ValueError, match="have read 5 tokens.*at least one more, got 3"):
+        model.generate(latents=z, decoder_input_ids=beginning, past_key_values=state, **LENGTH)
+
+
+def test_scores_are_log_probabilities_of_the_choice(model):
+    z = torch.randn(4, 6)
+    outputs = generate(model, latents=z, return_dict_in_generate=True, output_scores=True, output_hidden_states=True)
+    scores = model.compute_transition_scores(outputs.sequences, outputs.scores, normalize_logits=True)
+    log_p = model(latents=z, decoder_input_ids=outputs.sequences[:, :-1]).logits.log_softmax(-1)
+    chosen = log_p.gather(-1, outputs.sequences[:, 1:].unsqueeze(-1)).squeeze(-1)
+    real = (outputs.sequences[:, 1:] != 0).cumprod(-1).bool()
+    torch.testing.assert_close(scores[real], chosen[real], rtol=1e-4, atol=1e-4)
+
+
+def test_streaming(tokenizer):
+    model = make_model(vocab_size=len(tokenizer))
+    streamer = TextIteratorStreamer(tokenizer, skip_special_tokens=True)
+    z = torch.randn(1, 6)
+    ids = model.generate(latents=z, streamer=streamer, **LENGTH)
+    assert "".join(streamer).strip() == tokenizer.decode(ids[0], skip_special_tokens=True)
+
+
+def test_gradients_flow_through_a_cached_run(model, batch):
+    z = torch.randn(4, 6, requires_grad=True)
+    cache = model(latents=z, decoder_input_ids=batch["input_ids"][:, :3], use_cache=True).past_key_values
+    cache = model(latents=z, decoder_input_ids=batch["input_ids"][:, 3:5], past_key_values=cache).past_key_values
+    cached = model(latents=z, decoder_input_ids=batch["input_ids"][:, 5:], past_key_values=cache).logits.sum()
+    whole = model(latents=z, decoder_input_ids=batch["input_ids"]).logits[:, 5:].sum()
+    torch.testing.assert_close(torch.autograd.grad(cached, z), torch.autograd.grad(whole, z))
+
+
+def test_cache_of_another_batch_is_refused():
+    cache = RecurrentCache(1, 2)
+    cache.update_states([(torch.zeros(3, 4), torch.zeros(3, 4))], 1)
+    assert cache.states(6)[0][0].shape == (6, 4)
+    with pytest.raises(ValueError, match="3 sequences, which do not fit a batch of 4"):
+        cache.states(4)
+
+
+def test_latents_in_place_of_an_input_only(model, batch):
+    for other in (batch, {"encoder_outputs": VRAEEncoderOutput(torch.zeros(4, 1, 6))}):
+        with pytest.raises(ValueError, match="not both"):
+            model.generate(latents=torch.zeros(4, 6), **other)
+
+
+def test_assisted_decoding_is_refused(model, batch):
+    with pytest.raises(ValueError, match="not supported with stateful models"):
+        model.generate(**batch, prompt_lookup_num_tokens=2)

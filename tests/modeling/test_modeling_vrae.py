@@ -1,0 +1,293 @@
+"""The model as a probability model: normalised, blind to padding, honest about its bound, safe to save."""
+
+import itertools
+
+import pytest
+import torch
+from torch.distributions import kl_divergence
+from transformers import AutoModel, AutoModelForSeq2SeqLM
+
+from hf_vrae import VRAEForSequenceGeneration
+from hf_vrae.modeling.modeling_vrae import MAX_LOGVAR, MIN_LOGVAR
+from tests.models import make_model
+
+
+def labels_of(model, batch):
+    return model.labels_from_input_ids(batch["input_ids"], batch["attention_mask"])
+
+
+def spread(batch, columns=(1, 3, 4, 6, 7, 8, 9, 11, 13), width=15):
+    """The same sequences with padding before, between and after their tokens."""
+    ids, mask = torch.full((4, width), 17), torch.zeros(4, width, dtype=torch.long)
+    ids[:, columns], mask[:, columns] = batch["input_ids"], batch["attention_mask"]
+    return {"input_ids": ids, "attention_mask": mask}
+
+
+def test_padding_anywhere_changes_nothing(model, batch):
+    model = model.double()
+    padded = spread(batch)
+    torch.testing.assert_close(model.encode(**padded).mean, model.encode(**batch).mean)
+    torch.testing.assert_close(model.encode(**padded).logvar, model.encode(**batch).logvar)
+    wanted, got = (model(**b, labels=labels_of(model, b)) for b in (batch, padded))
+    torch.testing.assert_close(got.loss, wanted.loss)
+    torch.testing.assert_close(got.reconstruction_loss, wanted.reconstruction_loss)
+    real, spread_real = labels_of(model, batch) != -100, labels_of(model, padded) != -100
+    torch.testing.assert_close(got.logits[spread_real], wanted.logits[real])
+
+
+def test_padding_changes_no_gradient(model, batch):
+    grads = []
+    for b in (batch, spread(batch)):
+        model.zero_grad()
+        model(**b, labels=labels_of(model, b)).loss.backward()
+        grads.append([parameter.grad.clone() for parameter in model.parameters()])
+    torch.testing.assert_close(grads[1], grads[0], rtol=1e-4, atol=1e-5)
+
+
+def test_rows_do_not_see_each_other(model, batch):
+    together = model.encode(**batch)
+    for row in range(4):
+        length = int(batch["attention_mask"][row].sum())
+        alone = model.encode(batch["input_ids"][row : row + 1, :length])
+        torch.testing.assert_close(alone.mean[0], together.mean[row])
+
+
+def test_attention_mask_defaults_to_what_is_no_padding(model, batch):
+    torch.testing.assert_close(model.encode(batch["input_ids"]).mean, model.encode(**batch).mean)
+
+
+def test_probabilities_of_all_sequences_sum_to_one():
+    """p(x|z) over every sequence of up to 3 words, and what is left to longer ones."""
+    model = make_model(vocab_size=6, latent_size=2).double()
+    z = torch.randn(1, 2).double()
+    total = 0.0
+    for length in range(4):
+        words = torch.tensor(list(itertools.product([0, 1, 2, 4, 5], repeat=length)), dtype=torch.long)
+        labels = torch.cat([words, torch.full((len(words), 1), 3)], dim=1)
+        total += model._log_likelihood(z.expand(1, len(words), 2), labels).exp().sum().item()
+    words = torch.tensor(list(itertools.product([0, 1, 2, 4, 5], repeat=4)))
+    total += model._log_likelihood(z.expand(1, len(words), 2), words).exp().sum().item()
+    assert total == pytest.approx(1, abs=1e-9)
+
+
+def test_loss_is_the_bound_and_its_parts(model, batch):
+    labels = labels_of(model, batch)
+    outputs = model(**batch, labels=labels)
+    log_p = outputs.logits.log_softmax(-1)
+    tokens = log_p.gather(-1, labels.clamp(min=0).unsqueeze(-1)).squeeze(-1) * (labels != -100)
+    torch.testing.assert_close(outputs.reconstruction_loss, -tokens.sum(-1).mean())
+    torch.testing.assert_close(outputs.kl, kl_divergence(model.encode(**batch), model.prior()).mean())
+    torch.testing.assert_close(outputs.loss, outputs.reconstruction_loss + outputs.kl)
+    model.kl_weight = 0.25
+    weighted = model(**batch, labels=labels)
+    torch.testing.assert_close(weighted.loss, outputs.reconstruction_loss + 0.25 * outputs.kl)
+    torch.testing.assert_close(weighted.kl, outputs.kl)  # never the weighted one
+
+
+def test_evaluation_samples_z_and_repeats_itself(model, batch):
+    first, second = (model(**batch, labels=labels_of(model, batch)) for _ in range(2))
+    assert torch.equal(first.loss, second.loss)
+    assert not torch.allclose(first.latents, first.posterior_mean)  # at the mean nothing would be bounded
+    torch.testing.assert_close(model(**batch, decoder_input_ids=batch["input_ids"]).latents, first.posterior_mean)
+
+
+def test_training_samples_z(model, batch):
+    model.train()
+    first, second = (model(**batch, labels=labels_of(model, batch)) for _ in range(2))
+    assert not torch.equal(first.latents, second.latents)
+
+
+def test_log_importance_weights_are_the_three_densities(model, batch):
+    q, labels = model.encode(**batch), labels_of(model, batch)
+    z = q.sample((3,))
+    weights = model.log_importance_weights(latents=z, **batch)
+    for k in range(3):
+        outputs = model(latents=z[k], labels=labels)
+        expected = model.prior().log_prob(z[k]) - q.log_prob(z[k])
+        torch.testing.assert_close((weights[k] - expected).mean(), -outputs.loss)
+
+
+def test_importance_weights_in_parts_are_the_same(model, batch, monkeypatch):
+    z = model.encode(**batch).sample((5,))
+    whole = model.log_importance_weights(latents=z, **batch)
+    monkeypatch.setattr("hf_vrae.modeling.modeling_vrae.MAX_LOGITS", 1)
+    torch.testing.assert_close(model.log_importance_weights(latents=z, **batch), whole)
+
+
+def test_with_q_at_the_prior_the_weights_are_likelihoods(model, batch):
+    """The sanity check of the field's trap 6: no leak from x to the decoder but through z."""
+    torch.nn.init.zeros_(model.model.encoder.posterior.weight)
+    z = torch.randn(2, 4, 6)
+    likelihood = torch.stack([model._log_likelihood(z[k : k + 1], labels_of(model, batch))[0] for k in range(2)])
+    torch.testing.assert_close(model.log_importance_weights(latents=z, **batch), likelihood)
+
+
+def test_the_decoder_sees_no_later_token(model, batch):
+    z = torch.randn(4, 6)
+    changed = batch["input_ids"].clone()
+    changed[:, 5:] = 9
+    before, after = (model(latents=z, decoder_input_ids=ids).logits for ids in (batch["input_ids"], changed))
+    torch.testing.assert_close(after[:, :5], before[:, :5])
+    assert not torch.allclose(after[:, 5:], before[:, 5:])
+
+
+@pytest.mark.parametrize("place", ["initial_state", "input", "output"])
+def test_z_reaches_the_decoder_at_each_place(place, batch):
+    model = make_model(latent_conditioning=[place])
+    logits = [model(latents=z, decoder_input_ids=batch["input_ids"]).logits for z in torch.randn(2, 4, 6)]
+    assert not torch.allclose(*logits)
+
+
+def test_initial_state_is_tanh_of_the_projected_latent():
+    model = make_model(decoder_layers=2, latent_conditioning=["initial_state"])
+    z = torch.randn(3, 6)
+    (h, c), (h2, c2) = model.model.decoder.first_states(z)
+    projected = model.model.decoder.initial_state(z)
+    torch.testing.assert_close(torch.cat([c, c2], -1), projected)
+    torch.testing.assert_close(torch.cat([h, h2], -1), projected.tanh())
+
+
+def test_decoder_inputs_are_the_labels_moved_by_one():
+    model = make_model()
+    labels = torch.tensor([[5, 6, 3, -100], [-100, 7, -100, 3]])
+    moved = model.prepare_decoder_input_ids_from_labels(labels)
+    assert moved.tolist() == [[2, 5, 6, 0], [0, 2, 0, 7]]
+    ids = torch.tensor([[2, 5, 6, 3], [2, 7, 3, 0]])
+    assert model.labels_from_input_ids(ids).tolist() == [[-100, 5, 6, 3], [-100, 7, 3, -100]]
+
+
+def test_word_dropout_replaces_words_only_and_in_training_only(batch):
+    decoder = make_model(word_dropout=0.5).model.decoder
+    ids = batch["input_ids"].repeat(200, 1)
+    dropped = decoder.drop_words(ids)
+    marks = torch.isin(ids, torch.tensor([0, 2, 3]))
+    assert torch.equal(dropped[marks], ids[marks])
+    changed = dropped[~marks] != ids[~marks]
+    assert (dropped[~marks][changed] == 1).all()
+    assert changed.float().mean().item() == pytest.approx(0.5, abs=0.03)
+    z = torch.randn(4, 6)
+    evaluations = [decoder(z, batch["input_ids"])[0] for _ in range(2)]
+    assert torch.equal(*evaluations)
+
+
+def test_dropout_is_where_the_protocol_has_it(batch):
+    """On the decoder's embeddings and its outputs; not in the encoder, and not on z (He et al. 2019, released code)."""
+    model = make_model(dropout=0.5, word_dropout=0.0, latent_conditioning=["input", "output"]).train()
+    encoded = [model.encode(**batch).mean for _ in range(2)]
+    assert torch.equal(*encoded)
+    z = torch.randn(4, 6)
+    seen = []
+    model.model.decoder.rnn.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
+    model.lm_head.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
+    model(latents=z, decoder_input_ids=batch["input_ids"])
+    for inputs, width in zip(seen, (16, 16), strict=True):
+        assert (inputs[..., :width] == 0).float().mean().item() == pytest.approx(0.5, abs=0.1)
+        torch.testing.assert_close(inputs[..., width:], z.unsqueeze(1).expand(-1, 9, -1))
+
+
+def test_log_variance_is_bounded(batch):
+    model = make_model()
+    model.model.encoder.posterior.weight.data.mul_(1e4)
+    q = model.encode(**batch)
+    assert q.logvar.min() >= MIN_LOGVAR and q.logvar.max() <= MAX_LOGVAR
+    assert torch.isfinite(kl_divergence(q, model.prior())).all()
+
+
+@pytest.mark.parametrize("options", [{}, {"rnn_type": "gru"}, {"layer_norm": True}], ids=str)
+def test_kl_is_float32_under_mixed_precision(options, batch):
+    model = make_model(**options).train()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        outputs = model(**batch, labels=labels_of(model, batch))
+    assert outputs.posterior_logvar.dtype == outputs.kl.dtype == outputs.loss.dtype == torch.float32
+    outputs.loss.backward()
+    assert all(parameter.grad.dtype == torch.float32 for parameter in model.parameters())
+
+
+def test_runs_in_bfloat16(model, batch):
+    model = model.to(torch.bfloat16)
+    outputs = model(**batch, labels=labels_of(model, batch))
+    assert outputs.logits.dtype == torch.bfloat16 and torch.isfinite(outputs.loss)
+    assert model.generate(**batch, max_new_tokens=4).shape[0] == 4
+
+
+def test_forget_gates_start_open_and_biases_at_zero():
+    for layer_norm in (False, True):
+        model = make_model(layer_norm=layer_norm, initializer_range=0.01)
+        layer = model.model.decoder.rnn.layers[0]
+        bias = layer.bias if layer_norm else layer.bias_ih_l0 + layer.bias_hh_l0
+        assert bias.view(4, -1).tolist() == [[0.0] * 16, [1.0] * 16, [0.0] * 16, [0.0] * 16]
+        weight = layer.weight_hh if layer_norm else layer.weight_hh_l0
+        assert 0.009 < weight.abs().max() <= 0.01
+        assert 0.9 < model.model.encoder.embed_tokens.weight.abs().max() <= 1.0
+
+
+def test_saving_and_loading_keeps_every_tensor(model, batch, tmp_path):
+    for parameter in model.parameters():
+        parameter.data.add_(0.1 * torch.randn_like(parameter))  # no tensor at its initial value, biases included
+    model.save_pretrained(tmp_path)
+    loaded, info = VRAEForSequenceGeneration.from_pretrained(tmp_path, output_loading_info=True)
+    assert not any(info[name] for name in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(loaded.state_dict()[name], tensor), name
+    assert torch.equal(loaded.eval()(**batch, labels=labels_of(model, batch)).loss, model(
+        **batch, labels=labels_of(model, batch)).loss)  # fmt: skip
+
+
+def test_auto_classes_find_the_model(tmp_path):
+    make_model().save_pretrained(tmp_path)
+    for auto in (AutoModel, AutoModelForSeq2SeqLM):
+        assert type(auto.from_pretrained(tmp_path)) is VRAEForSequenceGeneration
+    assert AutoModel.from_pretrained(tmp_path, dtype=torch.bfloat16).dtype == torch.bfloat16
+    assert AutoModel.from_pretrained(tmp_path, device_map="auto").device.type == "cpu"
+
+
+def test_weights_that_a_checkpoint_lacks_are_initialised(model):
+    """As at construction: what `from_pretrained` does on the meta device must not leave a tensor unset."""
+    loaded = VRAEForSequenceGeneration.from_pretrained(None, config=model.config, state_dict={})
+    for (name, made), (_, missing) in zip(model.named_parameters(), loaded.named_parameters(), strict=True):
+        assert missing.device.type == "cpu"
+        assert missing.abs().max().item() == pytest.approx(made.abs().max().item(), rel=0.5), name
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_resizing_the_vocabulary_resizes_every_table(tied, batch):
+    model = make_model(tie_word_embeddings=tied)
+    before = model(**batch, labels=labels_of(model, batch)).logits
+    model.resize_token_embeddings(50, mean_resizing=False)
+    tables = (model.model.encoder.embed_tokens, model.model.decoder.embed_tokens, model.lm_head)
+    assert [len(table.weight) for table in tables] == [50] * 3 and model.config.vocab_size == 50
+    torch.testing.assert_close(model(**batch, labels=labels_of(model, batch)).logits[..., :40], before)
+    assert (tables[0].weight is tables[1].weight) == (tables[0].weight is tables[2].weight) == tied
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"latents": torch.zeros(2, 5)}, r"\[batch, latent_size\] with `latent_size` 6, got \[2, 5\]"),
+        ({"latents": torch.zeros(6)}, r"got \[6\]"),
+        ({"latents": torch.zeros(2, 6, dtype=torch.long)}, "must be a tensor of floats, got torch.int64"),
+        ({"latents": [[0.0] * 6]}, "must be a tensor of floats, got list"),
+        ({"latents": torch.zeros(2, 6), "input_ids": torch.ones(2, 3).long()}, "take the place of the encoder"),
+        ({}, "one of `input_ids` and `inputs_embeds`"),
+    ],
+)
+def test_bad_latents(arguments, message):
+    model = make_model()
+    with pytest.raises(ValueError, match=message):
+        if arguments:
+            model.generate(**arguments)
+        else:
+            model(decoder_input_ids=torch.ones(1, 2).long())
+
+
+def test_bad_token_ids(batch):
+    model = make_model()
+    labels = labels_of(model, batch)
+    with pytest.raises(ValueError, match=r"`labels` must be in \[0, 40\) or -100, got 40"):
+        model(**batch, labels=labels.masked_fill(labels == 3, 40))
+    with pytest.raises(ValueError, match=r"`labels` must be in \[0, 40\) or -100, got -7"):
+        model(**batch, labels=labels.masked_fill(labels == 3, -7))
+    with pytest.raises(ValueError, match=r"`input_ids` must be in \[0, 40\), got 99"):
+        model.encode(batch["input_ids"] + 99 * (batch["input_ids"] == 3) - 3 * (batch["input_ids"] == 3))
+    with pytest.raises(ValueError, match="decoder needs `decoder_input_ids`, or `labels`"):
+        model(**batch)

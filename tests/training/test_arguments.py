@@ -1,0 +1,90 @@
+import re
+from pathlib import Path
+
+import pytest
+
+from hf_vrae import VRAEConfig
+from hf_vrae.training.arguments import DataArguments, TrainArguments, parse_recipe
+
+RECIPES = sorted(Path("recipes").rglob("*.yaml"))
+
+
+@pytest.fixture
+def write(tmp_path):
+    def write(content):
+        path = tmp_path / "recipe.yaml"
+        path.write_text(content)
+        return str(path)
+
+    return write
+
+
+def test_no_argument_is_the_defaults():
+    recipe = parse_recipe([])
+    assert recipe.data == DataArguments() and recipe.training == TrainArguments()
+    assert all(getattr(VRAEConfig(), name) == value for name, value in vars(recipe.model).items())
+
+
+def test_flags_override_the_recipe(write):
+    path = write("model:\n  rnn_type: gru\n  latent_size: 8\n  latent_conditioning: [input, output]\n"
+                 "training:\n  learning_rate: 1e-3\n  overwrite_output_dir: true\n")  # fmt: skip
+    recipe = parse_recipe(["--config", path, "--latent_size", "5", "--no_bidirectional_encoder"])
+    assert (recipe.model.rnn_type, recipe.model.latent_size, recipe.model.bidirectional_encoder) == ("gru", 5, False)
+    assert recipe.model.latent_conditioning == ["input", "output"]
+    assert recipe.training.learning_rate == 0.001  # PyYAML reads 1e-3 as a string
+    assert recipe.training.overwrite_output_dir is True
+
+
+def test_a_saved_recipe_repeats_the_run(write, tmp_path):
+    recipe = parse_recipe(["--latent_size", "5", "--train_file", "my.txt", "--layer_norm", "--max_steps", "7"])
+    recipe.save(tmp_path / "saved.yaml")
+    assert parse_recipe(["--config", str(tmp_path / "saved.yaml")]) == recipe
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("model:\n  rnn_typ: gru\n", "unknown key of section model 'rnn_typ'; did you mean 'rnn_type'"),
+        ("training:\n  latent_size: 3\n", "unknown key of section training 'latent_size'"),
+        ("modl:\n  rnn_type: gru\n", "unknown section 'modl'; did you mean 'model'"),
+        ("model:\n  rnn_type: rnn\n", "invalid choice: 'rnn'"),
+        ("model:\n  latent_size: many\n", "invalid int value: 'many'"),
+        ("model: [\n", "cannot be read"),
+        ("just text", "must have the sections model, data, training"),
+    ],
+)
+def test_mistakes_in_a_recipe(content, message, write):
+    with pytest.raises(ValueError, match=message):
+        parse_recipe(["--config", write(content)])
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ("--latent_sise 3", "unknown flag '--latent_sise'; did you mean '--latent_size'"),
+        ("--latent_sise=3", "unknown flag '--latent_sise'; did you mean '--latent_size'"),
+        ("--config nowhere.yaml", "cannot be read"),
+        ("--learning_rate fast", "invalid float value: 'fast'"),
+        ("--learning_rate 0", "`learning_rate` must be above 0, got 0.0"),
+        ("--per_device_train_batch_size 0", "`per_device_train_batch_size` must be above 0, got 0"),
+        ("--max_steps 0", "`max_steps` must be above 0, or -1"),
+        ("--kl_weight -1", "`kl_weight` must not be negative, got -1.0"),
+        ("--dataset_name a --train_file b", "`dataset_name` and `train_file` both name the data"),
+        ("--test_file b", "`test_file` is given without a `train_file`"),
+        ("--validation_split_percentage 100", "`validation_split_percentage` must be between 0 and 100"),
+        ("--resume_from_checkpoint latest --overwrite_output_dir", "goes on with the run"),
+    ],
+)
+def test_mistakes_in_flags(flags, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        parse_recipe(flags.split())
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=str)
+def test_recipes_list_only_what_differs_from_the_defaults(path):
+    import yaml
+
+    defaults = {name: vars(section) for name, section in vars(parse_recipe([])).items()}
+    for section, values in yaml.safe_load(path.read_text()).items():
+        same = [key for key, value in values.items() if defaults[section][key] == value]
+        assert not same, f"{path} repeats the defaults of {same}"

@@ -1,0 +1,339 @@
+"""The loop: the same update however it is shared out, exact resumption, and nothing lost when it stops."""
+
+import json
+import os
+import shutil
+import signal
+import threading
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModel, AutoTokenizer
+
+from hf_vrae import VRAEForSequenceGeneration
+from hf_vrae.modeling import distributions
+from hf_vrae.training import loop as loop_module
+from hf_vrae.training.checkpoints import checkpoints
+from hf_vrae.training.loop import Interrupted, TrainingLoop, learning_rate_schedule, make_accelerator, make_optimizer
+from hf_vrae.training.run import run
+from tests.models import make_model
+
+
+def lines(folder, kind=None):
+    rows = [json.loads(line) for line in (Path(folder) / "metrics.jsonl").read_text().splitlines()]
+    return [row for row in rows if kind in (None, row["kind"])]
+
+
+def weights(folder):
+    return (Path(folder) / "model.safetensors").read_bytes()
+
+
+def test_a_run_leaves_a_model_its_numbers_and_its_samples(tiny, tmp_path):
+    results = run(tiny("--eval_strategy steps --eval_steps 6"))
+    folder = tmp_path / "run"
+    assert json.loads((folder / "results.json").read_text()) == json.loads(json.dumps(results))
+    assert results["split"] == "test" and results["num_sequences"] == 24 and results["true_nll"] > 20
+    described = results["run"]
+    assert described["seed"] == 42 and described["steps"] == 12 and len(described["data"]["test"]["sha256"]) == 64
+    assert described["data"]["train"]["sequences"] == 240 and "torch" in described["versions"]
+    model, tokenizer = AutoModel.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+    assert model.config.vocab_size == len(tokenizer) and model.generation_config.max_length > 10
+    assert [row["step"] for row in lines(folder, "train")] == [4, 8, 12]
+    assert {"loss", "reconstruction", "kl", "kl_weight", "learning_rate", "grad_norm", "tokens_per_second"} < set(
+        lines(folder, "train")[0]
+    )
+    evaluation = lines(folder, "eval")[-1]
+    assert {"neg_elbo", "reconstruction", "kl", "mutual_information", "active_units"} < set(evaluation)
+    samples = json.loads((folder / "samples.jsonl").read_text().splitlines()[-1])
+    assert len(samples["reconstructions"]) == 3 and len(samples["samples"]) == 3
+    assert samples["reconstructions"][0][0].split()[-1] in ".?"
+
+
+def test_training_lowers_the_bound(tiny):
+    before = run(tiny("--max_steps 1", "short"))
+    after = run(tiny("--max_steps 60 --learning_rate 1e-2", "long"))
+    assert after["neg_elbo"] < before["neg_elbo"] - 10
+
+
+def test_the_loss_of_a_line_is_that_of_its_updates(tiny, tmp_path):
+    run(tiny("--kl_schedule constant --kl_weight 0.5"))
+    for row in lines(tmp_path / "run", "train"):
+        assert row["kl_weight"] == 0.5
+        assert row["loss"] == pytest.approx(row["reconstruction"] + 0.5 * row["kl"], rel=1e-5)
+
+
+def same_noise(monkeypatch):
+    """Take the randomness out, so that updates that should be equal can be compared."""
+    monkeypatch.setattr(distributions, "_standard_normal", lambda shape, like, generator: torch.zeros(shape))
+    return "--dropout 0 --word_dropout 0 --optim sgd --learning_rate 0.1 "
+
+
+@pytest.mark.parametrize("steps", [2, 4])
+def test_accumulation_makes_the_update_of_one_big_batch(steps, tiny, tmp_path, monkeypatch):
+    """Sequences of different lengths, and a last batch smaller than the others: 250 = 15 x 16 + 10."""
+    flags = same_noise(monkeypatch) + "--corpus_size 250 --max_steps 16 --max_grad_norm 1 "
+    run(tiny(flags, "one"))
+    run(tiny(f"{flags} --per_device_train_batch_size {16 // steps} --gradient_accumulation_steps {steps}", "parts"))
+    one, parts = (load_file(tmp_path / name / "model.safetensors") for name in ("one", "parts"))
+    for name in one:
+        torch.testing.assert_close(parts[name], one[name], rtol=1e-4, atol=1e-6)
+    for a, b in zip(lines(tmp_path / "one", "train"), lines(tmp_path / "parts", "train"), strict=True):
+        assert [b[name] for name in ("loss", "reconstruction", "kl", "grad_norm")] == pytest.approx(
+            [a[name] for name in ("loss", "reconstruction", "kl", "grad_norm")], rel=1e-4
+        )
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        "",
+        "--rnn_type gru --tie_word_embeddings --gradient_accumulation_steps 2",
+        "--optim adam --layer_norm --mixed_precision bf16",
+        "--optim sgd --momentum 0.9 --lr_scheduler_type reduce_lr_on_plateau --lr_decay_patience 1 --learning_rate 2",
+    ],
+)
+def test_resumption_is_exact(flags, tiny, tmp_path):
+    """Interrupted in the middle of an epoch and of a line of metrics, and resumed with other random states about."""
+    flags += " --eval_strategy steps --eval_steps 5 --save_total_limit 9 --logging_steps 4"
+    run(tiny(flags, "whole"))
+    shutil.copytree(tmp_path / "whole", tmp_path / "resumed")
+    for path in checkpoints(tmp_path / "resumed"):
+        if int(path.name.split("-")[1]) > 6:
+            shutil.rmtree(path)
+    torch.rand(17)
+    run(tiny(flags + " --resume_from_checkpoint latest", "resumed"))
+    for name in ("model.safetensors", "checkpoint-12/model.safetensors", "checkpoint-12/optimizer.bin"):
+        assert (tmp_path / "resumed" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
+    state = json.loads((tmp_path / "resumed" / "checkpoint-12" / "state.json").read_text())
+    assert state == json.loads((tmp_path / "whole" / "checkpoint-12" / "state.json").read_text())
+    timeless = [[{k: v for k, v in row.items() if k != "tokens_per_second"} for row in lines(tmp_path / name)]
+                for name in ("whole", "resumed")]  # fmt: skip
+    assert timeless[0] == timeless[1]
+    assert (tmp_path / "whole" / "samples.jsonl").read_text() == (tmp_path / "resumed" / "samples.jsonl").read_text()
+
+
+def test_runs_repeat_themselves_and_seeds_differ(tiny, tmp_path):
+    for name, flags in (("a", ""), ("b", ""), ("c", "--seed 1")):
+        run(tiny(flags, name))
+    assert weights(tmp_path / "a") == weights(tmp_path / "b") != weights(tmp_path / "c")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_an_interrupted_run_saves_itself_and_goes_on(number, tiny, tmp_path):
+    handler = signal.getsignal(number)
+    timer = threading.Timer(1.5, os.kill, (os.getpid(), number))
+    timer.start()
+    with pytest.raises(Interrupted, match="Interrupted at step .*--resume_from_checkpoint latest") as caught:
+        run(tiny("--max_steps 100000 --save_steps 100000"))
+    assert caught.value.signal_number == number and signal.getsignal(number) is handler
+    (saved,) = checkpoints(tmp_path / "run")
+    step = json.loads((saved / "state.json").read_text())["step"]
+    assert saved.name == f"checkpoint-{step}" and AutoModel.from_pretrained(saved)
+    # The command that the message gives, up to the end of this test's patience.
+    recipe = tiny(f"--max_steps {step + 2} --resume_from_checkpoint latest")
+    assert run(recipe)["run"]["steps"] == step + 2
+
+
+def test_a_loss_that_is_no_number_stops_the_run(tiny, tmp_path, monkeypatch):
+    update = TrainingLoop.update
+
+    def poisoned(self, micro_batches):
+        if self.state.step == 9:
+            next(self.plain_model.parameters()).data.fill_(float("nan"))
+        return update(self, micro_batches)
+
+    monkeypatch.setattr(TrainingLoop, "update", poisoned)
+    with pytest.raises(FloatingPointError) as caught:
+        run(tiny())
+    message = str(caught.value)
+    assert "not finite at step 9 (epoch 0.60)" in message and "checkpoint-6" in message
+    batch = json.loads((tmp_path / "run" / "nan_batch.json").read_text())
+    assert batch["step"] == 9 and len(batch["indices"]) == len(batch["texts"]) == 16
+    assert [path.name for path in checkpoints(tmp_path / "run")] == ["checkpoint-6"]
+    good = AutoModel.from_pretrained(tmp_path / "run" / "checkpoint-6")
+    assert all(torch.isfinite(parameter).all() for parameter in good.parameters())
+
+
+def test_checkpoints_are_few_whole_and_load(tiny, tmp_path):
+    run(tiny("--max_steps 12 --save_steps 2 --save_total_limit 2"))
+    assert [path.name for path in checkpoints(tmp_path / "run")] == ["checkpoint-10", "checkpoint-12"]
+    assert not list((tmp_path / "run").glob("partial-*"))
+    assert weights(tmp_path / "run" / "checkpoint-12") == weights(tmp_path / "run")
+    AutoTokenizer.from_pretrained(tmp_path / "run" / "checkpoint-10")
+
+
+def test_a_checkpoint_half_written_is_none(tiny, tmp_path, monkeypatch):
+    def fail(*args, **kwargs):
+        raise OSError("disk full")
+
+    monkeypatch.setattr(VRAEForSequenceGeneration, "save_pretrained", fail)
+    with pytest.raises(OSError, match="disk full"):
+        run(tiny())
+    assert checkpoints(tmp_path / "run") == []
+
+
+def test_the_best_model_is_kept_and_returned(tiny, tmp_path, monkeypatch):
+    """Evaluations say 5, 3, 4, 9: the model of the second is the best, whatever the limit."""
+    bounds = iter([5.0, 3.0, 4.0, 9.0])
+    original = loop_module.evaluate
+    monkeypatch.setattr(
+        loop_module, "evaluate", lambda *args, **kwargs: original(*args, **kwargs) | {"neg_elbo": next(bounds)}
+    )
+    flags = "--eval_strategy steps --eval_steps 3 --save_steps 100 --save_total_limit 1 --kl_schedule constant"
+    results = run(tiny(flags))
+    assert results["run"]["best_step"] == 6
+    assert [path.name for path in checkpoints(tmp_path / "run")] == ["checkpoint-6", "checkpoint-12"]
+    assert weights(tmp_path / "run") == weights(tmp_path / "run" / "checkpoint-6")
+
+
+def test_no_model_is_best_before_the_kl_weight_has_arrived(tiny, tmp_path):
+    run(tiny("--eval_strategy steps --eval_steps 2 --kl_warmup_steps 7"))
+    assert run(tiny("--eval_strategy steps --eval_steps 2 --kl_warmup_steps 100", "never"))["run"]["best_step"] is None
+    assert json.loads((tmp_path / "run" / "results.json").read_text())["run"]["best_step"] >= 8
+
+
+def test_early_stopping_counts_once_the_kl_weight_has_arrived(tiny, monkeypatch):
+    bounds = iter(range(100))
+    original = loop_module.evaluate
+    monkeypatch.setattr(
+        loop_module, "evaluate", lambda *args, **kwargs: original(*args, **kwargs) | {"neg_elbo": next(bounds)}
+    )
+    flags = "--max_steps 40 --eval_strategy steps --eval_steps 2 --kl_warmup_steps 9 --early_stopping_patience 3"
+    assert run(tiny(flags))["run"]["steps"] == 16  # arrived at 10, which is the best; then 12, 14, 16
+
+
+def test_decay_on_a_plateau_restores_the_best_model(tiny, tmp_path, monkeypatch):
+    bounds = iter([5.0, 3.0, 4.0, 4.0, 2.0, 9.0, 9.0, 9.0, 9.0, 9.0])
+    original, restored = loop_module.evaluate, []
+    monkeypatch.setattr(
+        loop_module, "evaluate", lambda *args, **kwargs: original(*args, **kwargs) | {"neg_elbo": next(bounds)}
+    )
+    load = loop_module.load_weights
+    monkeypatch.setattr(
+        loop_module, "load_weights", lambda model, folder: (restored.append(folder), load(model, folder))
+    )
+    flags = """--optim sgd --lr_scheduler_type reduce_lr_on_plateau --lr_decay_patience 2 --learning_rate 0.8
+    --lr_decay_factor 0.5 --max_lr_decays 2 --kl_schedule constant --eval_strategy steps --eval_steps 2 --max_steps 40
+    --logging_steps 2"""
+    results = run(tiny(flags))
+    assert [row["learning_rate"] for row in lines(tmp_path / "run", "train")] == [0.8] * 4 + [0.4] * 3
+    assert results["run"]["steps"] == 14 and results["run"]["best_step"] == 10
+    assert [Path(folder).name for folder in restored] == ["checkpoint-4", "checkpoint-10", "checkpoint-10"]
+
+
+def test_collapse_is_said_in_plain_words(tiny, caplog):
+    with caplog.at_level("WARNING"):
+        run(
+            tiny(
+                "--eval_strategy steps --eval_steps 12 --kl_schedule constant --kl_weight 50 --initializer_range 0.001"
+            )
+        )
+    assert "The posterior has collapsed: at step 12 the KL is 0.0" in caplog.text
+    assert "--kl_warmup_steps" in caplog.text and "makes it worse" in caplog.text
+
+
+def test_a_run_is_never_overwritten_unless_asked(tiny, tmp_path):
+    run(tiny("--max_steps 2"))
+    (tmp_path / "run" / "notes.md").write_text("mine")
+    before = weights(tmp_path / "run")
+    with pytest.raises(
+        ValueError, match="already holds a run.*--resume_from_checkpoint latest.*--overwrite_output_dir"
+    ):
+        run(tiny("--max_steps 2 --seed 1"))
+    assert weights(tmp_path / "run") == before
+    run(tiny("--max_steps 2 --seed 1 --overwrite_output_dir"))
+    assert weights(tmp_path / "run") != before and (tmp_path / "run" / "notes.md").read_text() == "mine"
+
+
+def test_resuming_what_cannot_be_resumed(tiny, tmp_path):
+    with pytest.raises(ValueError, match="holds no checkpoint"):
+        run(tiny("--resume_from_checkpoint latest"))
+    with pytest.raises(ValueError, match="'latest' or a checkpoint folder"):
+        run(tiny("--resume_from_checkpoint nowhere"))
+    run(tiny("--max_steps 2"))
+    with pytest.raises(ValueError, match="training data are not those of"):
+        run(tiny("--resume_from_checkpoint latest --max_train_samples 100"))
+    with pytest.raises(ValueError, match="of another shape: size mismatch for"):
+        run(tiny("--resume_from_checkpoint latest --decoder_hidden_size 18"))
+    with pytest.raises(ValueError, match="of another model: it differs in"):
+        run(tiny("--resume_from_checkpoint latest --encoder_layers 2"))
+
+
+def test_starting_from_a_model(tiny, tmp_path):
+    """Other data, the same tokenizer and weights, a fresh optimizer."""
+    run(tiny("--max_steps 2", "first"))
+    recipe = tiny(
+        f"--model_name_or_path {tmp_path / 'first'} --max_steps 1 --learning_rate 1e-9 --corpus_size 100 --seed 3"
+    )
+    results = run(recipe)
+    first, second = (load_file(tmp_path / name / "model.safetensors") for name in ("first", "run"))
+    for name in first:
+        torch.testing.assert_close(second[name], first[name], atol=1e-7, rtol=0)
+    assert results["run"]["data"]["train"]["sequences"] == 100
+
+
+def test_own_files_by_another_tokenizer(tiny, tmp_path, corpus):
+    for split in ("train", "test"):
+        (tmp_path / f"{split}.txt").write_text("\n".join(corpus[split]["text"]) + "\n\n")
+    files = (
+        f"--train_file {tmp_path / 'train.txt'} --test_file {tmp_path / 'test.txt'} --validation_split_percentage 10"
+    )
+    results = run(tiny(f"{files} --tokenizer_type char --max_steps 2"))
+    assert results["run"]["data"]["train"]["sequences"] == 360 and results["num_sequences"] == 60
+    assert "true_nll" not in results
+    assert results["num_tokens"] == results["num_characters"]  # a character is a token, and so is the end
+    named = run(tiny(f"{files} --tokenizer_name {tmp_path / 'run'} --max_steps 2 --max_eval_samples 5", "named"))
+    assert named["num_sequences"] == 5
+
+
+def test_too_little_data(tiny):
+    with pytest.raises(ValueError, match="has 3 sequences, fewer than the 4 parts of an update"):
+        run(tiny("--corpus_size 3 --gradient_accumulation_steps 4"))
+
+
+def test_bfloat16_keeps_float32_master_weights(tiny, tmp_path):
+    run(tiny("--mixed_precision bf16 --max_steps 3"))
+    assert all(tensor.dtype == torch.float32 for tensor in load_file(tmp_path / "run" / "model.safetensors").values())
+
+
+@pytest.mark.parametrize("name", ["adamw", "adam", "sgd", "lamb"])
+def test_optimizers(name, tiny):
+    recipe = tiny(f"--optim {name} --weight_decay 0.1 --learning_rate 0.01")
+    model = make_model()
+    optimizer = make_optimizer(model, recipe.training)
+    assert optimizer.param_groups[0]["lr"] == 0.01 and optimizer.param_groups[0]["weight_decay"] == 0.1
+    before = [parameter.clone() for parameter in model.parameters()]
+    ids = torch.tensor([[2, 5, 6, 3]])
+    model(ids, labels=ids[:, 1:]).loss.backward()
+    optimizer.step()
+    assert all(not torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
+
+
+@pytest.mark.parametrize(
+    "name", ["linear", "cosine", "constant", "constant_with_warmup", "polynomial", "inverse_sqrt"]
+)
+def test_learning_rate_schedules_are_transformers(name, tiny):
+    from transformers import get_scheduler
+
+    recipe = tiny(f"--lr_scheduler_type {name} --warmup_steps 0.2")
+    ours = learning_rate_schedule(recipe.training, 20)
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+    theirs = get_scheduler(name, optimizer, num_warmup_steps=4, num_training_steps=20)
+    for step in range(20):
+        assert ours(step) == pytest.approx(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        theirs.step()
+
+
+def test_trackers(tiny, tmp_path):
+    pytest.importorskip("tensorboard")
+    run(tiny("--report_to tensorboard --max_steps 4"))
+    assert list((tmp_path / "run").rglob("events.out.tfevents*"))
+
+
+def test_fp16_needs_a_gpu(tiny):
+    if not torch.cuda.is_available():
+        with pytest.raises(ValueError, match="fp16 needs a GPU; a CPU has bf16"):
+            make_accelerator(tiny("--mixed_precision fp16").training)

@@ -1,0 +1,45 @@
+import pytest
+
+from hf_vrae.training.schedules import KLSchedule
+
+
+def test_constant():
+    schedule = KLSchedule("constant", 100, weight=0.4)
+    assert [schedule(step) for step in (0, 50, 99)] == [0.4] * 3 and schedule.has_arrived(0)
+
+
+def test_linear_rises_from_start_within_the_warmup():
+    schedule = KLSchedule("linear", 100, start=0.1, warmup=20)
+    assert [schedule(0), schedule(10), schedule(20), schedule(99)] == pytest.approx([0.1, 0.55, 1, 1])
+    assert [schedule.has_arrived(step) for step in (0, 19, 20, 99)] == [False, False, True, True]
+
+
+def test_a_warmup_below_one_is_a_share_of_the_run():
+    assert KLSchedule("linear", 100, warmup=0.2)(10) == KLSchedule("linear", 100, warmup=20)(10) == pytest.approx(0.5)
+
+
+def test_logistic_is_sentence_vaes_with_its_defaults():
+    """timbmg/Sentence-VAE: 1 / (1 + exp(-0.0025 (step - 2500)))."""
+    import math
+
+    schedule = KLSchedule("logistic", 10_000, warmup=5000)
+    for step in (0, 1000, 2500, 4000):
+        assert schedule(step) == pytest.approx(1 / (1 + math.exp(-0.0025 * (step - 2500))))
+    assert schedule(5000) == 1
+
+
+def test_cyclical_is_fu_et_al():
+    """M cycles, each rising in its first half: beta = min(1, tau / R) with tau the share of the cycle."""
+    schedule = KLSchedule("cyclical", 400, cycles=4, warmup=0.5)
+    for step in range(400):
+        assert schedule(step) == pytest.approx(min(1, (step % 100) / 100 / 0.5))
+    assert not schedule.has_arrived(349) and schedule.has_arrived(350) and not schedule.has_arrived(300)
+
+
+def test_final_weight_other_than_one():
+    schedule = KLSchedule("linear", 10, weight=0.5, warmup=10)
+    assert schedule(5) == pytest.approx(0.25) and schedule(10) == 0.5
+
+
+def test_no_warmup_at_all():
+    assert KLSchedule("linear", 10, warmup=0)(0) == 1
