@@ -1,0 +1,186 @@
+"""Sharing: the card, the round trip through a Hub on loopback, and a stranger who does not have the package."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from huggingface_hub import ModelCard
+
+from hf_vrae.hub import load, write_model_card
+from tests.hub_server import Hub
+from tests.models import VARIANTS, make_model
+
+# Runs where `import hf_vrae` fails: all it has is what came with the checkpoint.
+STRANGER = """
+import sys
+sys.modules["hf_vrae"] = None
+import torch
+from transformers import AutoConfig, AutoModel, AutoModelForSeq2SeqLM, AutoTokenizer
+names, revision = (sys.argv[1:2], sys.argv[2]) if "/" in sys.argv[1] else (sys.argv[1:], "main")
+for name in names:
+    for auto in (AutoModel, AutoModelForSeq2SeqLM):
+        model = auto.from_pretrained(name, trust_remote_code=True, revision=revision).eval()
+        assert type(model).__name__ == "VRAEForSequenceGeneration", type(model)
+    ids = torch.tensor([[2, 5, 6, 3]])
+    q = model.encode(ids)
+    assert torch.isfinite(q.log_prob(q.sample())).all()
+    assert torch.isfinite(torch.distributions.kl_divergence(q, model.prior())).all()
+    assert model.generate(ids, max_new_tokens=3, num_beams=2).shape[0] == 1
+    assert model.generate(latents=model.prior().sample((4,)), max_new_tokens=3, do_sample=True).shape[0] == 4
+    assert torch.isfinite(model(ids, labels=ids[:, 1:]).loss)
+    print(q.mean.sum().item())
+    model.save_pretrained(name.split("/")[-1] + "_again")
+"""
+
+
+def python(script, *arguments, cwd, **environment):
+    """Run Python code in a process of its own, without this one's offline settings."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
+    kept |= {"HF_HOME": str(cwd / "hf_home"), "HF_HUB_DISABLE_XET": "1", "HF_HUB_DISABLE_TELEMETRY": "1"} | environment
+    result = subprocess.run(
+        [sys.executable, "-c", script, *map(str, arguments)], cwd=cwd, env=kept, capture_output=True, text=True
+    )
+    assert result.returncode == 0, result.stderr[-3000:]
+    return result.stdout.split()
+
+
+@pytest.fixture
+def shared(tmp_path, tokenizer):
+    """A model folder as a run leaves it."""
+    folder = tmp_path / "vrae-tiny"
+    make_model(vocab_size=len(tokenizer)).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    results = {"split": "test", "nll_iw": 23.5, "ppl_iw": 8.25, "neg_elbo": 24.0, "reconstruction": 18.0, "kl": 6.0}
+    results |= {"mutual_information": 5.0, "mi_num_sequences": 60, "active_units": 4, "num_samples": 100}
+    data = {"train": {"sequences": 400, "tokens": 4000, "sha256": "0" * 64}}
+    run = {"command": "train.py", "seed": 42, "num_parameters": 12_345, "steps": 10, "best_step": None, "data": data}
+    run |= {"training_seconds": 3.2, "hardware": "a CPU", "num_processes": 1, "mixed_precision": "no"}
+    results |= {"num_sequences": 60, "num_tokens": 660, "run": run | {"versions": {"torch": "2.13.0"}}}
+    (folder / "results.json").write_text(json.dumps(results))
+    samples = {"step": 10, "reconstructions": [["a | b", "a <unk> b"]], "samples": ["the king ."]}
+    (folder / "samples.jsonl").write_text(json.dumps(samples) + "\n")
+    (folder / "recipe.yaml").write_text("data:\n  train_file: some/where/my.txt\n")
+    (folder / "curves.png").write_bytes(b"picture")
+    (folder / "checkpoint-10").mkdir()
+    (folder / "checkpoint-10" / "optimizer.bin").write_bytes(b"large")
+    return folder
+
+
+def test_card_holds_the_runs_own_numbers(shared):
+    text = write_model_card(shared, "org/vrae-tiny").read_text()
+    for part in (
+        'AutoModel.from_pretrained("org/vrae-tiny")',
+        'AutoModel.from_pretrained("org/vrae-tiny", trust_remote_code=True)',
+        "| NLL, importance-weighted with 100 samples | 23.500 |",
+        "| active units | 4 |",
+        "| mutual information of x and z, over 60 sequences | 5.000 |",
+        "| seed | 42 |",
+        "torch 2.13.0",
+        "the file `my.txt`",
+        "12,345 parameters",
+        "| a \\| b | a &lt;unk> b |",
+        "- the king .",
+        "![Training curves](curves.png)",
+        "train_file: some/where/my.txt",
+        "SHA-256 `0000000000000000`",
+    ):
+        assert part in text, part
+    assert "{{" not in text and "None" not in text
+    card = ModelCard.load(shared / "README.md").data
+    assert card.library_name == "transformers" and card.model_name == "vrae-tiny"
+    assert {result.metric_type: result.metric_value for result in card.eval_results}["nll_iw"] == 23.5
+
+
+def test_card_of_a_model_alone(tmp_path):
+    make_model().save_pretrained(tmp_path)
+    text = write_model_card(tmp_path).read_text()
+    assert "## Results" not in text and "## Samples" not in text and f'from_pretrained("{tmp_path}")' in text
+
+
+def test_card_of_no_model(tmp_path):
+    with pytest.raises(ValueError, match="holds no saved model"):
+        write_model_card(tmp_path)
+
+
+def test_loading_what_is_no_model(tmp_path):
+    with pytest.raises(ValueError, match="There is no folder 'nowhere'"):
+        load("nowhere")
+    with pytest.raises(ValueError, match="cannot be loaded as a model"):
+        load(str(tmp_path))
+    (tmp_path / "config.json").write_text('{"model_type": "bert"}')
+    with pytest.raises(ValueError, match="of type 'bert', not 'vrae'|cannot be loaded"):
+        load(str(tmp_path))
+
+
+# Trains and pushes, loads, changes and pushes again, and loads both revisions.
+ROUND_TRIP = """
+import runpy, sys
+import torch
+from transformers import AutoModel, AutoTokenizer
+from hf_vrae import VRAEForSequenceGeneration
+from hf_vrae.hub import push_folder
+
+def meaning(**revision):
+    model = AutoModel.from_pretrained("org/vrae-tiny", **revision)
+    tokenizer = AutoTokenizer.from_pretrained("org/vrae-tiny", **revision)
+    assert type(model) is VRAEForSequenceGeneration
+    assert tokenizer(["the king sold a letter ."], return_tensors="pt")["input_ids"].shape == (1, 8)
+    return model, model.encode(torch.tensor([[2, 5, 6, 3]])).mean.sum().item()
+
+script, *sys.argv[1:] = sys.argv[1:]
+try:
+    runpy.run_path(script, run_name="__main__")
+except SystemExit as exit:
+    assert not exit.code
+model, first = meaning()
+torch.nn.init.normal_(model.model.encoder.posterior.weight)
+model.save_pretrained("run")
+commit = push_folder("run", "org/vrae-tiny").split("/")[-1]
+assert meaning()[1] != first
+assert meaning(revision=commit)[1] == meaning()[1]
+print("FIRST", first)
+"""
+
+
+def test_round_trip_through_a_hub(tmp_path):
+    train = Path("scripts/train.py").resolve()
+    flags = """--output_dir run --corpus_size 200 --max_steps 2 --save_steps 1 --num_importance_samples 2
+    --embedding_size 16 --encoder_hidden_size 16 --decoder_hidden_size 16 --push_to_hub --hub_model_id org/vrae-tiny"""
+    with Hub() as hub:
+        there = {"HF_ENDPOINT": hub.url, "HF_TOKEN": "hf_anything"}
+        printed = python(ROUND_TRIP, train, *flags.split(), cwd=tmp_path, **there)
+        first = printed[printed.index("FIRST") + 1]
+        (_, pushed), (_, changed) = hub.commits["org/vrae-tiny"][1:]  # the one before is that of the new repository
+        assert {"config.json", "model.safetensors", "tokenizer.json", "README.md", "results.json", "curves.png",
+                "modeling_vrae.py", "configuration_vrae.py", "recurrent.py", "distributions.py"} <= set(pushed)  # fmt: skip
+        assert not [path for path in pushed if path.startswith("checkpoint-")]
+        assert b'AutoModel.from_pretrained("org/vrae-tiny")' in pushed["README.md"]
+        assert [path for path in pushed if pushed[path] != changed[path]] == ["model.safetensors"]
+        # The old revision, by its commit, in a process that has nothing but what lies there.
+        old = hub.commits["org/vrae-tiny"][1][0]
+        (stranger,) = python(STRANGER, "org/vrae-tiny", old, cwd=tmp_path, **there)
+        assert stranger == first
+
+
+def test_a_stranger_loads_every_kind_of_model_from_its_folder(tmp_path):
+    expected = []
+    for name, options in VARIANTS.items():
+        model = make_model(**options)
+        model.save_pretrained(tmp_path / name.replace(" ", "-"))
+        expected.append(model.encode(torch.tensor([[2, 5, 6, 3]])).mean.sum().item())
+    folders = [name.replace(" ", "-") for name in VARIANTS]
+    assert [float(number) for number in python(STRANGER, *folders, cwd=tmp_path)] == pytest.approx(expected, rel=1e-4)
+    # What the stranger saved again still has its code, and the Auto classes still find it.
+    config = json.loads((tmp_path / "lstm_again" / "config.json").read_text())
+    assert set(config["auto_map"]) == {"AutoConfig", "AutoModel", "AutoModelForSeq2SeqLM"}
+    assert (tmp_path / "lstm_again" / "recurrent.py").is_file()
+
+
+def test_exported_code_names_nothing_of_ours(shared):
+    for path in shared.glob("*.py"):
+        assert not re.search(r"^\s*(from|import) hf_vrae", path.read_text(), re.MULTILINE), path

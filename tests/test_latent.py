@@ -1,0 +1,86 @@
+import pytest
+import torch
+
+from hf_vrae.latent import (
+    attribute_vector,
+    decode_latents,
+    encode_texts,
+    interpolate,
+    interpolate_texts,
+    move_texts,
+    reconstruct_texts,
+    sample_texts,
+)
+from tests.models import make_model
+
+TEXTS = ["the king sold a letter .", "our queen did not watch many trains ."]
+
+
+@pytest.fixture
+def pair(tokenizer):
+    model = make_model(vocab_size=len(tokenizer))
+    model.generation_config.max_length = 12
+    return model, tokenizer
+
+
+def test_straight_path():
+    path = interpolate(torch.tensor([0.0, 2.0]), torch.tensor([4.0, 0.0]), 5)
+    assert path.tolist() == [[0, 2], [1, 1.5], [2, 1], [3, 0.5], [4, 0]]
+
+
+def test_spherical_path_keeps_the_norm_and_goes_by_equal_angles():
+    start, end = torch.tensor([3.0, 0.0]), torch.tensor([0.0, 3.0])
+    path = interpolate(start, end, 7, spherical=True)
+    torch.testing.assert_close(path.norm(dim=-1), torch.full((7,), 3.0))
+    torch.testing.assert_close(torch.atan2(path[:, 1], path[:, 0]), torch.linspace(0, torch.pi / 2, 7))
+    torch.testing.assert_close(path[[0, -1]], torch.stack([start, end]))
+
+
+def test_spherical_path_between_parallel_vectors_is_straight():
+    start = torch.tensor([1.0, 2.0])
+    for end in (start, 3 * start, -start):
+        torch.testing.assert_close(interpolate(start, end, 3, spherical=True), interpolate(start, end, 3))
+
+
+def test_a_path_has_two_ends():
+    with pytest.raises(ValueError, match="`num_steps` must be at least 2, both ends, got 1"):
+        interpolate(torch.zeros(2), torch.ones(2), 1)
+
+
+def test_attribute_vector_is_the_difference_of_means():
+    with_attribute, without = torch.randn(50, 3) + torch.tensor([5.0, 0, 0]), torch.randn(70, 3)
+    expected = with_attribute.mean(0) - without.mean(0)
+    torch.testing.assert_close(attribute_vector(with_attribute, without), expected)
+
+
+def test_encoding_in_batches_is_encoding(pair):
+    model, tokenizer = pair
+    texts = TEXTS * 5
+    torch.testing.assert_close(
+        encode_texts(model, tokenizer, texts, batch_size=3), encode_texts(model, tokenizer, texts, batch_size=64)
+    )
+    for bad in ([], ["", "x"]):
+        with pytest.raises(ValueError, match="`texts` must hold at least one text and no empty one"):
+            encode_texts(model, tokenizer, bad)
+
+
+def test_rows_of_text(pair):
+    model, tokenizer = pair
+    decoded = decode_latents(model, tokenizer, encode_texts(model, tokenizer, TEXTS))
+    assert [row["reconstruction"] for row in reconstruct_texts(model, tokenizer, TEXTS)] == decoded
+    path = interpolate_texts(model, tokenizer, TEXTS, num_steps=4, spherical=True)
+    assert [row["t"] for row in path] == [0, 0.3333, 0.6667, 1] and [path[0]["text"], path[-1]["text"]] == decoded
+    moved = move_texts(model, tokenizer, TEXTS, TEXTS[:1], TEXTS[1:], strengths=[0.0, 1.0])
+    assert [row["moved"] for row in moved if row["strength"] == 0.0] == decoded
+    # From the text without the attribute, one whole vector leads to the text with it.
+    assert moved[3]["moved"] == decoded[0]
+    with pytest.raises(ValueError, match="two ends of the path, got 1"):
+        interpolate_texts(model, tokenizer, TEXTS[:1])
+
+
+def test_samples_repeat_by_seed_and_begin_as_asked(pair):
+    model, tokenizer = pair
+    first, again, other = (sample_texts(model, tokenizer, 5, seed=seed) for seed in (1, 1, 2))
+    assert len(first) == 5 and first == again != other
+    for row in sample_texts(model, tokenizer, 5, prefix="our king", num_beams=2):
+        assert row["text"].startswith("our king")

@@ -1,0 +1,82 @@
+"""transformers' own trainers train the model, evaluate its bound and generate with it."""
+
+import pytest
+import torch
+from transformers import DataCollatorForSeq2Seq, Seq2SeqTrainer, Seq2SeqTrainingArguments, Trainer, TrainingArguments
+
+from hf_vrae.data.collators import AutoencodingCollator
+from hf_vrae.evaluation.likelihood import evaluate
+from hf_vrae.training.callbacks import KLAnnealingCallback
+from tests.models import make_model
+
+
+@pytest.fixture
+def parts(tokenizer, tokenized, tmp_path):
+    model = make_model(vocab_size=len(tokenizer), initializer_range=0.1, word_dropout=0.0)
+    data = {split: data.select_columns(["input_ids"]) for split, data in tokenized.items()}
+    arguments = {"output_dir": str(tmp_path), "max_steps": 6, "per_device_train_batch_size": 8, "report_to": "none",
+                 "logging_steps": 1, "disable_tqdm": True, "use_cpu": True, "save_steps": 3}  # fmt: skip
+    return model, data, arguments, AutoencodingCollator(tokenizer.pad_token_id)
+
+
+def test_trainer_anneals_evaluates_and_resumes(parts):
+    model, data, arguments, collator = parts
+    seen = []
+    model.register_forward_pre_hook(lambda module, args: seen.append((module.training, module.kl_weight)))
+    trainer = Trainer(
+        model,
+        TrainingArguments(**arguments, eval_strategy="steps", eval_steps=3),
+        train_dataset=data["train"],
+        eval_dataset=data["test"],
+        data_collator=collator,
+        callbacks=[KLAnnealingCallback("linear", start=0.1, warmup=4)],
+    )
+    trainer.train()
+    training = [weight for in_training, weight in seen if in_training]
+    assert training == pytest.approx([0.1, 0.325, 0.55, 0.775, 1.0, 1.0])
+    assert {weight for in_training, weight in seen if not in_training} == {1.0}
+    metrics = trainer.evaluate()
+    bound = evaluate(model, tokenized_like(data["test"]), collator, num_samples=20)["neg_elbo"]
+    assert metrics["eval_loss"] == pytest.approx(bound, rel=0.03)  # one sample of z against twenty
+    losses = [row["loss"] for row in trainer.state.log_history if "loss" in row]
+    trainer.train(resume_from_checkpoint=arguments["output_dir"] + "/checkpoint-3")
+    assert [row["loss"] for row in trainer.state.log_history if "loss" in row] == pytest.approx(losses, rel=1e-4)
+
+
+def tokenized_like(data):
+    return data.add_column("length", [len(ids) for ids in data["input_ids"]])
+
+
+@pytest.mark.parametrize("steps", [1, 2])
+def test_accumulation_in_trainer_weighs_kl_and_reconstruction_alike(parts, steps):
+    """`accepts_loss_kwargs = False`: a loss of nats a sequence, whatever the number of tokens in the batch."""
+    model, data, arguments, collator = parts
+    arguments |= {"max_steps": 1, "per_device_train_batch_size": 8 // steps, "gradient_accumulation_steps": steps}
+    trainer = Trainer(model, TrainingArguments(**arguments), train_dataset=data["train"], data_collator=collator)
+    trainer.train()
+    assert trainer.state.log_history[0]["loss"] == pytest.approx(60, abs=15)  # not 60 / tokens, not 60 x steps
+
+
+def test_seq2seq_trainer_predicts_with_generate(parts, tokenizer):
+    model, data, arguments, _ = parts
+    model.generation_config.max_length = 9
+    labelled = {split: part.map(lambda row: {"labels": row["input_ids"][1:]}) for split, part in data.items()}
+    trainer = Seq2SeqTrainer(
+        model,
+        Seq2SeqTrainingArguments(**arguments, predict_with_generate=True, generation_num_beams=2),
+        train_dataset=labelled["train"],
+        eval_dataset=labelled["test"],
+        data_collator=DataCollatorForSeq2Seq(tokenizer, model=model),
+        processing_class=tokenizer,
+        compute_metrics=lambda prediction: {"width": prediction.predictions.shape[1]},
+    )
+    trainer.train()
+    metrics = trainer.evaluate()
+    assert 2 <= metrics["eval_width"] <= 9 and metrics["eval_loss"] > 0
+
+
+def test_forward_gives_trainer_what_it_asks_for(parts):
+    model, _, _, collator = parts
+    assert model.accepts_loss_kwargs is False
+    outputs = model(**collator([[2, 5, 3]]), return_dict=False)
+    assert isinstance(outputs, tuple) and outputs[0].ndim == 0 and torch.isfinite(outputs[0])
