@@ -30,6 +30,7 @@ def run_script(main: Callable[[], None]) -> None:
         state = PartialState()
         ours.setLevel(logging.INFO if state.is_main_process else logging.ERROR)
         main()
+        state.destroy_process_group()
     except Interrupted as interruption:
         _say(interruption, state.is_local_main_process)
         sys.exit(128 + interruption.signal_number)

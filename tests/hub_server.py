@@ -96,7 +96,11 @@ class Hub:
 
     def lfs_batch(self, repo, body):
         objects = [
-            {"oid": item["oid"], "size": item["size"], "actions": {"upload": {"href": f"{self.url}/lfs/{item['oid']}"}}}
+            {
+                "oid": item["oid"],
+                "size": item["size"],
+                "actions": {"upload": {"href": f"{self.url}/lfs/{item['oid']}"}},
+            }
             for item in json.loads(body)["objects"]
         ]
         return {"transfer": "basic", "objects": objects}

@@ -4,7 +4,6 @@ import codecs
 import logging
 from pathlib import Path
 
-import numpy as np
 from datasets import Dataset, DatasetDict, Value, load_dataset, load_from_disk
 from datasets.exceptions import DatasetGenerationError
 from transformers import PreTrainedTokenizerFast
@@ -177,7 +176,7 @@ def tokenize(
     if kept == 0:
         raise ValueError(f"The {split} split holds no text: its {data.num_rows} rows are empty.")
     columns = tokenized.with_format("numpy")
-    truncated, unknown = int(np.sum(columns["truncated"])), int(np.sum(columns["only_unknown"]))
+    truncated, unknown = int(columns["truncated"][:].sum()), int(columns["only_unknown"][:].sum())
     if unknown == kept:
         raise ValueError(
             f"No row of the {split} split has a word that the tokenizer knows. Do the tokenizer and the data belong "

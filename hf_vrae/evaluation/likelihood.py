@@ -59,7 +59,7 @@ def evaluate(
     was_training = model.training
     model.eval()
     # Like lengths together, long ones first: the same batches in whatever order the data come.
-    order = np.argsort(-np.asarray(dataset.with_format("numpy")["length"]), kind="stable")
+    order = np.argsort(-dataset.with_format("numpy")["length"][:], kind="stable")
     batches = [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
     batches = batches[accelerator.process_index :: accelerator.num_processes]
     rows, posterior = [], None
@@ -128,8 +128,8 @@ def _summarise(columns, family, dataset, num_samples) -> dict[str, float]:
         "num_tokens": tokens,
     }
     if "num_characters" in dataset.column_names:
-        characters = int(np.sum(dataset.with_format("numpy")["num_characters"]))
+        characters = int(np.sum(dataset.with_format("numpy")["num_characters"][:]))
         results |= {"bits_per_character": bits(nll_iw, count, characters), "num_characters": characters}
     if "log_prob" in dataset.column_names:
-        results["true_nll"] = -float(np.mean(dataset.with_format("numpy")["log_prob"]))
+        results["true_nll"] = -float(np.mean(dataset.with_format("numpy")["log_prob"][:]))
     return results

@@ -46,44 +46,26 @@ class VRAEEncoderOutput(ModelOutput):
 
 
 @dataclass
-class VRAEModelOutput(ModelOutput):
-    """
-    Args:
-        last_hidden_state: decoder outputs, [B, T, H].
-        past_key_values: state after the last token, for the next call.
-        decoder_hidden_states: embeddings [B, T, E] and each layer's outputs [B, T, H].
-        encoder_last_hidden_state: [B, 1, D], see [`VRAEEncoderOutput`].
-        encoder_hidden_states: see [`VRAEEncoderOutput`].
-        latents: the z that was decoded, [B, D].
-        posterior_mean, posterior_logvar: of q(z|x), float32 [B, D]; None where z was given.
-    """
-
-    last_hidden_state: torch.FloatTensor | None = None
-    past_key_values: RecurrentCache | None = None
-    decoder_hidden_states: tuple[torch.FloatTensor, ...] | None = None
-    encoder_last_hidden_state: torch.FloatTensor | None = None
-    encoder_hidden_states: tuple[torch.FloatTensor, ...] | None = None
-    latents: torch.FloatTensor | None = None
-    posterior_mean: torch.FloatTensor | None = None
-    posterior_logvar: torch.FloatTensor | None = None
-
-
-@dataclass
-class VRAESequenceOutput(ModelOutput):
+class VRAEOutput(ModelOutput):
     """
     Args:
         loss: mean over the examples of reconstruction + kl_weight * KL, in nats a sequence.
         logits: [B, T, V], of the token that follows each decoder position.
         reconstruction_loss: mean of -log p(x|z), summed over tokens, in nats a sequence.
         kl: mean of KL(q(z|x) || p(z)), neither weighted nor clamped, in nats a sequence.
-        past_key_values, decoder_hidden_states, encoder_last_hidden_state, encoder_hidden_states, latents,
-        posterior_mean, posterior_logvar: see [`VRAEModelOutput`].
+        last_hidden_state: decoder outputs, [B, T, H]; of the model without head only.
+        past_key_values: decoder state after the last token, for the next call.
+        decoder_hidden_states: embeddings [B, T, E] and each layer's outputs [B, T, H].
+        encoder_last_hidden_state, encoder_hidden_states: see [`VRAEEncoderOutput`].
+        latents: the z that was decoded, [B, D].
+        posterior_mean, posterior_logvar: of q(z|x), float32 [B, D]; None where z was given.
     """
 
     loss: torch.FloatTensor | None = None
     logits: torch.FloatTensor | None = None
     reconstruction_loss: torch.FloatTensor | None = None
     kl: torch.FloatTensor | None = None
+    last_hidden_state: torch.FloatTensor | None = None
     past_key_values: RecurrentCache | None = None
     decoder_hidden_states: tuple[torch.FloatTensor, ...] | None = None
     encoder_last_hidden_state: torch.FloatTensor | None = None
@@ -178,13 +160,13 @@ class VRAEEncoder(nn.Module):
             attention_mask = torch.ones_like(inputs_embeds[..., 0])
             if input_ids is not None and self.config.pad_token_id is not None:
                 attention_mask = input_ids != self.config.pad_token_id
-        summary, hidden_states = self.rnn(inputs_embeds, attention_mask)  # [B, H]
+        if output_hidden_states is None:
+            output_hidden_states = self.config.output_hidden_states
+        summary, hidden_states = self.rnn(inputs_embeds, attention_mask, output_hidden_states)  # [B, H]
         # A log-variance rounded to 8 bits would spoil the KL: this one projection stays float32 in mixed precision.
         with torch.autocast(summary.device.type, enabled=False):
             moments = nn.functional.linear(at_least_float32(summary), at_least_float32(self.posterior.weight))
         mean, logvar = moments.chunk(2, dim=-1)  # [B, D]
-        if output_hidden_states is None:
-            output_hidden_states = self.config.output_hidden_states
         return VRAEEncoderOutput(
             last_hidden_state=mean.unsqueeze(1),
             mean=mean,
@@ -237,7 +219,8 @@ class VRAEDecoder(nn.Module):
         past_key_values: RecurrentCache | None = None,
         inputs_embeds: torch.FloatTensor | None = None,
         use_cache: bool = False,
-    ) -> tuple[torch.Tensor, RecurrentCache | None, tuple[torch.Tensor, ...]]:
+        output_hidden_states: bool = False,
+    ) -> tuple[torch.Tensor, RecurrentCache | None, tuple[torch.Tensor, ...] | None]:
         """
         Args:
             latents: z, [B, D].
@@ -245,9 +228,10 @@ class VRAEDecoder(nn.Module):
             attention_mask: nonzero where a token is real, [B, T]; all by default.
             past_key_values: state to go on from; by default the first state.
             use_cache: whether to return the state after the last real token.
+            output_hidden_states: whether to return the embeddings and each layer's outputs.
 
         Returns:
-            the outputs [B, T, H], the cache, and the hidden states: embeddings and each layer's outputs.
+            the outputs [B, T, H], the cache, and the hidden states.
         """
         latents = latents.to(self.embed_tokens.weight.dtype)
         if inputs_embeds is None:
@@ -263,12 +247,13 @@ class VRAEDecoder(nn.Module):
             states = past_key_values.states(inputs.shape[0])
         else:
             states = self.first_states(latents)
-        outputs, states, hidden_states = self.rnn(inputs, states, attention_mask, return_states=use_cache)
+        outputs, states, hidden_states = self.rnn(inputs, states, attention_mask, use_cache, output_hidden_states)
         if use_cache:
             if past_key_values is None:
                 past_key_values = RecurrentCache(self.config.decoder_layers, self.rnn.number_of_states)
             past_key_values.update_states(states, inputs.shape[1])
-        return outputs, past_key_values if use_cache else None, (inputs_embeds, *hidden_states)
+        hidden_states = (inputs_embeds, *hidden_states) if output_hidden_states else None
+        return outputs, past_key_values if use_cache else None, hidden_states
 
 
 class VRAEModel(VRAEPreTrainedModel):
@@ -304,10 +289,14 @@ class VRAEModel(VRAEPreTrainedModel):
         decoder_inputs_embeds: torch.FloatTensor | None = None,
         use_cache: bool | None = None,
         output_hidden_states: bool | None = None,
-    ) -> VRAEModelOutput:
+    ) -> VRAEOutput:
         """Arguments as in [`VRAEForSequenceGeneration.forward`]."""
+        if output_hidden_states is None:
+            output_hidden_states = self.config.output_hidden_states
         if encoder_outputs is None and latents is None:
-            encoder_outputs = self.encoder(input_ids, attention_mask, inputs_embeds, output_hidden_states)
+            encoder_outputs = self.encoder(
+                input_ids, attention_mask, inputs_embeds, output_hidden_states, return_dict=True
+            )
             if self.training:
                 latents = DiagonalGaussian(encoder_outputs.mean, encoder_outputs.logvar).rsample()
         if encoder_outputs is None:
@@ -329,13 +318,12 @@ class VRAEModel(VRAEPreTrainedModel):
             past_key_values,
             decoder_inputs_embeds,
             self.config.use_cache if use_cache is None else use_cache,
+            output_hidden_states,
         )
-        if output_hidden_states is None:
-            output_hidden_states = self.config.output_hidden_states
-        return VRAEModelOutput(
+        return VRAEOutput(
             last_hidden_state=hidden,
             past_key_values=past_key_values,
-            decoder_hidden_states=decoder_hidden_states if output_hidden_states else None,
+            decoder_hidden_states=decoder_hidden_states,
             encoder_last_hidden_state=encoder_outputs.last_hidden_state,
             encoder_hidden_states=encoder_outputs.hidden_states,
             latents=latents,
@@ -390,7 +378,7 @@ class VRAEForSequenceGeneration(VRAEPreTrainedModel, GenerationMixin):
         use_cache: bool | None = None,
         output_hidden_states: bool | None = None,
         logits_to_keep: int = 0,
-    ) -> VRAESequenceOutput:
+    ) -> VRAEOutput:
         """
         Args:
             input_ids: what to encode, `<s> w1 .. wn </s>`, [B, T]; or `inputs_embeds` [B, T, E] in its place.
@@ -406,7 +394,7 @@ class VRAEForSequenceGeneration(VRAEPreTrainedModel, GenerationMixin):
             logits_to_keep: compute only the last so many logits; 0 is all.
 
         Returns:
-            [`VRAESequenceOutput`]; `loss` and its parts only with `labels`, `kl` only where there is a posterior.
+            [`VRAEOutput`]; `loss` and its parts only with `labels`, `kl` only where there is a posterior.
         """
         if labels is not None:
             check_token_ids("labels", labels, self.config.vocab_size, ignore=IGNORE_INDEX)
@@ -416,7 +404,9 @@ class VRAEForSequenceGeneration(VRAEPreTrainedModel, GenerationMixin):
                 decoder_attention_mask = labels != IGNORE_INDEX
             if not self.training and encoder_outputs is None and latents is None:
                 # At the mean, the reconstruction would bound nothing: z is sampled, yet evaluation can be repeated.
-                encoder_outputs = self.model.encoder(input_ids, attention_mask, inputs_embeds, output_hidden_states)
+                encoder_outputs = self.model.encoder(
+                    input_ids, attention_mask, inputs_embeds, output_hidden_states, return_dict=True
+                )
                 posterior = DiagonalGaussian(encoder_outputs.mean, encoder_outputs.logvar)
                 latents = posterior.rsample(generator=torch.Generator().manual_seed(0))
         elif decoder_attention_mask is not None:
@@ -448,8 +438,8 @@ class VRAEForSequenceGeneration(VRAEPreTrainedModel, GenerationMixin):
                 loss = negative_elbo(reconstruction, kl, self.kl_weight)
                 kl = kl.mean()
             reconstruction = reconstruction.mean()
-        rest = {name: value for name, value in outputs.items() if name != "last_hidden_state"}
-        return VRAESequenceOutput(loss=loss, logits=logits, reconstruction_loss=reconstruction, kl=kl, **rest)
+        made = {"loss": loss, "logits": logits, "reconstruction_loss": reconstruction, "kl": kl}
+        return VRAEOutput(**outputs | made | {"last_hidden_state": None})
 
     def project(self, hidden: torch.Tensor, latents: torch.Tensor) -> torch.Tensor:
         """Logits [B, T, V] = W h, or W [h; z], of decoder outputs `hidden` [B, T, H] and `latents` [B, D]."""
@@ -465,7 +455,7 @@ class VRAEForSequenceGeneration(VRAEPreTrainedModel, GenerationMixin):
         Args:
             input_ids, attention_mask, inputs_embeds: as in [`forward`]; the rest of the batch is not looked at.
         """
-        outputs = self.model.encoder(input_ids, attention_mask, inputs_embeds)
+        outputs = self.model.encoder(input_ids, attention_mask, inputs_embeds, return_dict=True)
         return DiagonalGaussian(outputs.mean, outputs.logvar)
 
     def prior(self, **batch) -> DiagonalGaussian:
@@ -531,7 +521,7 @@ class VRAEForSequenceGeneration(VRAEPreTrainedModel, GenerationMixin):
         padding = config.decoder_start_token_id if config.pad_token_id is None else config.pad_token_id
         return moved.gather(1, back).masked_fill(~real, padding)
 
-    def generate(self, *args, latents: torch.Tensor | None = None, **kwargs):
+    def generate(self, inputs: torch.Tensor | None = None, *args, latents: torch.Tensor | None = None, **kwargs):
         """transformers' `generate`: from an input (its posterior mean is decoded), from `latents` [B, D], or from
         `encoder_outputs`; in every decoding mode. What the caller passes in stays as it is.
 
@@ -540,11 +530,13 @@ class VRAEForSequenceGeneration(VRAEPreTrainedModel, GenerationMixin):
                 `num_return_sequences` decodes one z several times.
             decoder_input_ids: a beginning to go on from, [B, S] or [1, S]; padding in it is skipped.
             past_key_values: the state an earlier call returned; `decoder_input_ids` are then all its tokens.
-            args, kwargs: as in transformers. Processors that look at the encoder's tokens need an input.
+            inputs, args, kwargs: as in transformers. Processors that look at the encoder's tokens need an input.
         """
+        if inputs is not None and kwargs.get("input_ids") is None:
+            kwargs["input_ids"], inputs = inputs, None
         if latents is not None:
-            for name in ("inputs", "input_ids", "inputs_embeds", "encoder_outputs"):
-                if (args and args[0] is not None) or kwargs.get(name) is not None:
+            for name in ("input_ids", "inputs_embeds", "encoder_outputs"):
+                if kwargs.get(name) is not None:
                     raise ValueError(f"`latents` take the place of the encoder: pass them or `{name}`, not both.")
             check_latents(latents, self.config.latent_size)
             kwargs.pop("attention_mask", None)
@@ -555,7 +547,7 @@ class VRAEForSequenceGeneration(VRAEPreTrainedModel, GenerationMixin):
             kwargs["past_key_values"] = kwargs["past_key_values"].copy()
         if kwargs.get("decoder_input_ids") is not None:
             self._prepare_beginning(kwargs)
-        return super().generate(*args, **kwargs)
+        return super().generate(inputs, *args, **kwargs)
 
     def _prepare_beginning(self, kwargs: dict) -> None:
         """Give every row its beginning, and mask the padding of beginnings of different lengths."""

@@ -188,14 +188,17 @@ class RecurrentEncoder(nn.Module):
         self.layers = nn.ModuleList(layer_class(size, width) for size in sizes)
         self.reverse_layers = nn.ModuleList(layer_class(size, width) for size in sizes if bidirectional)
 
-    def forward(self, inputs: torch.Tensor, mask: torch.Tensor) -> tuple[torch.Tensor, list[torch.Tensor]]:
+    def forward(
+        self, inputs: torch.Tensor, mask: torch.Tensor, output_hidden_states: bool = False
+    ) -> tuple[torch.Tensor, list[torch.Tensor]]:
         """
         Args:
             inputs: [B, T, I].
             mask: nonzero where a position is real, [B, T].
+            output_hidden_states: whether to return each layer's outputs.
 
         Returns:
-            the summary [B, H], and each layer's outputs [B, T, H].
+            the summary [B, H], and each layer's outputs [B, T, H] where asked for.
         """
         order, back, lengths = left_align(mask)
         outputs = take_time(inputs, order)
@@ -209,7 +212,8 @@ class RecurrentEncoder(nn.Module):
             summary = torch.cat([select_time(d, lengths - 1) for d in directions], dim=-1)
             directions[1:] = [take_time(d, flipped) for d in directions[1:]]
             outputs = torch.cat(directions, dim=-1)
-            hidden_states.append(take_time(outputs, back))
+            if output_hidden_states:
+                hidden_states.append(take_time(outputs, back))
         return summary, hidden_states
 
 
@@ -237,6 +241,7 @@ class RecurrentDecoder(nn.Module):
         states: list[State | None],
         mask: torch.Tensor | None = None,
         return_states: bool = True,
+        output_hidden_states: bool = False,
     ) -> tuple[torch.Tensor, list[State], list[torch.Tensor]]:
         """
         Args:
@@ -245,11 +250,13 @@ class RecurrentDecoder(nn.Module):
             mask: nonzero where a position is real, [B, T]; all by default. Output at a masked position is that at
                 the latest real one.
             return_states: whether the returned states must be right; under a mask that costs a packing of the rows.
+            output_hidden_states: whether to return each layer's outputs.
 
         Returns:
-            the outputs [B, T, H], each layer's state after the last real position, and each layer's outputs.
+            the outputs [B, T, H], each layer's state after the last real position, and each layer's outputs where
+            asked for.
         """
-        lengths = None
+        back = lengths = None
         if mask is not None:
             order, back, lengths = left_align(mask)
             inputs = take_time(inputs, order)
@@ -259,5 +266,6 @@ class RecurrentDecoder(nn.Module):
                 inputs = self.dropout(inputs)
             inputs, state = run_layer(layer, inputs, state, lengths if return_states else None)
             new_states.append(state)
-            hidden_states.append(inputs if mask is None else take_time(inputs, back))
-        return hidden_states[-1], new_states, hidden_states
+            if output_hidden_states:
+                hidden_states.append(inputs if back is None else take_time(inputs, back))
+        return inputs if back is None else take_time(inputs, back), new_states, hidden_states

@@ -93,7 +93,7 @@ class TrainingLoop:
         self.train, self.validation = train.with_format("numpy", columns=["input_ids"]), validation
         self.output_dir = Path(args.output_dir)
         self.state = TrainingState(fingerprint=fingerprint)
-        self.lengths = np.asarray(train.with_format("numpy")["length"])
+        self.lengths = train.with_format("numpy")["length"][:]  # `[:]`: a lazy column reads row by row
         multiple = 1 if accelerator.mixed_precision == "no" else 8  # tensor cores like multiples of 8
         self.collator = AutoencodingCollator(tokenizer.pad_token_id, pad_to_multiple_of=multiple)
 

@@ -54,7 +54,7 @@ def run(recipe: Recipe) -> dict:
         tokenizer = make_tokenizer(recipe, text["train"])
         data = tokenize_splits(text, tokenizer, recipe.data)
     set_seed(args.seed)
-    model = make_model(recipe, tokenizer, int(np.max(data["train"].with_format("numpy")["length"])))
+    model = make_model(recipe, tokenizer, int(np.max(data["train"].with_format("numpy")["length"][:])))
     if accelerator.is_main_process and not args.resume_from_checkpoint:
         recipe.save(output_dir / "recipe.yaml")
     loop = TrainingLoop(
@@ -81,7 +81,8 @@ def run(recipe: Recipe) -> dict:
     results = {"split": split, **metrics, "run": described | numbers}
     if accelerator.is_main_process:
         (output_dir / "results.json").write_text(json.dumps(results, indent=2) + "\n")
-    accelerator.end_training()
+    for tracker in accelerator.trackers:
+        tracker.finish()
     return results
 
 
@@ -198,7 +199,7 @@ def describe_run(accelerator: Accelerator, model, data: DatasetDict, seed: int) 
         "data": {
             split: {
                 "sequences": part.num_rows,
-                "tokens": int(np.sum(part.with_format("numpy")["length"])) - part.num_rows,
+                "tokens": int(np.sum(part.with_format("numpy")["length"][:])) - part.num_rows,
                 "sha256": fingerprint(part),
             }
             for split, part in data.items()

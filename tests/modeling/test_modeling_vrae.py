@@ -291,3 +291,17 @@ def test_bad_token_ids(batch):
         model.encode(batch["input_ids"] + 99 * (batch["input_ids"] == 3) - 3 * (batch["input_ids"] == 3))
     with pytest.raises(ValueError, match="decoder needs `decoder_input_ids`, or `labels`"):
         model(**batch)
+
+
+def test_outputs_as_tuples_and_hidden_states_by_configuration(model, batch):
+    labels = labels_of(model, batch)
+    wanted = model(**batch, labels=labels)
+    model.config.return_dict, model.config.output_hidden_states = False, True
+    loss, logits, *_ = model(**batch, labels=labels)
+    assert torch.equal(loss, wanted.loss) and torch.equal(logits, wanted.logits)
+    assert torch.equal(model.encode(**batch).mean, wanted.posterior_mean)
+    outputs = model(**batch, labels=labels, return_dict=True)
+    config = model.config
+    assert [h.shape[-1] for h in outputs.encoder_hidden_states] == [16] * (config.encoder_layers + 1)
+    sizes = [config.embedding_size] + [config.decoder_hidden_size] * config.decoder_layers
+    assert [h.shape[-1] for h in outputs.decoder_hidden_states] == sizes and outputs.last_hidden_state is None

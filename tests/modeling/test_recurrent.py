@@ -96,10 +96,10 @@ def test_encoder_does_not_see_masked_steps(kind, bidirectional):
     encoder = RecurrentEncoder(*kind, 5, 8, 2, bidirectional).double()
     [nn.init.normal_(parameter) for parameter in encoder.parameters()]
     inputs = torch.randn(3, 4, 5, dtype=torch.float64)
-    summary, hidden = encoder(inputs, torch.ones(3, 4))
+    summary, hidden = encoder(inputs, torch.ones(3, 4), True)
     spread, mask = holes(inputs)
     torch.testing.assert_close(encoder(spread, mask)[0], summary)
-    for layer, alone in zip(encoder(spread, mask)[1], hidden, strict=True):
+    for layer, alone in zip(encoder(spread, mask, True)[1], hidden, strict=True):
         torch.testing.assert_close(layer[:, 1::2], alone)
 
 
@@ -137,7 +137,7 @@ def test_gradients(kind):
 def test_dropout_is_between_layers_only():
     decoder = RecurrentDecoder("lstm", False, 5, 8, 2, dropout=0.9)
     inputs = torch.randn(2, 3, 5)
-    first = [decoder(inputs, [None, None])[2] for _ in range(2)]
+    first = [decoder(inputs, [None, None], output_hidden_states=True)[2] for _ in range(2)]
     torch.testing.assert_close(first[0][0], first[1][0])
     assert not torch.equal(first[0][1], first[1][1])
 

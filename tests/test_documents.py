@@ -1,0 +1,134 @@
+"""Every command and every program of the README runs, in order, on small sizes; every recipe trains a step."""
+
+import os
+import re
+import runpy
+import shlex
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from accelerate.state import AcceleratorState, GradientState
+
+from hf_vrae.data.grammar import generate_corpus
+from hf_vrae.training.arguments import parse_recipe
+from hf_vrae.training.run import make_model, run
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+# Smaller than a reader's, so that all of them take seconds.
+SMALL = {
+    "train.py": "--corpus_size 300 --max_steps 4 --save_steps 2 --num_importance_samples 2 --embedding_size 16 "
+    "--encoder_hidden_size 16 --decoder_hidden_size 16 --overwrite_output_dir",
+    "evaluate.py": "--num_samples 2 --max_samples 20",
+    "generate.py": "--max_length 8",
+}
+
+
+def blocks(language):
+    return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
+
+
+def commands():
+    for line in "".join(blocks("bash")).splitlines():
+        if "scripts/" in line:
+            command = line.split("&&")[-1].strip().removeprefix("accelerate launch ").removeprefix("python ")
+            yield shlex.split(command)
+
+
+def script(words):
+    """Run a script in this process, as `__main__`."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+    GradientState._reset_state()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", [str(ROOT / words[0]), *words[1:]])
+        try:
+            runpy.run_path(sys.argv[0], run_name="__main__")
+        except SystemExit as exit:
+            return exit.code
+    return 0
+
+
+@pytest.fixture(scope="module")
+def desk(tmp_path_factory):
+    """A reader's folder, with the files that the README speaks of."""
+    folder = tmp_path_factory.mktemp("desk")
+    texts = generate_corpus(400, 1, 1)["train"]["text"][:]
+    (folder / "my.txt").write_text("\n".join(texts))
+    (folder / "my_test.txt").write_text("\n".join(texts[:50]))
+    (folder / "my.csv").write_text("id,body\n" + "\n".join(f"{i},{text}" for i, text in enumerate(texts)))
+    (folder / "will.txt").write_text("\n".join(text for text in texts if " will " in text))
+    (folder / "did.txt").write_text("\n".join(text for text in texts if " did " in text))
+    return folder
+
+
+def test_every_command_of_the_readme(desk, monkeypatch, capsys):
+    monkeypatch.chdir(desk)
+    pushed = []
+    monkeypatch.setattr("hf_vrae.hub.push_folder", lambda *args: pushed.append(args) or "https://hub/commit")
+    seen = set()
+    for words in commands():
+        name = words[0].split("/")[-1]
+        small = SMALL.get(name, "").split()
+        if "--resume_from_checkpoint" in words:
+            small = [word for word in small if word != "--overwrite_output_dir"]
+        assert script([*words, *small]) in (None, 0), (words, capsys.readouterr().err)
+        seen.add(name)
+    assert seen == {path.name for path in (ROOT / "scripts").glob("*.py")}
+    assert pushed == [("output", "org/vrae-mine", False)]
+    assert {"README.md", "results.json", "curves.png", "model.safetensors"} <= set(os.listdir("output"))
+    assert {"my_model", "my_bpe_model", "results.json"} <= set(os.listdir())
+
+
+def test_every_program_of_the_readme(desk, monkeypatch, capsys):
+    monkeypatch.chdir(desk)
+    assert (desk / "output").is_dir(), "runs after the commands"
+    names = {}
+    for block in blocks("python"):
+        exec(block.replace("max_steps=20", "max_steps=2, disable_tqdm=True, use_cpu=True"), names)
+    assert names["bound"].shape == (2,)
+
+
+def test_the_readme_shows_the_tree_as_it_is():
+    (tree,) = (block for block in blocks("") if block.startswith("hf_vrae/"))
+    for name in re.findall(r"[\w.]+[/](?=\s)|\b\w+\.py\b", tree):
+        assert (ROOT / name).exists() or (ROOT / "hf_vrae" / name).exists(), name
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "recipes").rglob("*.yaml")), ids=lambda path: path.stem)
+def test_every_recipe_trains_a_step(path, desk, tmp_path):
+    AcceleratorState._reset_state(reset_partial_state=True)
+    GradientState._reset_state()
+    flags = f"--output_dir {tmp_path} --train_file {desk / 'my.txt'} --max_steps 1 --num_importance_samples 2"
+    results = run(parse_recipe(["--config", str(path), *flags.split()]))
+    assert results["run"]["steps"] == 1 and results["nll_iw"] > 0
+
+
+def test_the_ptb_recipe_is_the_protocol(tokenizer):
+    """Sizes and places of He et al. 2019 and Li et al. 2019; the published model has no biases but the LSTMs'."""
+    recipe = parse_recipe(["--config", str(ROOT / "recipes/text/ptb.yaml")])
+    model = make_model(recipe, tokenizer, 82)
+    vocabulary, size, latent = len(tokenizer), 256, 32
+    lstm = lambda inputs: 4 * size * (inputs + size + 2)  # noqa: E731
+    encoder = vocabulary * size + lstm(size) + size * 2 * latent
+    decoder = vocabulary * size + lstm(size + latent) + latent * size + size * vocabulary
+    assert model.num_parameters() == encoder + decoder
+    training = recipe.training
+    assert (training.optim, training.learning_rate, training.max_grad_norm) == ("sgd", 1.0, 5.0)
+    assert (training.kl_schedule, training.kl_start, training.kl_weight) == ("linear", 0.1, 1.0)
+    assert training.kl_warmup_steps == 10 * -(-42_068 // training.per_device_train_batch_size)
+
+
+def test_cards_are_those_of_runs():
+    cards = sorted((ROOT / "model_cards").glob("*.md"))
+    assert cards
+    for card in cards:
+        front, body = card.read_text().removeprefix("---\n").split("\n---\n", 1)
+        assert yaml.safe_load(front)["tags"] and "| seed |" in body and "SHA-256" in body
+
+
+def test_ci_runs_the_readmes_commands():
+    ci = (ROOT / ".ci" / "run").read_text()
+    install, test = next(block for block in blocks("bash") if "pytest" in block).strip().split(" && ")
+    assert install.replace("pip install", "pip install -q") in ci and ci.rstrip().endswith(test)
