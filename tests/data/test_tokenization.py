@@ -19,7 +19,7 @@ def test_round_trip_through_a_folder_without_our_classes(kind, size, tmp_path):
     ]
     batch = tokenizer(TEXTS[:3], padding=True)
     assert set(batch) == {"input_ids", "attention_mask"}
-    for ids, mask, text in zip(batch["input_ids"], batch["attention_mask"], TEXTS[:3], strict=True):
+    for ids, mask in zip(batch["input_ids"], batch["attention_mask"], strict=True):
         real = ids[: sum(mask)]
         assert real[0] == 2 and real[-1] == 3 and 3 not in real[:-1]
     assert decode(tokenizer, batch["input_ids"]) == TEXTS[:3]

@@ -171,7 +171,7 @@ def test_word_dropout_replaces_words_only_and_in_training_only(batch):
 
 
 def test_dropout_is_where_the_protocol_has_it(batch):
-    """On the decoder's embeddings and its outputs; not in the encoder, and not on z (He et al. 2019, released code)."""
+    """On the decoder's embeddings and outputs; not in the encoder, not on z (He et al. 2019, released code)."""
     model = make_model(dropout=0.5, word_dropout=0.0, latent_conditioning=["input", "output"]).train()
     encoded = [model.encode(**batch).mean for _ in range(2)]
     assert torch.equal(*encoded)
