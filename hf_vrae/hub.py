@@ -52,8 +52,7 @@ def write_model_card(folder: str | Path, repo_id: str | None = None) -> Path:
         repo_id: name under which the card loads the model; by default the folder itself.
     """
     folder = Path(folder)
-    if not (folder / "config.json").is_file():
-        raise ValueError(f"{str(folder)!r} holds no saved model: there is no config.json.")
+    check_model_folder(folder)
     config = json.loads((folder / "config.json").read_text())
     results = _read_json(folder / "results.json")
     run = results.get("run", {})
@@ -105,12 +104,18 @@ def push_folder(folder: str | Path, repo_id: str, private: bool = False, token: 
     Returns:
         the commit's address.
     """
+    check_model_folder(Path(folder))
     api = HfApi(token=token)
     repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
     write_model_card(folder, repo_id)
     return api.upload_folder(
         folder_path=folder, repo_id=repo_id, ignore_patterns=NOT_PUSHED, commit_message="Push model with hf_vrae"
     ).commit_url
+
+
+def check_model_folder(folder: Path) -> None:
+    if not (folder / "config.json").is_file():
+        raise ValueError(f"{str(folder)!r} holds no saved model: there is no config.json.")
 
 
 def _read_json(path: Path) -> dict:

@@ -2,18 +2,16 @@
 
 import os
 import re
-import runpy
 import shlex
-import sys
 from pathlib import Path
 
 import pytest
 import yaml
-from accelerate.state import AcceleratorState, GradientState
 
 from hf_vrae.data.grammar import generate_corpus
 from hf_vrae.training.arguments import parse_recipe
 from hf_vrae.training.run import make_model, run
+from tests.scripts import fresh_accelerator, script
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -27,7 +25,8 @@ SMALL = {
 
 
 def blocks(language):
-    return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
+    fenced = re.findall(r"^```(\w*)\n(.*?)^```$", README, re.DOTALL | re.MULTILINE)
+    return [block for name, block in fenced if name == language]
 
 
 def commands():
@@ -35,19 +34,6 @@ def commands():
         if "scripts/" in line:
             command = line.split("&&")[-1].strip().removeprefix("accelerate launch ").removeprefix("python ")
             yield shlex.split(command)
-
-
-def script(words):
-    """Run a script in this process, as `__main__`."""
-    AcceleratorState._reset_state(reset_partial_state=True)
-    GradientState._reset_state()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "argv", [str(ROOT / words[0]), *words[1:]])
-        try:
-            runpy.run_path(sys.argv[0], run_name="__main__")
-        except SystemExit as exit:
-            return exit.code
-    return 0
 
 
 @pytest.fixture(scope="module")
@@ -73,7 +59,7 @@ def test_every_command_of_the_readme(desk, monkeypatch, capsys):
         small = SMALL.get(name, "").split()
         if "--resume_from_checkpoint" in words:
             small = [word for word in small if word != "--overwrite_output_dir"]
-        assert script([*words, *small]) in (None, 0), (words, capsys.readouterr().err)
+        assert script([*words, *small]) == 0, (words, capsys.readouterr().err)
         seen.add(name)
     assert seen == {path.name for path in (ROOT / "scripts").glob("*.py")}
     assert pushed == [("output", "org/vrae-mine", False)]
@@ -98,8 +84,7 @@ def test_the_readme_shows_the_tree_as_it_is():
 
 @pytest.mark.parametrize("path", sorted((ROOT / "recipes").rglob("*.yaml")), ids=lambda path: path.stem)
 def test_every_recipe_trains_a_step(path, desk, tmp_path):
-    AcceleratorState._reset_state(reset_partial_state=True)
-    GradientState._reset_state()
+    fresh_accelerator()
     flags = f"--output_dir {tmp_path} --train_file {desk / 'my.txt'} --max_steps 1 --num_importance_samples 2"
     results = run(parse_recipe(["--config", str(path), *flags.split()]))
     assert results["run"]["steps"] == 1 and results["nll_iw"] > 0

@@ -157,9 +157,12 @@ class Recipe:
     training: TrainArguments
 
     def save(self, path) -> None:
-        """Write the recipe that repeats this run."""
+        """Write the recipe that repeats this run, and with which it can be resumed."""
+        sections = dataclasses.asdict(self)
+        for name in ("overwrite_output_dir", "resume_from_checkpoint"):  # wishes of one time
+            del sections["training"][name]
         with open(path, "w") as file:
-            yaml.safe_dump(dataclasses.asdict(self), file, sort_keys=False)
+            yaml.safe_dump(sections, file, sort_keys=False)
 
     def flat(self) -> dict[str, float | int | str]:
         """All arguments as trackers take them."""

@@ -21,7 +21,7 @@ from datasets import Dataset
 from torch import nn
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
-from transformers import PreTrainedTokenizerFast, get_scheduler
+from transformers import PreTrainedTokenizerFast
 
 from ..data.bucketing import make_batches, split_batch
 from ..data.collators import AutoencodingCollator
@@ -29,6 +29,7 @@ from ..data.tokenization import decode
 from ..evaluation.likelihood import evaluate
 from .arguments import TrainArguments
 from .checkpoints import find_checkpoint, load_weights, remove_old_checkpoints, save_checkpoint, use_plain_model_files
+from .optimization import learning_rate_schedule, make_optimizer
 from .schedules import KLSchedule
 
 logger = logging.getLogger(__name__)
@@ -217,8 +218,9 @@ class TrainingLoop:
             "steps": self.state.step,
             "epochs": self.state.step / self.steps_per_epoch,
             "best_step": self.state.best_step,
+            "resumed_from_step": first_step,  # time and speed are of the updates since
             "training_seconds": seconds,
-            "steps_per_second": (self.state.step - first_step) / seconds if seconds else 0.0,
+            "steps_per_second": (self.state.step - first_step) / seconds,
         }
 
     def after_update(self, bar) -> None:
@@ -237,7 +239,7 @@ class TrainingLoop:
         if step % args.logging_steps == 0 or at_end:
             self.log_training(bar)
         if evaluation_due:
-            improved = self.evaluate()
+            improved = self.validate()
             save_due = save_due or improved
         if save_due or stop_here:
             save_checkpoint(
@@ -270,7 +272,7 @@ class TrainingLoop:
                 self.stop_for_nan(step, row)
             indices = self.batch(step)
             tokens = int(self.lengths[indices].sum() - len(indices))  # <s> is not predicted
-            norm = row[3] / self.accelerator.num_processes
+            norm = row[3] / self.accelerator.num_processes if math.isfinite(row[3]) else 0.0  # a skipped update
             self.state.pending.append([*row[:3], len(indices), tokens, norm])
         return int(max(row[4] for row in rows)) and (self.stop_signal or signal.SIGTERM)
 
@@ -320,7 +322,7 @@ class TrainingLoop:
             f"{values['kl_weight']:.2f}, {values['tokens_per_second']:,.0f} tokens/s"
         )
 
-    def evaluate(self) -> bool:
+    def validate(self) -> bool:
         """Evaluate at KL weight 1; returns whether the model is the best so far."""
         args, state = self.args, self.state
         results = evaluate(
@@ -382,8 +384,9 @@ class TrainingLoop:
         examples = self.validation.with_format("numpy", columns=["input_ids"])[list(range(count))]["input_ids"]
         batch = {name: tensor.to(device) for name, tensor in self.collator(examples).items() if name != "labels"}
         reconstructions = decode(self.tokenizer, model.generate(**batch))
-        prior = model.prior().sample((SHOWN,), generator=torch.Generator().manual_seed(self.args.seed))
-        samples = decode(self.tokenizer, model.generate(latents=prior))
+        with torch.random.fork_rng():  # the stream of training's noise stays where it is
+            torch.manual_seed(self.args.seed)
+            samples = decode(self.tokenizer, model.generate(latents=model.prior().sample((SHOWN,)), do_sample=True))
         model.train()
         pairs = list(zip(decode(self.tokenizer, examples), reconstructions, strict=True))
         shown = [f"  text           {text}\n  reconstruction {reconstruction}" for text, reconstruction in pairs]
@@ -464,32 +467,3 @@ def use_all_cores(accelerator: Accelerator) -> None:
     which on two cores costs a quarter of the speed."""
     if accelerator.device.type == "cpu" and os.environ.get("OMP_NUM_THREADS") == "1":
         torch.set_num_threads(max(1, os.cpu_count() // accelerator.num_processes))
-
-
-def make_optimizer(model: nn.Module, args: TrainArguments) -> torch.optim.Optimizer:
-    """The optimizer that `args.optim` names."""
-    betas = (args.adam_beta1, args.adam_beta2)
-    adam = {"lr": args.learning_rate, "betas": betas, "weight_decay": args.weight_decay}
-    if args.optim == "adamw":
-        return torch.optim.AdamW(model.parameters(), fused=True, **adam)  # 6 to 8 times faster than a loop on CPU
-    if args.optim == "adam":
-        return torch.optim.Adam(model.parameters(), fused=True, **adam)
-    if args.optim == "lamb":
-        try:
-            from pytorch_optimizer import Lamb
-        except ImportError as error:
-            raise ValueError("`optim` 'lamb' needs pytorch-optimizer: pip install 'hf_vrae[optim]'") from error
-        return Lamb(model.parameters(), **adam)
-    return torch.optim.SGD(
-        model.parameters(), lr=args.learning_rate, momentum=args.momentum, weight_decay=args.weight_decay
-    )
-
-
-def learning_rate_schedule(args: TrainArguments, total_steps: int):
-    """Factor of the learning rate as a pure function of the step: transformers' schedules without their state."""
-    warmup = round(args.warmup_steps * total_steps) if args.warmup_steps < 1 else round(args.warmup_steps)
-    name = args.lr_scheduler_type
-    if name == "reduce_lr_on_plateau":  # here a decay is an event of the run's state
-        name = "constant_with_warmup"
-    unused = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0)
-    return get_scheduler(name, unused, num_warmup_steps=warmup, num_training_steps=total_steps).lr_lambdas[0]

@@ -1,7 +1,7 @@
 import pytest
-from accelerate.state import AcceleratorState, GradientState
 
 from hf_vrae.training.arguments import parse_recipe
+from tests.scripts import fresh_accelerator
 
 TINY = """--corpus_size 240 --embedding_size 16 --encoder_hidden_size 16 --decoder_hidden_size 16 --latent_size 4
 --per_device_train_batch_size 16 --max_steps 12 --eval_strategy no --save_steps 6 --logging_steps 4
@@ -9,11 +9,9 @@ TINY = """--corpus_size 240 --embedding_size 16 --encoder_hidden_size 16 --decod
 
 
 @pytest.fixture(autouse=True)
-def fresh_accelerator():
-    """As at the start of a process: Accelerate keeps its state for the life of one."""
+def own_accelerator():
     yield
-    AcceleratorState._reset_state(reset_partial_state=True)
-    GradientState._reset_state()
+    fresh_accelerator()
 
 
 @pytest.fixture

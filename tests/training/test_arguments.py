@@ -39,6 +39,9 @@ def test_a_saved_recipe_repeats_the_run(write, tmp_path):
     recipe = parse_recipe(["--latent_size", "5", "--train_file", "my.txt", "--layer_norm", "--max_steps", "7"])
     recipe.save(tmp_path / "saved.yaml")
     assert parse_recipe(["--config", str(tmp_path / "saved.yaml")]) == recipe
+    overwriting = parse_recipe(["--overwrite_output_dir"])
+    overwriting.save(tmp_path / "saved.yaml")
+    assert parse_recipe(["--config", str(tmp_path / "saved.yaml"), "--resume_from_checkpoint", "latest"])
 
 
 @pytest.mark.parametrize(

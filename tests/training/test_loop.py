@@ -16,7 +16,8 @@ from hf_vrae import VRAEForSequenceGeneration
 from hf_vrae.modeling import distributions
 from hf_vrae.training import loop as loop_module
 from hf_vrae.training.checkpoints import checkpoints
-from hf_vrae.training.loop import Interrupted, TrainingLoop, learning_rate_schedule, make_accelerator, make_optimizer
+from hf_vrae.training.loop import Interrupted, TrainingLoop, make_accelerator
+from hf_vrae.training.optimization import learning_rate_schedule, make_optimizer
 from hf_vrae.training.run import run
 from tests.models import make_model
 

@@ -1,0 +1,91 @@
+"""What a user sees of a mistake: one clear line, exit code 1, no traceback, and nothing lost."""
+
+import json
+
+import pytest
+
+from hf_vrae.data.grammar import generate_corpus
+from tests.models import make_model
+from tests.scripts import script
+
+TINY = "--max_steps 2 --num_importance_samples 2 --embedding_size 8 --encoder_hidden_size 8 --decoder_hidden_size 8"
+
+
+@pytest.fixture
+def desk(tmp_path, monkeypatch, tokenizer):
+    monkeypatch.chdir(tmp_path)
+    texts = generate_corpus(100, 1, 1)["train"]["text"][:]
+    (tmp_path / "good.txt").write_text("\n".join(texts))
+    (tmp_path / "empty.txt").write_text("")
+    (tmp_path / "blank.txt").write_text("\n \n\n")
+    (tmp_path / "broken.txt").write_bytes(b"good\nbr\xfcsk\n")
+    (tmp_path / "strange.txt").write_text("zzz yyy\nxxx\n")
+    (tmp_path / "table.csv").write_text("a,b\n1,2\n")
+    (tmp_path / "one.txt").write_text("word\n")
+    make_model(vocab_size=len(tokenizer)).save_pretrained("model")
+    tokenizer.save_pretrained("model")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "model.safetensors").write_bytes(b"precious")
+    (tmp_path / "bert").mkdir()
+    (tmp_path / "bert" / "config.json").write_text(json.dumps({"model_type": "bert"}))
+
+
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        ("train --train_file nowhere.txt", "There is no file 'nowhere.txt'"),
+        ("train --train_file empty.txt", "The file 'empty.txt' is empty"),
+        ("train --train_file blank.txt", "split holds no text"),
+        ("train --train_file broken.txt", "is not utf-8 text: line 2"),
+        ("train --train_file one.txt", "which leaves none for validation"),
+        ("train --train_file table.csv", "`text_column` must name a column"),
+        ("train --train_file good.txt --vocab_size 3", "`vocab_size` must be at least 5"),
+        ("train --train_file good.txt --output_dir run", "already holds a run"),
+        ("train --output_dir good.txt", "`output_dir` 'good.txt' is a file"),
+        ("train --latent_sise 8", "did you mean '--latent_size'"),
+        ("train --latent_size 0", "`latent_size` must be at least 1, got 0"),
+        ("train --latent_conditioning inputs", "latent_conditioning"),
+        ("train --resume_from_checkpoint latest", "holds no checkpoint"),
+        ("train --mixed_precision fp16", "fp16 needs a GPU"),
+        ("train --config nowhere.yaml", "The recipe 'nowhere.yaml' cannot be read"),
+        ("evaluate --model nowhere", "There is no folder 'nowhere'"),
+        ("evaluate --model bert", "'bert'"),
+        ("evaluate --model model --data nowhere.txt", "There is no file 'nowhere.txt'"),
+        ("evaluate --model model --data strange.txt", "has a word that the tokenizer knows"),
+        ("evaluate --model model --num_samples 0", "must be above 0"),
+        ("generate model reconstruct", "`texts` must hold at least one text"),
+        ("generate model interpolate --texts a", "two ends of the path, got 1"),
+        ("generate model attribute --texts a --with good.txt", "needs two of them, --with and --without"),
+        ("generate model reconstruct --file broken.txt", "is not UTF-8 text"),
+        ("push_to_hub run org/x", "holds no saved model"),
+    ],
+)
+def test_a_mistake_is_one_clear_line(command, message, desk, capsys, tmp_path):
+    name, *words = command.split()
+    small = TINY.split() if name == "train" else []
+    assert script([f"scripts/{name}.py", *small, *words]) == 1
+    said = capsys.readouterr().err.splitlines()
+    errors = [line for line in said if line.startswith("error: ")]
+    assert len(errors) == 1 and message in errors[0], said
+    assert not any("Traceback" in line for line in said)
+    assert (tmp_path / "run" / "model.safetensors").read_bytes() == b"precious"
+
+
+@pytest.mark.parametrize("number", [2, 15])
+def test_an_interrupted_script_ends_with_the_signals_code(number, desk, capsys, monkeypatch):
+    from hf_vrae.training import run as run_module
+    from hf_vrae.training.loop import Interrupted
+
+    def stop(*args):
+        raise Interrupted(number, "Interrupted at step 7; the run is saved.")
+
+    monkeypatch.setattr(run_module.TrainingLoop, "run", stop)
+    assert script(["scripts/train.py", *TINY.split(), "--corpus_size", "50"]) == 128 + number
+    assert capsys.readouterr().err.splitlines()[-1] == "Interrupted at step 7; the run is saved."
+
+
+def test_text_of_one_word_and_of_ten_thousand(desk, tmp_path):
+    (tmp_path / "odd.txt").write_text("\n".join(["word", "a " * 10_000, "", "zzz", "word word"] * 10))
+    assert script(["scripts/train.py", *TINY.split(), "--train_file", "odd.txt", "--max_length", "50"]) == 0
+    results = json.loads((tmp_path / "output" / "results.json").read_text())
+    assert results["run"]["data"]["train"]["sequences"] + results["num_sequences"] == 40
