@@ -67,7 +67,7 @@ class VRAEConfig(PreTrainedConfig):
         default=0.1, metadata={"help": "Dropout on the decoder's embeddings, between its layers and on its output"}
     )
     word_dropout: float | int = field(
-        default=0.5, metadata={"help": "Share of the decoder's input tokens replaced by <unk> in training"}
+        default=0.3, metadata={"help": "Share of the decoder's input tokens replaced by <unk> in training"}
     )
     tie_word_embeddings: bool = field(
         default=False, metadata={"help": "One table for encoder input, decoder input and output projection"}

@@ -71,7 +71,7 @@ class TrainArguments:
     gradient_accumulation_steps: int = _arg(1, "Batches a process takes for one update")
     train_sampling_strategy: Literal["group_by_length", "random"] = _arg("group_by_length", "How batches are made up")
     optim: Literal["adamw", "adam", "sgd", "lamb"] = _arg("adamw", "Optimizer; lamb needs the extra 'optim'")
-    learning_rate: float = _arg(2e-3, "Peak learning rate")
+    learning_rate: float = _arg(3e-3, "Peak learning rate")
     weight_decay: float = _arg(0.0, "Weight decay")
     adam_beta1: float = _arg(0.9, "Of adamw, adam and lamb")
     adam_beta2: float = _arg(0.999, "Of adamw, adam and lamb")
