@@ -50,6 +50,7 @@ def plot_training_curves(metrics_file: str | Path, picture: str | Path) -> None:
         axes[0].set_xlabel("step")
         axes[0].grid(alpha=0.3)
         handles, labels = zip(*(axis.get_legend_handles_labels() for axis in axes), strict=True)
-        axes[0].legend(sum(handles, []), sum(labels, []), fontsize=8)
+        below = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.12), "ncols": 3, "frameon": False}
+        axes[0].legend(sum(handles, []), sum(labels, []), fontsize=8, **below)
     figure.savefig(picture, dpi=110)
     plt.close(figure)

@@ -189,7 +189,7 @@ def describe_run(accelerator: Accelerator, model, data: DatasetDict, seed: int) 
     """Where a run's numbers come from: command, seed, versions, hardware, data."""
     gpu = torch.cuda.get_device_name() if accelerator.device.type == "cuda" else None
     return {
-        "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "command": shlex.join([os.path.relpath(sys.argv[0]), *sys.argv[1:]]),
         "seed": seed,
         "num_parameters": model.num_parameters(),
         "num_processes": accelerator.num_processes,
