@@ -106,11 +106,25 @@ def test_the_ptb_recipe_is_the_protocol(tokenizer):
 
 
 def test_cards_are_those_of_runs():
-    cards = sorted((ROOT / "model_cards").glob("*.md"))
+    cards = sorted((ROOT / "model_cards").glob("*/README.md"))
     assert cards
     for card in cards:
         front, body = card.read_text().removeprefix("---\n").split("\n---\n", 1)
         assert yaml.safe_load(front)["tags"] and "| seed |" in body and "SHA-256" in body
+        for picture in re.findall(r"!\[.*\]\((.*)\)", body):
+            assert (card.parent / picture).exists()
+
+
+def test_the_readmes_numbers_are_those_of_the_card():
+    card = (ROOT / "model_cards" / "quickstart" / "README.md").read_text()
+    rows = re.findall(r"^\| (.*) \| ([\d.]+) \|$", card, flags=re.MULTILINE)
+    nll, best, kl, units = (
+        next(float(value) for name, value in rows if name.startswith(start))
+        for start in ("NLL, importance-weighted", "NLL of the grammar", "KL", "active units")
+    )
+    shown = f"{best:.2f} nats", f"{nll:.2f} (", f"{100 * (nll / best - 1):.1f} % above", f"KL {kl:.2f}", f"{units:.0f} of"
+    for number in shown:
+        assert number in README, number
 
 
 def test_ci_runs_the_readmes_commands():
