@@ -122,7 +122,8 @@ def test_the_readmes_numbers_are_those_of_the_card():
         next(float(value) for name, value in rows if name.startswith(start))
         for start in ("NLL, importance-weighted", "NLL of the grammar", "KL", "active units")
     )
-    shown = f"{best:.2f} nats", f"{nll:.2f} (", f"{100 * (nll / best - 1):.1f} % above", f"KL {kl:.2f}", f"{units:.0f} of"
+    above = 100 * (nll / best - 1)
+    shown = f"{best:.2f} nats", f"{nll:.2f} (", f"{above:.1f} % above", f"KL {kl:.2f}", f"{units:.0f} of"
     for number in shown:
         assert number in README, number
 
