@@ -54,7 +54,12 @@ def encode_texts(model, tokenizer, texts: list[str], batch_size: int = 64) -> to
 
 
 def decode_latents(model, tokenizer, latents: torch.Tensor, prefix: str | None = None, **options) -> list[str]:
-    """Text of each latent [N, D], with a given beginning; `options` are those of `generate`."""
+    """Text of each latent [N, D], with a given beginning; `options` are those of `generate`.
+
+    Samples are of p(x|z) itself, where `generate` by default keeps the 50 likeliest words (`top_k`).
+    """
+    if options.get("do_sample"):
+        options = {"top_k": 0, **options}
     if prefix:
         ids = [tokenizer.bos_token_id, *tokenizer(prefix, add_special_tokens=False)["input_ids"]]
         options["decoder_input_ids"] = torch.tensor([ids], device=model.device)

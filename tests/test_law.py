@@ -73,7 +73,9 @@ STOREYS = {
 }
 # Within modeling: those without an entry import no sibling.
 SIBLINGS = {
-    "modeling_vrae": {"configuration_vrae", "distributions", "generation", "objectives", "recurrent"},
+    "modeling_vrae": {"configuration_vrae", "distributions", "generation", "kernels", "objectives", "recurrent"},
+    "generation": {"kernels"},
+    "recurrent": {"kernels"},
 }
 
 

@@ -78,6 +78,9 @@ class VRAEConfig(PreTrainedConfig):
     embedding_initializer_range: float | int = field(
         default=0.1, metadata={"help": "Embeddings start uniform in [-r, r]; 0.1 is He et al. 2019"}
     )
+    kernels: Literal["auto", "plain"] = field(
+        default="auto", metadata={"help": "plain: torch's own operations throughout, slower and twice differentiable"}
+    )
     pad_token_id: int | None = 0
     unk_token_id: int | None = 1
     bos_token_id: int | None = 2

@@ -1,7 +1,17 @@
-"""What `generate` needs from a recurrent decoder: a cache of fixed size."""
+"""What `generate` needs from a recurrent decoder: a cache of fixed size, and a draw that a CPU is quick at."""
 
 import torch
+from transformers import LogitsProcessor
 from transformers.cache_utils import Cache, LinearAttentionLayer
+
+from .kernels import draw
+
+
+class Draw(LogitsProcessor):
+    """Sampling as the last processor: 1 at an index drawn with probability softmax(scores), 0 elsewhere."""
+
+    def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.Tensor:
+        return torch.zeros_like(scores, dtype=torch.int8).scatter_(1, draw(scores).unsqueeze(1), 1)
 
 
 class RecurrentCache(Cache):

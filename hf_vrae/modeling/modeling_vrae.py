@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import nn
+from transformers import LogitsProcessorList
 from transformers import initialization as init
 from transformers.generation import GenerationMixin
 from transformers.modeling_outputs import ModelOutput
@@ -20,12 +21,12 @@ from transformers.utils import can_return_tuple
 
 from .configuration_vrae import VRAEConfig
 from .distributions import DiagonalGaussian, kl_divergence
-from .generation import RecurrentCache
+from .generation import Draw, RecurrentCache
+from .kernels import IGNORE_INDEX, linear_cross_entropy, linear_nll, packed_for_decoding
 from .objectives import negative_elbo
 from .recurrent import GRU, LSTM, LayerNormCell, LayerNormLSTM, RecurrentDecoder, RecurrentEncoder, left_align
 
-IGNORE_INDEX = -100  # the label that transformers' collators and losses leave out
-MAX_LOGITS = 2**26  # computed at once for importance weights: 256 MiB in float32
+MAX_AT_ONCE = 2**25  # decoder outputs, or logits, held at once for importance weights: 128 MiB in float32
 # Bounds of the posterior's log-variance: wide enough never to bind in a healthy run, narrow enough for exp in float16.
 MIN_LOGVAR, MAX_LOGVAR = -10.0, 10.0
 
@@ -132,6 +133,7 @@ class VRAEEncoder(nn.Module):
             config.encoder_hidden_size,
             config.encoder_layers,
             config.bidirectional_encoder,
+            config.kernels,
         )
         self.posterior = nn.Linear(config.encoder_hidden_size, 2 * config.latent_size, bias=False)
 
@@ -193,6 +195,7 @@ class VRAEDecoder(nn.Module):
             config.decoder_hidden_size,
             config.decoder_layers,
             config.dropout,
+            config.kernels,
         )
 
     def first_states(self, latents: torch.Tensor) -> list:
@@ -223,7 +226,7 @@ class VRAEDecoder(nn.Module):
     ) -> tuple[torch.Tensor, RecurrentCache | None, tuple[torch.Tensor, ...] | None]:
         """
         Args:
-            latents: z, [B, D].
+            latents: z, [B, D]; or [K * B, D], K of each row in turn, which costs less than K * B rows of tokens.
             input_ids: [B, T]; or `inputs_embeds` [B, T, E] in its place.
             attention_mask: nonzero where a token is real, [B, T]; all by default.
             past_key_values: state to go on from; by default the first state.
@@ -231,7 +234,7 @@ class VRAEDecoder(nn.Module):
             output_hidden_states: whether to return the embeddings and each layer's outputs.
 
         Returns:
-            the outputs [B, T, H], the cache, and the hidden states.
+            the outputs [K * B, T, H], the cache, and the hidden states.
         """
         latents = latents.to(self.embed_tokens.weight.dtype)
         if inputs_embeds is None:
@@ -240,14 +243,14 @@ class VRAEDecoder(nn.Module):
                 input_ids = self.drop_words(input_ids)
             inputs_embeds = self.embed_tokens(input_ids)  # [B, T, E]
         inputs = self.dropout(inputs_embeds)
-        if "input" in self.config.latent_conditioning:
-            z = latents.to(inputs.dtype).unsqueeze(1).expand(-1, inputs.shape[1], -1)
-            inputs = torch.cat([inputs, z], dim=-1)  # [B, T, E + D]
+        seen = latents if "input" in self.config.latent_conditioning else latents[:, :0]  # at every step
         if past_key_values is not None and past_key_values.get_seq_length() > 0:
-            states = past_key_values.states(inputs.shape[0])
+            states = past_key_values.states(latents.shape[0])
         else:
             states = self.first_states(latents)
-        outputs, states, hidden_states = self.rnn(inputs, states, attention_mask, use_cache, output_hidden_states)
+        outputs, states, hidden_states = self.rnn(
+            inputs, states, seen, attention_mask, use_cache, output_hidden_states
+        )
         if use_cache:
             if past_key_values is None:
                 past_key_values = RecurrentCache(self.config.decoder_layers, self.rnn.number_of_states)
@@ -428,26 +431,49 @@ class VRAEForSequenceGeneration(VRAEPreTrainedModel, GenerationMixin):
             output_hidden_states=output_hidden_states,
             return_dict=True,
         )
-        logits = self.project(outputs.last_hidden_state[:, -logits_to_keep:], outputs.latents)  # [B, T, V]
-        loss = reconstruction = kl = None
+        features = self.features(outputs.last_hidden_state[:, -logits_to_keep:], outputs.latents)  # [B, T, H]
+        loss = logits = reconstruction = kl = None
+        if labels is not None and self.training and self.config.kernels == "auto":
+            reconstruction = self._mean_nll(features, labels)
+        else:
+            logits = self.lm_head(features)  # [B, T, V]
+            if labels is not None:
+                reconstruction = token_nll(logits, labels).sum(-1).mean()
         if labels is not None:
-            reconstruction = token_nll(logits, labels).sum(-1)  # [B]
-            loss = reconstruction.mean()
+            loss = reconstruction
             if outputs.posterior_mean is not None:
                 kl = kl_divergence(DiagonalGaussian(outputs.posterior_mean, outputs.posterior_logvar), self.prior())
                 loss = negative_elbo(reconstruction, kl, self.kl_weight)
                 kl = kl.mean()
-            reconstruction = reconstruction.mean()
-        made = {"loss": loss, "logits": logits, "reconstruction_loss": reconstruction, "kl": kl}
-        return VRAEOutput(**outputs | made | {"last_hidden_state": None})
+        return VRAEOutput(
+            loss=loss,
+            logits=logits,
+            reconstruction_loss=reconstruction,
+            kl=kl,
+            past_key_values=outputs.past_key_values,
+            decoder_hidden_states=outputs.decoder_hidden_states,
+            encoder_last_hidden_state=outputs.encoder_last_hidden_state,
+            encoder_hidden_states=outputs.encoder_hidden_states,
+            latents=outputs.latents,
+            posterior_mean=outputs.posterior_mean,
+            posterior_logvar=outputs.posterior_logvar,
+        )
 
-    def project(self, hidden: torch.Tensor, latents: torch.Tensor) -> torch.Tensor:
-        """Logits [B, T, V] = W h, or W [h; z], of decoder outputs `hidden` [B, T, H] and `latents` [B, D]."""
+    def features(self, hidden: torch.Tensor, latents: torch.Tensor) -> torch.Tensor:
+        """What `lm_head` projects: h, or [h; z], of decoder outputs `hidden` [B, T, H] and `latents` [B, D]."""
         hidden = self.dropout(hidden)
         if "output" in self.config.latent_conditioning:
             z = latents.to(hidden.dtype).unsqueeze(1).expand(-1, hidden.shape[1], -1)
             hidden = torch.cat([hidden, z], dim=-1)  # [B, T, H + D]
-        return self.lm_head(self.projection(hidden))
+        return self.projection(hidden)
+
+    def _mean_nll(self, features: torch.Tensor, labels: torch.LongTensor) -> torch.Tensor:
+        """-log p(x|z), mean over the sequences, of features [B, T, H] and labels [B, T]."""
+        features, targets = features.flatten(0, 1), labels.flatten()
+        if targets.device.type == "cpu":  # elsewhere to count the real ones would cost a synchronisation
+            real = (targets != IGNORE_INDEX).nonzero().squeeze(1)
+            features, targets = features.index_select(0, real), targets[real]
+        return linear_cross_entropy(features, self.lm_head.weight, targets, scale=1 / len(labels))
 
     def encode(self, input_ids=None, attention_mask=None, inputs_embeds=None, **batch) -> DiagonalGaussian:
         """q(z|x), with batch shape [B] and event shape [D], in float32.
@@ -486,20 +512,32 @@ class VRAEForSequenceGeneration(VRAEPreTrainedModel, GenerationMixin):
             labels = self.labels_from_input_ids(batch["input_ids"], batch.get("attention_mask"))
         q = self.encode(**batch)
         z = q.rsample((num_samples,), generator) if latents is None else latents  # [K, B, D]
-        at_once = max(1, MAX_LOGITS // (labels.numel() * self.config.vocab_size))
-        log_likelihood = torch.cat([self._log_likelihood(part, labels) for part in z.split(at_once)])  # [K, B]
+        width = self.config.decoder_hidden_size if self._without_logits else self.config.vocab_size
+        at_once = max(1, MAX_AT_ONCE // (labels.numel() * width))
+        log_likelihood = torch.cat([self._log_likelihood(part, labels) for part in z.split(at_once)])
         return log_likelihood + self.prior(**batch).log_prob(z) - q.log_prob(z)
 
     def _log_likelihood(self, latents: torch.Tensor, labels: torch.LongTensor) -> torch.Tensor:
         """log p(x|z_k), [K, B], of latents [K, B, D] and labels [B, T]."""
         rows = latents.shape[0]
+        real = labels != IGNORE_INDEX
         hidden, _, _ = self.model.decoder(
-            latents.flatten(0, 1),
-            self.prepare_decoder_input_ids_from_labels(labels).repeat(rows, 1),
-            (labels != IGNORE_INDEX).repeat(rows, 1),
+            latents.flatten(0, 1), self.prepare_decoder_input_ids_from_labels(labels), real
         )
-        logits = self.project(hidden, latents.flatten(0, 1))  # [K * B, T, V]
-        return -token_nll(logits, labels.repeat(rows, 1)).sum(-1).view(rows, -1)
+        features = self.features(hidden, latents.flatten(0, 1))  # [K * B, T, H]
+        labels = labels.repeat(rows, 1)
+        if self._without_logits:
+            real = real.repeat(rows, 1)
+            nll = features.new_zeros(labels.shape, dtype=torch.promote_types(features.dtype, torch.float32))
+            nll[real] = linear_nll(features[real], self.lm_head.weight, labels[real])
+        else:
+            nll = token_nll(self.lm_head(features), labels)
+        return -nll.sum(-1).view(rows, -1)
+
+    @property
+    def _without_logits(self) -> bool:
+        """Whether likelihoods are taken chunk by chunk, which has no gradient."""
+        return self.config.kernels == "auto" and not torch.is_grad_enabled()
 
     def labels_from_input_ids(self, input_ids: torch.LongTensor, attention_mask: torch.Tensor | None = None):
         """Labels [B, T] of an autoencoder: the input itself, with -100 at padding and at the start token."""
@@ -548,6 +586,19 @@ class VRAEForSequenceGeneration(VRAEPreTrainedModel, GenerationMixin):
         if kwargs.get("decoder_input_ids") is not None:
             self._prepare_beginning(kwargs)
         return super().generate(inputs, *args, **kwargs)
+
+    def _sample(self, input_ids, logits_processor, stopping_criteria, generation_config, **kwargs):
+        """transformers' loop for greedy decoding and sampling, which on a CPU gets weights packed for small products,
+        and in place of `torch.multinomial`, the larger part of a step there, [`Draw`]: the same distribution, another
+        random stream. Scores cannot be told of that, so where they are asked for `multinomial` stays."""
+        if self.config.kernels == "plain" or input_ids.device.type != "cpu":
+            return super()._sample(input_ids, logits_processor, stopping_criteria, generation_config, **kwargs)
+        if generation_config.do_sample and not generation_config.output_scores:
+            generation_config = copy.copy(generation_config)
+            generation_config.do_sample = False
+            logits_processor = LogitsProcessorList([*logits_processor, Draw()])
+        with packed_for_decoding(list(self.model.decoder.rnn.layers), self.lm_head, len(input_ids)):
+            return super()._sample(input_ids, logits_processor, stopping_criteria, generation_config, **kwargs)
 
     def _prepare_beginning(self, kwargs: dict) -> None:
         """Give every row its beginning, and mask the padding of beginnings of different lengths."""

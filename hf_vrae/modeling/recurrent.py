@@ -4,8 +4,12 @@ A state is a tuple of [B, H] tensors: (h, c) for an LSTM, (h,) for a GRU. Masked
 they leave the state as it was, so padding changes nothing.
 """
 
+import functools
+
 import torch
 from torch import nn
+
+from .kernels import RecurrentProjection, product_dtype
 
 State = tuple[torch.Tensor, ...]
 
@@ -14,49 +18,64 @@ class LSTM(nn.LSTM):
     """One LSTM layer in one direction (Hochreiter & Schmidhuber 1997, with the forget gate of Gers et al. 2000)."""
 
     number_of_states = 2
+    kernels, packed_hh = "auto", None
+    recurrent_weight = property(lambda self: self.weight_hh_l0)
 
     def __init__(self, input_size: int, hidden_size: int):
         super().__init__(input_size, hidden_size, batch_first=True)
 
-    def forward(self, inputs: torch.Tensor, state: State, lengths: torch.Tensor | None = None):
+    def forward(self, inputs, state, lengths=None, constant=None):
         """See [`run_layer`]."""
+        if prefers_loop(self, inputs, state):
+            gates = input_gates(inputs, constant, self.weight_ih_l0, self.bias_ih_l0 + self.bias_hh_l0)
+            return run_loop(self, *gates, state, lengths)
         hx = tuple(s.unsqueeze(0).contiguous() for s in state)  # [1, B, H]
-        outputs, (h, c) = _run_packed(super().forward, inputs, hx, lengths)
+        outputs, (h, c) = run_fused(super().forward, append(inputs, constant), hx, lengths)
         return outputs, (h.squeeze(0), c.squeeze(0))
+
+    def step(self, gates_x: torch.Tensor, gates_h: torch.Tensor, state: State) -> State:
+        i, f, g, o = (gates_x + gates_h).chunk(4, dim=-1)
+        c = f.sigmoid() * state[1] + i.sigmoid() * g.tanh()
+        return o.sigmoid() * c.tanh(), c
 
 
 class GRU(nn.GRU):
     """One GRU layer in one direction (Cho et al. 2014, with cuDNN's reset gate after the recurrent product)."""
 
     number_of_states = 1
+    kernels, packed_hh = "auto", None
+    recurrent_weight = property(lambda self: self.weight_hh_l0)
 
     def __init__(self, input_size: int, hidden_size: int):
         super().__init__(input_size, hidden_size, batch_first=True)
 
-    def forward(self, inputs: torch.Tensor, state: State, lengths: torch.Tensor | None = None):
+    def forward(self, inputs, state, lengths=None, constant=None):
         """See [`run_layer`]."""
-        outputs, h = _run_packed(super().forward, inputs, state[0].unsqueeze(0).contiguous(), lengths)
+        if prefers_loop(self, inputs, state):
+            gates = input_gates(inputs, constant, self.weight_ih_l0, self.bias_ih_l0)
+            return run_loop(self, *gates, state, lengths)
+        hx = state[0].unsqueeze(0).contiguous()
+        outputs, h = run_fused(super().forward, append(inputs, constant), hx, lengths)
         return outputs, (h.squeeze(0),)
 
-
-def _run_packed(forward, inputs, hx, lengths):
-    """Run a fused torch layer so that its final state is that after `lengths` tokens."""
-    if lengths is None:
-        return forward(inputs, hx)
-    packed = nn.utils.rnn.pack_padded_sequence(inputs, lengths.cpu(), batch_first=True, enforce_sorted=False)
-    outputs, hx = forward(packed, hx)
-    outputs, _ = nn.utils.rnn.pad_packed_sequence(outputs, batch_first=True, total_length=inputs.shape[1])
-    return outputs, hx
+    def step(self, gates_x: torch.Tensor, gates_h: torch.Tensor, state: State) -> State:
+        r_x, u_x, n_x = gates_x.chunk(3, dim=-1)
+        r_h, u_h, n_h = (gates_h + self.bias_hh_l0.to(gates_h.dtype)).chunk(3, dim=-1)
+        u = (u_x + u_h).sigmoid()
+        n = (n_x + (r_x + r_h).sigmoid() * n_h).tanh()
+        return (torch.lerp(n, state[0], u),)
 
 
 class LayerNormCell(nn.Module):
-    """What the two layer-normalised layers share: weights, the norms of both products, the loop over time.
+    """What the two layer-normalised layers share: weights, and the norms of both products.
 
     Gates are LN(W_ih x) + LN(W_hh h) + b (Ba et al. 2016, supplement); subclasses give `step`.
     """
 
     number_of_states: int
     number_of_gates: int
+    kernels, packed_hh = "auto", None
+    recurrent_weight = property(lambda self: self.weight_hh)
 
     def __init__(self, input_size: int, hidden_size: int):
         super().__init__()
@@ -68,18 +87,10 @@ class LayerNormCell(nn.Module):
         self.norm_ih = nn.LayerNorm(gates, bias=False)
         self.norm_hh = nn.LayerNorm(gates, bias=False)
 
-    def forward(self, inputs: torch.Tensor, state: State, lengths: torch.Tensor | None = None):
+    def forward(self, inputs, state, lengths=None, constant=None):
         """See [`run_layer`]."""
-        gates_x = self.norm_ih(nn.functional.linear(inputs, self.weight_ih)) + self.bias  # [B, T, G * H]
-        states = []
-        for t in range(inputs.shape[1]):
-            gates_h = self.norm_hh(nn.functional.linear(state[0], self.weight_hh))
-            state = self.step(gates_x[:, t], gates_h, state)
-            states.append(state)
-        if lengths is not None:
-            last = lengths.to(inputs.device) - 1
-            state = tuple(select_time(torch.stack(s, dim=1), last) for s in zip(*states, strict=True))
-        return torch.stack([s[0] for s in states], dim=1), state
+        gates_x = self.norm_ih(nn.functional.linear(append(inputs, constant), self.weight_ih)) + self.bias
+        return run_loop(self, gates_x.transpose(0, 1), None, state, lengths)
 
 
 class LayerNormLSTM(LayerNormCell):
@@ -93,7 +104,7 @@ class LayerNormLSTM(LayerNormCell):
         self.norm_c = nn.LayerNorm(hidden_size)
 
     def step(self, gates_x: torch.Tensor, gates_h: torch.Tensor, state: State) -> State:
-        i, f, g, o = (gates_x + gates_h).chunk(4, dim=-1)
+        i, f, g, o = (gates_x + self.norm_hh(gates_h)).chunk(4, dim=-1)
         c = f.sigmoid() * state[1] + i.sigmoid() * g.tanh()
         return o.sigmoid() * self.norm_c(c).tanh(), c
 
@@ -106,10 +117,81 @@ class LayerNormGRU(LayerNormCell):
 
     def step(self, gates_x: torch.Tensor, gates_h: torch.Tensor, state: State) -> State:
         r_x, u_x, n_x = gates_x.chunk(3, dim=-1)
-        r_h, u_h, n_h = gates_h.chunk(3, dim=-1)
+        r_h, u_h, n_h = self.norm_hh(gates_h).chunk(3, dim=-1)
         u = (u_x + u_h).sigmoid()
         n = (n_x + (r_x + r_h).sigmoid() * n_h).tanh()
-        return ((1 - u) * n + u * state[0],)
+        return (torch.lerp(n, state[0], u),)
+
+
+def append(inputs: torch.Tensor, constant: torch.Tensor | None) -> torch.Tensor:
+    """`constant` [K * B, D] at every step of `inputs` [B, T, I], which are repeated K times: [K * B, T, I + D]."""
+    if constant is None:
+        return inputs
+    inputs = inputs.repeat(len(constant) // len(inputs), 1, 1)
+    return torch.cat([inputs, constant.to(inputs.dtype).unsqueeze(1).expand(-1, inputs.shape[1], -1)], dim=-1)
+
+
+def input_gates(inputs: torch.Tensor, constant: torch.Tensor | None, weight: torch.Tensor, bias: torch.Tensor):
+    """W [x; z] + b of all steps as W_x x + b [T, B, G * H] and W_z z [K * B, G * H], each computed once."""
+    weight_x, weight_z = weight.tensor_split([inputs.shape[-1]], dim=1)
+    gates_x = nn.functional.linear(inputs.transpose(0, 1), weight_x, bias)
+    return gates_x, None if constant is None else nn.functional.linear(constant.to(inputs.dtype), weight_z)
+
+
+def run_fused(forward, inputs, hx, lengths):
+    """Run a torch layer so that its final state is that after `lengths` tokens."""
+    if lengths is None:
+        return forward(inputs, hx)
+    packed = nn.utils.rnn.pack_padded_sequence(inputs, lengths.cpu(), batch_first=True, enforce_sorted=False)
+    outputs, hx = forward(packed, hx)
+    outputs, _ = nn.utils.rnn.pad_packed_sequence(outputs, batch_first=True, total_length=inputs.shape[1])
+    return outputs, hx
+
+
+def run_loop(layer, gates_x, gates_z, state, lengths):
+    """Run a layer by its equations, a `step` at a time.
+
+    Args:
+        layer: gives `step` and `recurrent_weight`, [G * H, H].
+        gates_x: what the inputs add to the gates, [T, B, G * H].
+        gates_z: what is the same at every step, [K * B, G * H], or None.
+        state, lengths: as in [`run_layer`], of K * B rows.
+    """
+    state = tuple(s.to(gates_x.dtype) for s in state)
+    if layer.kernels == "plain" or torch.compiler.is_compiling():
+        project = functools.partial(nn.functional.linear, weight=layer.recurrent_weight.to(gates_x.dtype))
+    elif layer.packed_hh is not None:
+        project = layer.packed_hh
+    else:
+        project = RecurrentProjection(layer.recurrent_weight, len(gates_x), len(state[0]), gates_x.dtype)
+    states = []
+    for gates in gates_x.unbind(0):
+        if gates_z is not None:
+            gates = (gates_z.view(-1, *gates.shape) + gates).flatten(0, 1)
+        state = layer.step(gates, project(state[0]), state)
+        states.append(state)
+    if lengths is not None:
+        last = lengths.to(gates_x.device) - 1
+        state = tuple(select_time(torch.stack(s, dim=1), last) for s in zip(*states, strict=True))
+    return torch.stack([s[0] for s in states], dim=1), state
+
+
+def prefers_loop(layer: nn.Module, inputs: torch.Tensor, state: State) -> bool:
+    """Whether [`run_loop`] is faster than torch's fused layer: the one place where this is decided.
+
+    Measured on two cores (`benchmarks/`): the loop shares one product among the K states of an input, and large layers
+    gain by its packed weights, but an LSTM, whose fused kernel is good, only in training at 16 bits.
+    """
+    if layer.kernels == "plain" or inputs.device.type != "cpu" or torch.compiler.is_compiling():
+        return False
+    if layer.packed_hh is not None or len(state[0]) > len(inputs):
+        return True
+    if layer.hidden_size < LARGE or inputs.shape[1] == 1:
+        return False
+    return isinstance(layer, GRU) or (torch.is_grad_enabled() and product_dtype(inputs) == torch.bfloat16)
+
+
+LARGE = 1024  # hidden units
 
 
 LAYERS = {
@@ -120,23 +202,31 @@ LAYERS = {
 }
 
 
-def run_layer(layer: nn.Module, inputs: torch.Tensor, state: State | None = None, lengths: torch.Tensor | None = None):
+def run_layer(
+    layer: nn.Module,
+    inputs: torch.Tensor,
+    state: State | None = None,
+    lengths: torch.Tensor | None = None,
+    constant: torch.Tensor | None = None,
+):
     """Run one layer over time.
 
     Args:
         layer: one of [`LAYERS`].
         inputs: [B, T, I].
-        state: initial state, each [B, H]; zeros by default.
-        lengths: [B], each in [0, T]: how many leading steps count for the returned state; all of them by default.
+        state: initial state, each [K * B, H]; zeros by default.
+        lengths: [K * B], each in [0, T]: how many leading steps count for the returned state; all by default.
+        constant: a further input that is the same at every step, [K * B, D]; row k * B + b goes with input b.
 
     Returns:
-        the outputs at every step [B, T, H], and the state after `lengths` steps.
+        the outputs at every step [K * B, T, H], and the state after `lengths` steps.
     """
     if state is None:
-        state = (inputs.new_zeros(inputs.shape[0], layer.hidden_size),) * layer.number_of_states
+        rows = len(inputs if constant is None else constant)
+        state = (inputs.new_zeros(rows, layer.hidden_size),) * layer.number_of_states
     if lengths is None:
-        return layer(inputs, state)
-    outputs, last = layer(inputs, state, lengths.clamp(min=1))
+        return layer(inputs, state, None, constant)
+    outputs, last = layer(inputs, state, lengths.clamp(min=1), constant)
     moved = (lengths > 0).unsqueeze(-1).to(inputs.device)
     return outputs, tuple(torch.where(moved, new, old) for new, old in zip(last, state, strict=True))
 
@@ -178,15 +268,18 @@ class RecurrentEncoder(nn.Module):
         layer_norm: layer-normalised cells.
         input_size, hidden_size, num_layers: sizes.
         bidirectional: half of `hidden_size` reads from the first real position to the last, half the other way.
+        kernels: "auto", or "plain" for torch's own operations.
     """
 
-    def __init__(self, rnn_type, layer_norm, input_size, hidden_size, num_layers, bidirectional):
+    def __init__(self, rnn_type, layer_norm, input_size, hidden_size, num_layers, bidirectional, kernels="auto"):
         super().__init__()
         layer_class = LAYERS[rnn_type, layer_norm]
         sizes = [input_size] + [hidden_size] * (num_layers - 1)
         width = hidden_size // 2 if bidirectional else hidden_size
         self.layers = nn.ModuleList(layer_class(size, width) for size in sizes)
         self.reverse_layers = nn.ModuleList(layer_class(size, width) for size in sizes if bidirectional)
+        for layer in [*self.layers, *self.reverse_layers]:
+            layer.kernels = kernels
 
     def forward(
         self, inputs: torch.Tensor, mask: torch.Tensor, output_hidden_states: bool = False
@@ -225,13 +318,16 @@ class RecurrentDecoder(nn.Module):
         layer_norm: layer-normalised cells.
         input_size, hidden_size, num_layers: sizes.
         dropout: probability between layers.
+        kernels: "auto", or "plain" for torch's own operations.
     """
 
-    def __init__(self, rnn_type, layer_norm, input_size, hidden_size, num_layers, dropout):
+    def __init__(self, rnn_type, layer_norm, input_size, hidden_size, num_layers, dropout, kernels="auto"):
         super().__init__()
         layer_class = LAYERS[rnn_type, layer_norm]
         sizes = [input_size] + [hidden_size] * (num_layers - 1)
         self.layers = nn.ModuleList(layer_class(size, hidden_size) for size in sizes)
+        for layer in self.layers:
+            layer.kernels = kernels
         self.dropout = nn.Dropout(dropout)
         self.number_of_states = layer_class.number_of_states
 
@@ -239,6 +335,7 @@ class RecurrentDecoder(nn.Module):
         self,
         inputs: torch.Tensor,
         states: list[State | None],
+        constant: torch.Tensor | None = None,
         mask: torch.Tensor | None = None,
         return_states: bool = True,
         output_hidden_states: bool = False,
@@ -246,25 +343,31 @@ class RecurrentDecoder(nn.Module):
         """
         Args:
             inputs: [B, T, I].
-            states: initial state of each layer, each tensor [B, H], or None for zeros.
+            states: initial state of each layer, each tensor [K * B, H], or None for zeros.
+            constant: a further input that is the same at every step, [K * B, D], as in [`run_layer`].
             mask: nonzero where a position is real, [B, T]; all by default. Output at a masked position is that at
                 the latest real one.
             return_states: whether the returned states must be right; under a mask that costs a packing of the rows.
             output_hidden_states: whether to return each layer's outputs.
 
         Returns:
-            the outputs [B, T, H], each layer's state after the last real position, and each layer's outputs where
-            asked for.
+            the outputs [K * B, T, H], each layer's state after the last real position, and each layer's outputs
+            where asked for.
         """
         back = lengths = None
         if mask is not None:
             order, back, lengths = left_align(mask)
             inputs = take_time(inputs, order)
+            if constant is not None:
+                repeats = len(constant) // len(inputs)
+                back, lengths = back.repeat(repeats, 1), lengths.repeat(repeats)
         new_states, hidden_states = [], []
         for i, (layer, state) in enumerate(zip(self.layers, states, strict=True)):
             if i > 0:
                 inputs = self.dropout(inputs)
-            inputs, state = run_layer(layer, inputs, state, lengths if return_states else None)
+            inputs, state = run_layer(
+                layer, inputs, state, lengths if return_states else None, constant if i == 0 else None
+            )
             new_states.append(state)
             if output_hidden_states:
                 hidden_states.append(inputs if back is None else take_time(inputs, back))

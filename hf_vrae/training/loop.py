@@ -386,7 +386,8 @@ class TrainingLoop:
         reconstructions = decode(self.tokenizer, model.generate(**batch))
         with torch.random.fork_rng():  # the stream of training's noise stays where it is
             torch.manual_seed(self.args.seed)
-            samples = decode(self.tokenizer, model.generate(latents=model.prior().sample((SHOWN,)), do_sample=True))
+            z = model.prior().sample((SHOWN,))
+            samples = decode(self.tokenizer, model.generate(latents=z, do_sample=True, top_k=0))
         model.train()
         pairs = list(zip(decode(self.tokenizer, examples), reconstructions, strict=True))
         shown = [f"  text           {text}\n  reconstruction {reconstruction}" for text, reconstruction in pairs]

@@ -9,6 +9,7 @@ from transformers import AutoModel, AutoModelForSeq2SeqLM
 
 from hf_vrae import VRAEForSequenceGeneration
 from hf_vrae.modeling.modeling_vrae import MAX_LOGVAR, MIN_LOGVAR
+from hf_vrae.modeling.recurrent import append
 from tests.models import make_model
 
 
@@ -107,11 +108,13 @@ def test_log_importance_weights_are_the_three_densities(model, batch):
         torch.testing.assert_close((weights[k] - expected).mean(), -outputs.loss)
 
 
-def test_importance_weights_in_parts_are_the_same(model, batch, monkeypatch):
-    z = model.encode(**batch).sample((5,))
-    whole = model.log_importance_weights(latents=z, **batch)
-    monkeypatch.setattr("hf_vrae.modeling.modeling_vrae.MAX_LOGITS", 1)
-    torch.testing.assert_close(model.log_importance_weights(latents=z, **batch), whole)
+@pytest.mark.parametrize("with_gradient", [True, False])
+def test_importance_weights_in_parts_are_the_same(model, batch, monkeypatch, with_gradient):
+    with torch.set_grad_enabled(with_gradient):
+        z = model.encode(**batch).sample((5,))
+        whole = model.log_importance_weights(latents=z, **batch)
+        monkeypatch.setattr("hf_vrae.modeling.modeling_vrae.MAX_AT_ONCE", 1)
+        torch.testing.assert_close(model.log_importance_weights(latents=z, **batch), whole)
 
 
 def test_with_q_at_the_prior_the_weights_are_likelihoods(model, batch):
@@ -177,7 +180,7 @@ def test_dropout_is_where_the_protocol_has_it(batch):
     assert torch.equal(*encoded)
     z = torch.randn(4, 6)
     seen = []
-    model.model.decoder.rnn.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
+    model.model.decoder.rnn.register_forward_pre_hook(lambda module, args: seen.append(append(args[0], args[2])))
     model.lm_head.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
     model(latents=z, decoder_input_ids=batch["input_ids"])
     for inputs, width in zip(seen, (16, 16), strict=True):

@@ -119,7 +119,7 @@ def test_decoder_carries_its_state_over_masked_steps(kind):
     inputs = torch.randn(3, 4, 5, dtype=torch.float64)
     outputs, states, _ = decoder(inputs, [None, None])
     spread, mask = holes(inputs)
-    got, got_states, _ = decoder(spread, [None, None], mask)
+    got, got_states, _ = decoder(spread, [None, None], mask=mask)
     torch.testing.assert_close(got[:, 1::2], outputs)
     torch.testing.assert_close(got[:, 2::2], outputs)  # a masked step repeats the latest real output
     torch.testing.assert_close(got_states, states)

@@ -1,0 +1,83 @@
+"""Training: tokens a second of forward, backward, clipping and SGD, ours against the plain way.
+
+python benchmarks/train.py --json train.json
+"""
+
+import torch
+from common import (
+    DTYPES,
+    LENGTH,
+    SIZES,
+    VOCABULARY,
+    arguments,
+    interleave,
+    make_ours,
+    make_plain,
+    mixed,
+    random_ids,
+    report,
+)
+
+BATCH = 32
+WAYS = {
+    "LSTM": {},
+    "GRU": {"rnn_type": "gru"},
+    "layer-norm LSTM": {"layer_norm": True},
+}
+
+
+def step(model, loss, dtype):
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, fused=True)
+    batches = [random_ids(BATCH) for _ in range(3)]
+    model.train()
+
+    def run():
+        for ids in batches:
+            with mixed(dtype):
+                value = loss(model, ids)
+            value.backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 5.0)
+            optimizer.step()
+            optimizer.zero_grad()
+
+    return run
+
+
+def ours(model, ids):
+    return model(input_ids=ids, labels=ids[:, 1:]).loss
+
+
+def gflop(size, gates):
+    """Of a predicted token, forward and backward: three products of a multiplication and an addition each."""
+    embedding, hidden, latent = SIZES[size]
+    encoder, decoder = gates * hidden * (embedding + hidden), gates * hidden * (embedding + latent + hidden)
+    return 3 * 2 * (encoder + decoder + hidden * VOCABULARY) / 1e9
+
+
+def main():
+    args = arguments(__doc__, repeats=5)
+    rows = []
+    for size in args.sizes:
+        ways = {}
+        for kind, options in WAYS.items():
+            gates = 3 if kind == "GRU" else 4
+            if kind != "layer-norm LSTM":
+                peer = make_plain(size, options.get("rnn_type", "lstm"))
+                ways[f"plain {kind} fp32"] = step(peer, lambda model, ids: model.loss(ids), "fp32"), "fp32", gates
+            for dtype in DTYPES:
+                for kernels in ("plain", "auto") if kind == "layer-norm LSTM" else ("auto",):
+                    name = f"{kind} {dtype}" + (" loop of cells" if kernels == "plain" else "")
+                    ways[name] = step(make_ours(size, kernels=kernels, **options), ours, dtype), dtype, gates
+        seconds = interleave({name: run for name, (run, _, _) in ways.items()}, args.repeats)
+        for name, (_, dtype, gates) in ways.items():
+            rate = 3 * BATCH * LENGTH / seconds[name]
+            base = "plain GRU fp32" if "GRU" in name else "plain LSTM fp32"
+            ratio = seconds[base] / seconds[name]
+            rows.append(
+                {"size": size, "way": name, "rate": rate, "ratio": ratio, "dtype": dtype, "gflop": gflop(size, gates)}
+            )
+    report("Training, batch 32", "tokens/s", rows, args.json)
+
+
+if __name__ == "__main__":
+    main()

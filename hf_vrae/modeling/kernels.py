@@ -1,0 +1,241 @@
+"""Kernels: what the plain lines of the model compute, with less work and less memory.
+
+Each stands beside its plain form and is tested against it. Private operators of torch are tried once, at import, and
+have a plain fallback.
+"""
+
+import contextlib
+import math
+
+import torch
+from torch import nn
+from torch.autograd import Function
+from torch.autograd.function import once_differentiable
+
+IGNORE_INDEX = -100  # the label that transformers' collators and losses leave out
+
+
+def _packs(dtype: torch.dtype) -> bool:
+    """Whether oneDNN multiplies with weights packed in advance here."""
+    try:
+        weight = torch.ones(16, 16, dtype=dtype)
+        packed = torch.ops.mkldnn._reorder_linear_weight(weight, 2)
+        product = torch.ops.mkldnn._linear_pointwise(weight[:2], packed, None, "none", [], "")
+        return torch.equal(product, torch.full_like(product, 16))
+    except (AttributeError, RuntimeError):
+        return False
+
+
+PACKED_DTYPES = tuple(dtype for dtype in (torch.float32, torch.bfloat16) if _packs(dtype))
+
+
+class PackedLinear:
+    """x -> x W^T, with W [out, in] laid out once as the processor's matrix product likes it.
+
+    Worth it where W meets many small x in turn, as at every step of a recurrence; there is no gradient.
+
+    Args:
+        weight: [out, in].
+        rows: of the x to come; the layout is chosen for it.
+    """
+
+    def __init__(self, weight: torch.Tensor, rows: int):
+        self.packed = weight.device.type == "cpu" and weight.dtype in PACKED_DTYPES
+        self.weight = torch.ops.mkldnn._reorder_linear_weight(weight, rows) if self.packed else weight
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        if self.packed:
+            return torch.ops.mkldnn._linear_pointwise(x, self.weight, None, "none", [], "")
+        return nn.functional.linear(x, self.weight)
+
+
+@contextlib.contextmanager
+def packed_for_decoding(layers: list[nn.Module], head: nn.Linear, rows: int):
+    """Inside, each recurrent layer's `packed_hh` is set, and `head` multiplies with packed weights."""
+    for layer in layers:
+        layer.packed_hh = PackedLinear(layer.recurrent_weight.to(product_dtype(layer.recurrent_weight)), rows)
+    weight = head.weight.to(product_dtype(head.weight))
+    product = PackedLinear(weight, rows)
+    head.forward = lambda x: product(x.to(weight.dtype).flatten(0, -2)).unflatten(0, x.shape[:-1])
+    try:
+        yield
+    finally:
+        del head.forward
+        for layer in layers:
+            layer.packed_hh = None
+
+
+class RecurrentProjection:
+    """h -> h W^T at each step of a loop over time, with W packed once and *one* product for its gradient.
+
+    Autograd would form the gradient of W at each step, a product of few rows, and add them up. Here the gradients of
+    all steps are collected, and dW = sum_t dg_t^T h_t is one large product.
+
+    Args:
+        weight: [G, H].
+        steps: of the loop, T.
+        rows: of each h, B.
+        dtype: of the products.
+    """
+
+    def __init__(self, weight: torch.Tensor, steps: int, rows: int, dtype: torch.dtype):
+        self.dtype = dtype
+        cast = weight.detach().to(dtype)
+        self.forward = PackedLinear(cast, rows)
+        self.slots = None
+        if weight.requires_grad and torch.is_grad_enabled():
+            self.backward = PackedLinear(cast.t().contiguous(), rows)
+            self.inputs: list[torch.Tensor] = []
+            slots = _DeferredGradient.apply(weight, self.inputs, (steps, rows, weight.shape[0]), dtype)
+            self.slots = iter(slots.unbind(0))
+
+    def __call__(self, h: torch.Tensor) -> torch.Tensor:
+        h = h.to(self.dtype)
+        return self.forward(h) if self.slots is None else _Projection.apply(h, next(self.slots), self)
+
+
+class _DeferredGradient(Function):
+    """A slot [B, G] for each step, whose value nobody reads: through it flows the gradient of the step's product."""
+
+    @staticmethod
+    def forward(ctx, weight, inputs, shape, dtype):
+        ctx.inputs, ctx.dtype = inputs, weight.dtype
+        return weight.new_zeros((), dtype=dtype).expand(shape)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, gradient):
+        used = len(ctx.inputs)
+        weight = gradient[:used].flatten(0, 1).t() @ torch.cat(ctx.inputs)
+        return weight.to(ctx.dtype), None, None, None
+
+
+class _Projection(Function):
+    @staticmethod
+    def forward(ctx, h, slot, projection):
+        projection.inputs.append(h.detach())
+        ctx.projection = projection
+        return projection.forward(h)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, gradient):
+        return ctx.projection.backward(gradient), gradient, None
+
+
+def linear_cross_entropy(
+    hidden: torch.Tensor, weight: torch.Tensor, labels: torch.Tensor, scale: float = 1.0
+) -> torch.Tensor:
+    """`scale * cross_entropy(hidden @ weight.T, labels, reduction="sum")`, without ever holding all the logits.
+
+    The gradients are formed in the forward pass, chunk by chunk while the logits are there, so nothing is computed
+    twice; that is why only a sum can leave.
+
+    Args:
+        hidden: [N, H].
+        weight: [V, H].
+        labels: [N], -100 where there is none.
+        scale: of the loss; taken in here, it costs no pass over the gradient of `weight`.
+    """
+    hidden = hidden.to(product_dtype(hidden))
+    with torch.autocast(hidden.device.type, enabled=False):
+        return _LinearCrossEntropy.apply(hidden, weight, labels, scale)
+
+
+class _LinearCrossEntropy(Function):
+    @staticmethod
+    def forward(ctx, hidden, weight, labels, scale):
+        cast = weight.to(hidden.dtype)
+        exact = torch.promote_types(weight.dtype, torch.float32)
+        total = hidden.new_zeros((), dtype=exact)
+        d_hidden = torch.empty_like(hidden)
+        d_weight = None
+        # A chunk's logits take 16 MiB, or as much as the gradient of W, which each chunk passes over once.
+        for h, y, chunk in _chunks(max(2**22 // len(weight), weight.shape[1]), hidden, labels):
+            share = scale * (y != IGNORE_INDEX)  # [N', 1]
+            y = y.clamp(min=0)
+            log_p = torch.log_softmax((h @ cast.t()).to(exact), dim=-1)  # [N', V]
+            total -= (log_p.gather(1, y) * share).sum()
+            d_logits = log_p.exp_().scatter_add_(1, y, -torch.ones_like(log_p[:, :1])).mul_(share).to(h.dtype)
+            torch.mm(d_logits, cast, out=d_hidden[chunk])
+            if d_weight is None:
+                d_weight = (d_logits.t() @ h).to(exact)
+            elif h.dtype == exact:
+                d_weight.addmm_(d_logits.t(), h)
+            else:
+                d_weight += d_logits.t() @ h
+        ctx.save_for_backward(d_hidden, d_weight.to(weight.dtype))
+        return total
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, gradient):
+        d_hidden, d_weight = ctx.saved_tensors
+        if gradient.device.type != "cpu" or gradient.item() != 1:
+            d_hidden, d_weight = d_hidden * gradient.to(d_hidden.dtype), d_weight * gradient.to(d_weight.dtype)
+        return d_hidden, d_weight, None, None
+
+
+def linear_nll(hidden: torch.Tensor, weight: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """`cross_entropy(hidden @ weight.T, labels, reduction="none")`, chunk by chunk and without gradient.
+
+    Args:
+        hidden: [N, H].
+        weight: [V, H].
+        labels: [N], none of them -100.
+
+    Returns:
+        [N]
+    """
+    weight = weight.to(product_dtype(hidden))
+    nll = hidden.new_empty(labels.shape, dtype=torch.promote_types(hidden.dtype, torch.float32))
+    with torch.no_grad(), torch.autocast(hidden.device.type, enabled=False):
+        buffer = torch.empty(min(512, len(labels)), len(weight), dtype=weight.dtype, device=weight.device)
+        for h, y, chunk in _chunks(512, hidden, labels):
+            # Into memory that is warm: a new 20 MB for each chunk would cost as much as the exponentials.
+            logits = torch.mm(h.to(weight.dtype), weight.t(), out=buffer[: len(h)]).to(nll.dtype)  # [N', V]
+            target = logits.gather(1, y)
+            largest = logits.amax(1, keepdim=True)
+            nll[chunk] = (logits.sub_(largest).exp_().sum(1, keepdim=True).log() + largest - target).squeeze(1)
+    return nll
+
+
+def _chunks(rows: int, hidden: torch.Tensor, labels: torch.Tensor):
+    """Like parts of up to `rows` rows: hidden [N', H], labels [N', 1], and where they stand."""
+    count = max(1, len(labels))  # no label at all is one empty part
+    rows = math.ceil(count / math.ceil(count / rows))
+    for start in range(0, count, rows):
+        chunk = slice(start, start + rows)
+        yield hidden[chunk], labels[chunk].unsqueeze(1), chunk
+
+
+def product_dtype(tensor: torch.Tensor) -> torch.dtype:
+    """In which a product with `tensor` would be taken here: autocast's choice, else its own."""
+    device = tensor.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else tensor.dtype
+
+
+def draw(scores: torch.Tensor) -> torch.Tensor:
+    """One index a row with probability softmax(scores), [B]; what `torch.multinomial` draws, but not its stream.
+
+    The inverse of the cumulative distribution in two levels: first the block of the vocabulary, then the index in it.
+    Only one block a row is summed up entry by entry; on a CPU that is tens of times faster than `multinomial`.
+
+    Args:
+        scores: [B, V], float32, -inf where the probability is 0.
+    """
+    rows, size = scores.shape
+    block = 64
+    weights = (scores - scores.amax(1, keepdim=True)).exp_()
+    blocks = nn.functional.pad(weights, (0, -size % block)).view(rows, -1, block)  # [B, V / 64, 64]
+    totals = blocks.sum(-1).cumsum(1)  # [B, V / 64]
+    if not torch.isfinite(totals[:, -1]).all():
+        raise RuntimeError("The scores of a next token are not numbers, or all of a row are -inf.")
+    # In (0, total], so that the first cumulative sum that reaches it belongs to a positive weight.
+    point = (1 - torch.rand(rows, 1, device=scores.device)) * totals[:, -1:]
+    chosen = torch.searchsorted(totals, point).clamp(max=totals.shape[1] - 1)  # [B, 1]
+    inside = blocks[torch.arange(rows, device=scores.device), chosen.squeeze(1)].cumsum(1)  # [B, 64]
+    before = totals.gather(1, chosen) - inside[:, -1:]
+    # The two sums round differently: stay inside the block, and off the weights that are 0.
+    rest = (point - before).clamp(min=torch.finfo(scores.dtype).tiny).minimum(inside[:, -1:])
+    return (chosen * block + torch.searchsorted(inside, rest)).squeeze(1)
