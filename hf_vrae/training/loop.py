@@ -25,6 +25,7 @@ from transformers import PreTrainedTokenizerFast
 
 from ..data.bucketing import make_batches, split_batch
 from ..data.collators import AutoencodingCollator
+from ..data.datasets import TokenRows
 from ..data.tokenization import decode
 from ..evaluation.likelihood import evaluate
 from .arguments import TrainArguments
@@ -153,7 +154,7 @@ class TrainingLoop:
                     yield part.tolist()
 
         loader = DataLoader(
-            self.train,
+            TokenRows(self.train),
             batch_sampler=indices(),
             collate_fn=self.collator,
             num_workers=self.args.dataloader_num_workers,
