@@ -40,10 +40,12 @@ class PackedLinear:
     """
 
     def __init__(self, weight: torch.Tensor, rows: int):
+        self.dtype = weight.dtype
         self.packed = weight.device.type == "cpu" and weight.dtype in PACKED_DTYPES
         self.weight = torch.ops.mkldnn._reorder_linear_weight(weight, rows) if self.packed else weight
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        x = x.to(self.dtype)
         if self.packed:
             return torch.ops.mkldnn._linear_pointwise(x, self.weight, None, "none", [], "")
         return nn.functional.linear(x, self.weight)
@@ -54,9 +56,8 @@ def packed_for_decoding(layers: list[nn.Module], head: nn.Linear, rows: int):
     """Inside, each recurrent layer's `packed_hh` is set, and `head` multiplies with packed weights."""
     for layer in layers:
         layer.packed_hh = PackedLinear(layer.recurrent_weight.to(product_dtype(layer.recurrent_weight)), rows)
-    weight = head.weight.to(product_dtype(head.weight))
-    product = PackedLinear(weight, rows)
-    head.forward = lambda x: product(x.to(weight.dtype).flatten(0, -2)).unflatten(0, x.shape[:-1])
+    product = PackedLinear(head.weight.to(product_dtype(head.weight)), rows)
+    head.forward = lambda x: product(x.flatten(0, -2)).unflatten(0, x.shape[:-1])
     try:
         yield
     finally:
@@ -145,6 +146,8 @@ def linear_cross_entropy(
 class _LinearCrossEntropy(Function):
     @staticmethod
     def forward(ctx, hidden, weight, labels, scale):
+        # Small numbers vanish in float16, so there the scale waits for the backward pass, as GradScaler's does.
+        ctx.factor, scale = (scale, 1.0) if hidden.dtype == torch.float16 else (1.0, scale)
         cast = weight.to(hidden.dtype)
         exact = torch.promote_types(weight.dtype, torch.float32)
         total = hidden.new_zeros((), dtype=exact)
@@ -165,12 +168,13 @@ class _LinearCrossEntropy(Function):
             else:
                 d_weight += d_logits.t() @ h
         ctx.save_for_backward(d_hidden, d_weight.to(weight.dtype))
-        return total
+        return total * ctx.factor
 
     @staticmethod
     @once_differentiable
     def backward(ctx, gradient):
         d_hidden, d_weight = ctx.saved_tensors
+        gradient = gradient * ctx.factor
         if gradient.device.type != "cpu" or gradient.item() != 1:
             d_hidden, d_weight = d_hidden * gradient.to(d_hidden.dtype), d_weight * gradient.to(d_weight.dtype)
         return d_hidden, d_weight, None, None

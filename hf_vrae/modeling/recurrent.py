@@ -120,7 +120,7 @@ class LayerNormGRU(LayerNormCell):
         r_h, u_h, n_h = self.norm_hh(gates_h).chunk(3, dim=-1)
         u = (u_x + u_h).sigmoid()
         n = (n_x + (r_x + r_h).sigmoid() * n_h).tanh()
-        return (torch.lerp(n, state[0], u),)
+        return ((1 - u) * n + u * state[0],)
 
 
 def append(inputs: torch.Tensor, constant: torch.Tensor | None) -> torch.Tensor:
@@ -159,11 +159,12 @@ def run_loop(layer, gates_x, gates_z, state, lengths):
     """
     state = tuple(s.to(gates_x.dtype) for s in state)
     if layer.kernels == "plain" or torch.compiler.is_compiling():
-        project = functools.partial(nn.functional.linear, weight=layer.recurrent_weight.to(gates_x.dtype))
+        project = functools.partial(nn.functional.linear, weight=layer.recurrent_weight)
     elif layer.packed_hh is not None:
         project = layer.packed_hh
     else:
-        project = RecurrentProjection(layer.recurrent_weight, len(gates_x), len(state[0]), gates_x.dtype)
+        # Not the data type of the gates: on a GPU autocast normalises in float32.
+        project = RecurrentProjection(layer.recurrent_weight, len(gates_x), len(state[0]), product_dtype(gates_x))
     states = []
     for gates in gates_x.unbind(0):
         if gates_z is not None:

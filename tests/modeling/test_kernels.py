@@ -132,6 +132,37 @@ def test_linear_cross_entropy_in_bfloat16_keeps_float32_gradients_of_the_weight(
         assert (got - wanted).norm() < 0.01 * wanted.norm()
 
 
+def test_linear_cross_entropy_in_float16_loses_no_small_gradients():
+    """Those of a mean over many sequences, under a loss scale."""
+    hidden, weight = torch.randn(100, 64, requires_grad=True), torch.randn(50, 64, requires_grad=True)
+    labels, scale = torch.randint(0, 50, (100,)), 1e-7
+    plain = scale * nn.functional.cross_entropy(hidden @ weight.t(), labels, reduction="sum")
+    with torch.autocast("cpu", dtype=torch.float16):
+        ours = linear_cross_entropy(hidden, weight, labels, scale)
+    for got, wanted in zip(
+        *(torch.autograd.grad(65536 * loss, (hidden, weight)) for loss in (ours, plain)), strict=True
+    ):
+        assert (got - wanted).norm() < 0.01 * wanted.norm()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@KINDS
+def test_loops_under_autocast(kind, dtype, monkeypatch):
+    """Near float32, with float32 gradients of the weights."""
+    monkeypatch.setattr(recurrent, "prefers_loop", lambda *args: True)
+    layer = LAYERS[kind](6, 16)
+    [nn.init.normal_(parameter, std=0.3) for parameter in layer.parameters()]
+    inputs = torch.randn(4, 5, 6)
+    found = []
+    for enabled in (False, True):
+        with torch.autocast("cpu", dtype=dtype, enabled=enabled):
+            outputs, _ = run_layer(layer, inputs)
+        found.append((outputs.float(), *torch.autograd.grad(outputs.float().square().sum(), layer.parameters())))
+    for wanted, got in zip(*found, strict=True):
+        assert got.dtype == torch.float32
+        assert (got - wanted).norm() < 0.03 * wanted.norm()
+
+
 def test_no_labels_cost_nothing():
     hidden, weight = torch.randn(3, 4, requires_grad=True), torch.randn(5, 4, requires_grad=True)
     for rows in (3, 0):
@@ -239,6 +270,19 @@ def test_greedy_tokens_with_kernels_are_those_without(options):
     z = torch.randn(4, 4)
     tokens = [model.float().generate(latents=z, max_length=12).tolist() for model in models(**options)]
     assert tokens[0] == tokens[1]
+
+
+@pytest.mark.parametrize("options", [{}, {"rnn_type": "gru"}, {"layer_norm": True}], ids=str)
+def test_generation_under_autocast(options):
+    """Scores near those of float32, of the first step at least: later ones may follow another word."""
+    model = models(**options)[0].float()
+    z = torch.randn(4, 4)
+    scores = []
+    for enabled in (False, True):
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=enabled):
+            out = model.generate(latents=z, max_length=6, output_scores=True, return_dict_in_generate=True)
+        scores.append(out.scores[0])
+    torch.testing.assert_close(scores[1], scores[0], rtol=0.05, atol=0.1)
 
 
 def test_generation_leaves_no_packed_weights_behind():
