@@ -26,7 +26,7 @@ from .kernels import IGNORE_INDEX, linear_cross_entropy, linear_nll, packed_for_
 from .objectives import negative_elbo
 from .recurrent import GRU, LSTM, LayerNormCell, LayerNormLSTM, RecurrentDecoder, RecurrentEncoder, left_align
 
-MAX_AT_ONCE = 2**25  # decoder outputs, or logits, held at once for importance weights: 128 MiB in float32
+MAX_AT_ONCE = 2**22  # decoder outputs, or logits, held at once for importance weights: 16 MiB in float32
 # Bounds of the posterior's log-variance: wide enough never to bind in a healthy run, narrow enough for exp in float16.
 MIN_LOGVAR, MAX_LOGVAR = -10.0, 10.0
 

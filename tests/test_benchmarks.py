@@ -1,0 +1,21 @@
+"""The benchmarks run, and write what they print. What they measure is for people to read, not for a test."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+FOLDER = Path(__file__).parents[1] / "benchmarks"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["train", "iw_nll", "generate", "memory"])
+def test_benchmark(name, tmp_path):
+    out = tmp_path / "out.json"
+    command = [sys.executable, FOLDER / f"{name}.py", "--sizes", "small", "--repeats", "1", "--json", out]
+    subprocess.run(command, check=True, capture_output=True)
+    report = json.loads(out.read_text())
+    assert report["ceilings"]["fp32"] > 0 and all(row["rate"] > 0 and row["ratio"] > 0 for row in report["rows"])
+    assert any(row["way"].startswith("plain") or " plain " in row["way"] for row in report["rows"])
