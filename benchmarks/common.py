@@ -181,9 +181,10 @@ def cpu_name() -> str:
         return platform.processor()
 
 
-def arguments(description: str, repeats: int) -> argparse.Namespace:
+def arguments(description: str, repeats: int | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--sizes", nargs="+", choices=list(SIZES), default=list(SIZES))
-    parser.add_argument("--repeats", type=int, default=repeats, help="rounds; the median is reported")
+    if repeats is not None:
+        parser.add_argument("--repeats", type=int, default=repeats, help="rounds; the median is reported")
     parser.add_argument("--json", help="file to write")
     return parser.parse_args()

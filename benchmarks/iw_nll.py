@@ -35,7 +35,7 @@ def main():
         ways = {"plain fp32": lambda plain=plain, ids=ids: plain.nll_iw(ids, SAMPLES)}
         ways |= {dtype: lambda dtype=dtype, ours=ours: ours(dtype) for dtype in DTYPES}
         seconds = interleave(ways, args.repeats)
-        embedding, hidden, _ = SIZES[size]
+        _, hidden, _ = SIZES[size]
         # What is left where the samples of a sequence share its tokens' part of the gates.
         gflop = 2 * SAMPLES * LENGTH * hidden * (4 * hidden + VOCABULARY) / 1e9
         for name, value in seconds.items():

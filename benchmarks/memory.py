@@ -37,7 +37,7 @@ def train(model, loss, dtype):
 
 
 def main():
-    args = arguments(__doc__, repeats=1)
+    args = arguments(__doc__)
     rows = []
     for size in args.sizes:
         plain, ours = make_plain(size), make_ours(size)

@@ -62,9 +62,10 @@ def evaluate(
     order = np.argsort(-dataset.with_format("numpy")["length"][:], kind="stable")
     batches = [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
     batches = batches[accelerator.process_index :: accelerator.num_processes]
+    sequences = dataset.with_format("numpy", columns=["input_ids"])
     rows, posterior = [], None
     for indices in tqdm(batches, desc=description, disable=not accelerator.is_local_main_process, leave=False):
-        batch = collator(dataset.with_format("numpy", columns=["input_ids"])[indices]["input_ids"])
+        batch = collator(sequences[indices]["input_ids"])
         batch = {name: tensor.to(accelerator.device) for name, tensor in batch.items()}
         columns, posterior = _evaluate_batch(model, batch, _generators(seed, indices), num_samples)
         rows.append({"index": indices, **columns})

@@ -138,6 +138,9 @@ def linear_cross_entropy(
         labels: [N], -100 where there is none.
         scale: of the loss; taken in here, it costs no pass over the gradient of `weight`.
     """
+    if labels.device.type == "cpu":  # elsewhere to count the real ones would cost a synchronisation
+        real = (labels != IGNORE_INDEX).nonzero().squeeze(1)
+        hidden, labels = hidden.index_select(0, real), labels[real]
     hidden = hidden.to(product_dtype(hidden))
     with torch.autocast(hidden.device.type, enabled=False):
         return _LinearCrossEntropy.apply(hidden, weight, labels, scale)
@@ -186,13 +189,16 @@ def linear_nll(hidden: torch.Tensor, weight: torch.Tensor, labels: torch.Tensor)
     Args:
         hidden: [N, H].
         weight: [V, H].
-        labels: [N], none of them -100.
+        labels: [N], -100 where there is none.
 
     Returns:
-        [N]
+        [N], 0 where there is no label.
     """
+    real = labels != IGNORE_INDEX
+    result = hidden.new_zeros(labels.shape, dtype=torch.promote_types(hidden.dtype, torch.float32))
+    hidden, labels = hidden[real], labels[real]
+    nll = result.new_empty(labels.shape)
     weight = weight.to(product_dtype(hidden))
-    nll = hidden.new_empty(labels.shape, dtype=torch.promote_types(hidden.dtype, torch.float32))
     with torch.no_grad(), torch.autocast(hidden.device.type, enabled=False):
         buffer = torch.empty(min(512, len(labels)), len(weight), dtype=weight.dtype, device=weight.device)
         for h, y, chunk in _chunks(512, hidden, labels):
@@ -201,7 +207,8 @@ def linear_nll(hidden: torch.Tensor, weight: torch.Tensor, labels: torch.Tensor)
             target = logits.gather(1, y)
             largest = logits.amax(1, keepdim=True)
             nll[chunk] = (logits.sub_(largest).exp_().sum(1, keepdim=True).log() + largest - target).squeeze(1)
-    return nll
+    result[real] = nll
+    return result
 
 
 def _chunks(rows: int, hidden: torch.Tensor, labels: torch.Tensor):

@@ -434,7 +434,9 @@ class VRAEForSequenceGeneration(VRAEPreTrainedModel, GenerationMixin):
         features = self.features(outputs.last_hidden_state[:, -logits_to_keep:], outputs.latents)  # [B, T, H]
         loss = logits = reconstruction = kl = None
         if labels is not None and self.training and self.config.kernels == "auto":
-            reconstruction = self._mean_nll(features, labels)
+            reconstruction = linear_cross_entropy(
+                features.flatten(0, 1), self.lm_head.weight, labels.flatten(), scale=1 / len(labels)
+            )
         else:
             logits = self.lm_head(features)  # [B, T, V]
             if labels is not None:
@@ -466,14 +468,6 @@ class VRAEForSequenceGeneration(VRAEPreTrainedModel, GenerationMixin):
             z = latents.to(hidden.dtype).unsqueeze(1).expand(-1, hidden.shape[1], -1)
             hidden = torch.cat([hidden, z], dim=-1)  # [B, T, H + D]
         return self.projection(hidden)
-
-    def _mean_nll(self, features: torch.Tensor, labels: torch.LongTensor) -> torch.Tensor:
-        """-log p(x|z), mean over the sequences, of features [B, T, H] and labels [B, T]."""
-        features, targets = features.flatten(0, 1), labels.flatten()
-        if targets.device.type == "cpu":  # elsewhere to count the real ones would cost a synchronisation
-            real = (targets != IGNORE_INDEX).nonzero().squeeze(1)
-            features, targets = features.index_select(0, real), targets[real]
-        return linear_cross_entropy(features, self.lm_head.weight, targets, scale=1 / len(labels))
 
     def encode(self, input_ids=None, attention_mask=None, inputs_embeds=None, **batch) -> DiagonalGaussian:
         """q(z|x), with batch shape [B] and event shape [D], in float32.
@@ -520,16 +514,13 @@ class VRAEForSequenceGeneration(VRAEPreTrainedModel, GenerationMixin):
     def _log_likelihood(self, latents: torch.Tensor, labels: torch.LongTensor) -> torch.Tensor:
         """log p(x|z_k), [K, B], of latents [K, B, D] and labels [B, T]."""
         rows = latents.shape[0]
-        real = labels != IGNORE_INDEX
         hidden, _, _ = self.model.decoder(
-            latents.flatten(0, 1), self.prepare_decoder_input_ids_from_labels(labels), real
+            latents.flatten(0, 1), self.prepare_decoder_input_ids_from_labels(labels), labels != IGNORE_INDEX
         )
         features = self.features(hidden, latents.flatten(0, 1))  # [K * B, T, H]
         labels = labels.repeat(rows, 1)
         if self._without_logits:
-            real = real.repeat(rows, 1)
-            nll = features.new_zeros(labels.shape, dtype=torch.promote_types(features.dtype, torch.float32))
-            nll[real] = linear_nll(features[real], self.lm_head.weight, labels[real])
+            nll = linear_nll(features.flatten(0, 1), self.lm_head.weight, labels.flatten()).view_as(labels)
         else:
             nll = token_nll(self.lm_head(features), labels)
         return -nll.sum(-1).view(rows, -1)

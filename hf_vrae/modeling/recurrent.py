@@ -127,7 +127,8 @@ def append(inputs: torch.Tensor, constant: torch.Tensor | None) -> torch.Tensor:
     """`constant` [K * B, D] at every step of `inputs` [B, T, I], which are repeated K times: [K * B, T, I + D]."""
     if constant is None:
         return inputs
-    inputs = inputs.repeat(len(constant) // len(inputs), 1, 1)
+    if len(constant) > len(inputs):
+        inputs = inputs.repeat(len(constant) // len(inputs), 1, 1)
     return torch.cat([inputs, constant.to(inputs.dtype).unsqueeze(1).expand(-1, inputs.shape[1], -1)], dim=-1)
 
 
@@ -158,10 +159,10 @@ def run_loop(layer, gates_x, gates_z, state, lengths):
         state, lengths: as in [`run_layer`], of K * B rows.
     """
     state = tuple(s.to(gates_x.dtype) for s in state)
-    if layer.kernels == "plain" or torch.compiler.is_compiling():
-        project = functools.partial(nn.functional.linear, weight=layer.recurrent_weight)
-    elif layer.packed_hh is not None:
+    if layer.packed_hh is not None:
         project = layer.packed_hh
+    elif layer.kernels == "plain" or torch.compiler.is_compiling() or len(gates_x) == 1:
+        project = functools.partial(nn.functional.linear, weight=layer.recurrent_weight)
     else:
         # Not the data type of the gates: on a GPU autocast normalises in float32.
         project = RecurrentProjection(layer.recurrent_weight, len(gates_x), len(state[0]), product_dtype(gates_x))

@@ -92,7 +92,7 @@ class TrainingLoop:
         fingerprint: str = "",
     ):
         self.args, self.accelerator, self.tokenizer = args, accelerator, tokenizer
-        self.train, self.validation = train.with_format("numpy", columns=["input_ids"]), validation
+        self.train, self.validation = TokenRows(train), validation
         self.output_dir = Path(args.output_dir)
         self.state = TrainingState(fingerprint=fingerprint)
         self.lengths = train.with_format("numpy")["length"][:]  # `[:]`: a lazy column reads row by row
@@ -154,7 +154,7 @@ class TrainingLoop:
                     yield part.tolist()
 
         loader = DataLoader(
-            TokenRows(self.train),
+            self.train,
             batch_sampler=indices(),
             collate_fn=self.collator,
             num_workers=self.args.dataloader_num_workers,
@@ -281,7 +281,7 @@ class TrainingLoop:
         indices = self.batch(step)
         path = self.output_dir / "nan_batch.json"
         if self.accelerator.is_main_process:
-            texts = decode(self.tokenizer, self.train[indices]["input_ids"])
+            texts = decode(self.tokenizer, self.train.__getitems__(indices.tolist()))
             path.write_text(json.dumps({"step": step, "indices": indices.tolist(), "texts": texts}, indent=2))
         message = (
             f"The loss or its gradient is not finite at step {step} (epoch {step / self.steps_per_epoch:.2f}): loss "
