@@ -157,12 +157,19 @@ class _LinearCrossEntropy(Function):
         d_hidden = torch.empty_like(hidden)
         d_weight = None
         # A chunk's logits take 16 MiB, or as much as the gradient of W, which each chunk passes over once.
-        for h, y, chunk in _chunks(max(2**22 // len(weight), weight.shape[1]), hidden, labels):
+        rows = max(2**22 // len(weight), weight.shape[1])
+        logits_of = _LogitsBuffer(hidden, cast, rows)
+        for h, y, chunk in _chunks(rows, hidden, labels):
             share = scale * (y != IGNORE_INDEX)  # [N', 1]
             y = y.clamp(min=0)
-            log_p = torch.log_softmax((h @ cast.t()).to(exact), dim=-1)  # [N', V]
-            total -= (log_p.gather(1, y) * share).sum()
-            d_logits = log_p.exp_().scatter_add_(1, y, -torch.ones_like(log_p[:, :1])).mul_(share).to(h.dtype)
+            logits = logits_of(h).to(exact)  # [N', V]
+            target = logits.gather(1, y)
+            largest = logits.amax(1, keepdim=True)
+            weights = logits.sub_(largest).exp_()
+            norm = weights.sum(1, keepdim=True)
+            total += ((norm.log() + largest - target) * share).sum()
+            # softmax - onehot, times the share
+            d_logits = weights.scatter_add_(1, y, -norm).mul_(share / norm).to(h.dtype)
             torch.mm(d_logits, cast, out=d_hidden[chunk])
             if d_weight is None:
                 d_weight = (d_logits.t() @ h).to(exact)
@@ -200,15 +207,25 @@ def linear_nll(hidden: torch.Tensor, weight: torch.Tensor, labels: torch.Tensor)
     nll = result.new_empty(labels.shape)
     weight = weight.to(product_dtype(hidden))
     with torch.no_grad(), torch.autocast(hidden.device.type, enabled=False):
-        buffer = torch.empty(min(512, len(labels)), len(weight), dtype=weight.dtype, device=weight.device)
+        logits_of = _LogitsBuffer(hidden, weight, 512)
         for h, y, chunk in _chunks(512, hidden, labels):
-            # Into memory that is warm: a new 20 MB for each chunk would cost as much as the exponentials.
-            logits = torch.mm(h.to(weight.dtype), weight.t(), out=buffer[: len(h)]).to(nll.dtype)  # [N', V]
+            logits = logits_of(h.to(weight.dtype)).to(nll.dtype)  # [N', V]
             target = logits.gather(1, y)
             largest = logits.amax(1, keepdim=True)
             nll[chunk] = (logits.sub_(largest).exp_().sum(1, keepdim=True).log() + largest - target).squeeze(1)
     result[real] = nll
     return result
+
+
+class _LogitsBuffer:
+    """h -> h W^T, each time in the same memory: a new 16 MiB for each chunk would cost as much as the exponentials."""
+
+    def __init__(self, hidden: torch.Tensor, weight: torch.Tensor, rows: int):
+        self.weight = weight
+        self.buffer = weight.new_empty(min(rows, len(hidden)), len(weight))
+
+    def __call__(self, h: torch.Tensor) -> torch.Tensor:
+        return torch.mm(h, self.weight.t(), out=self.buffer[: len(h)])
 
 
 def _chunks(rows: int, hidden: torch.Tensor, labels: torch.Tensor):
@@ -218,6 +235,24 @@ def _chunks(rows: int, hidden: torch.Tensor, labels: torch.Tensor):
     for start in range(0, count, rows):
         chunk = slice(start, start + rows)
         yield hidden[chunk], labels[chunk].unsqueeze(1), chunk
+
+
+class Dropout(nn.Dropout):
+    """Dropout with 16 random bits an element, four elements a draw: on a CPU torch draws them one by one, five times
+    slower. `p` is rounded to a multiple of 2**-16."""
+
+    def __init__(self, p: float, kernels: str = "auto"):
+        super().__init__(p)
+        self.kernels = kernels
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        plain = self.kernels == "plain" or inputs.device.type != "cpu" or torch.compiler.is_compiling()
+        dropped = round(self.p * 2**16)
+        if plain or not self.training or dropped in (0, 2**16):
+            return super().forward(inputs)
+        bits = torch.empty(math.ceil(inputs.numel() / 4), dtype=torch.int64).random_(-(2**63), None)
+        bits = bits.view(torch.int16)[: inputs.numel()].view(inputs.shape)
+        return inputs * (bits >= dropped - 2**15) * (2**16 / (2**16 - dropped))
 
 
 def product_dtype(tensor: torch.Tensor) -> torch.dtype:

@@ -22,7 +22,7 @@ from transformers.utils import can_return_tuple
 from .configuration_vrae import VRAEConfig
 from .distributions import DiagonalGaussian, kl_divergence
 from .generation import Draw, RecurrentCache
-from .kernels import IGNORE_INDEX, linear_cross_entropy, linear_nll, packed_for_decoding
+from .kernels import IGNORE_INDEX, Dropout, linear_cross_entropy, linear_nll, packed_for_decoding
 from .objectives import negative_elbo
 from .recurrent import GRU, LSTM, LayerNormCell, LayerNormLSTM, RecurrentDecoder, RecurrentEncoder, left_align
 
@@ -184,7 +184,7 @@ class VRAEDecoder(nn.Module):
         super().__init__()
         self.config = config
         self.embed_tokens = nn.Embedding(config.vocab_size, config.embedding_size)
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout, config.kernels)
         if "initial_state" in config.latent_conditioning:
             size = config.decoder_layers * config.decoder_hidden_size
             self.initial_state = nn.Linear(config.latent_size, size, bias=False)
@@ -354,7 +354,7 @@ class VRAEForSequenceGeneration(VRAEPreTrainedModel, GenerationMixin):
     def __init__(self, config: VRAEConfig):
         super().__init__(config)
         self.model = VRAEModel(config)
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout, config.kernels)
         size = config.decoder_hidden_size + config.latent_size * ("output" in config.latent_conditioning)
         if config.tie_word_embeddings and size != config.embedding_size:
             self.projection = nn.Linear(size, config.embedding_size, bias=False)

@@ -9,7 +9,7 @@ import functools
 import torch
 from torch import nn
 
-from .kernels import RecurrentProjection, product_dtype
+from .kernels import Dropout, RecurrentProjection, product_dtype
 
 State = tuple[torch.Tensor, ...]
 
@@ -330,7 +330,7 @@ class RecurrentDecoder(nn.Module):
         self.layers = nn.ModuleList(layer_class(size, hidden_size) for size in sizes)
         for layer in self.layers:
             layer.kernels = kernels
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout, kernels)
         self.number_of_states = layer_class.number_of_states
 
     def forward(

@@ -8,7 +8,14 @@ from torch import nn
 
 from hf_vrae import VRAEConfig, VRAEForSequenceGeneration
 from hf_vrae.modeling import kernels, recurrent
-from hf_vrae.modeling.kernels import PackedLinear, RecurrentProjection, draw, linear_cross_entropy, linear_nll
+from hf_vrae.modeling.kernels import (
+    Dropout,
+    PackedLinear,
+    RecurrentProjection,
+    draw,
+    linear_cross_entropy,
+    linear_nll,
+)
 from hf_vrae.modeling.recurrent import LAYERS, run_layer
 
 KINDS = pytest.mark.parametrize("kind", LAYERS, ids=lambda kind: f"{'layer-norm ' if kind[1] else ''}{kind[0]}")
@@ -201,6 +208,32 @@ def test_a_certain_word_is_always_drawn():
         scores = torch.full((1000, 131), -torch.inf)
         scores[:, index] = -3.0
         assert (draw(scores) == index).all()
+
+
+@pytest.mark.parametrize("p", [0.1, 0.5, 0.9])
+def test_dropout_drops_each_with_probability_p_on_its_own(p):
+    torch.manual_seed(0)
+    x = torch.ones(1001, 1003, requires_grad=True)  # no multiple of the four elements of a draw
+    y = Dropout(p)(x)
+    kept = (y != 0).double()
+    torch.testing.assert_close(y, (kept * y.max()).float())
+    assert abs(y.max().item() - 1 / (1 - p)) < 1e-4 / (1 - p) ** 2
+    deviation = (p * (1 - p) / kept.numel()) ** 0.5
+    assert abs(kept.mean().item() - (1 - p)) < 4 * deviation
+    flat = kept.flatten() - (1 - p)
+    for lag in (1, 2, 3, 4, 1003):  # elements of one draw, of two, of two rows
+        assert abs((flat[lag:] * flat[:-lag]).mean().item()) < 4 * p * (1 - p) / kept.numel() ** 0.5
+    y.sum().backward()
+    assert torch.equal(x.grad, y.detach())
+
+
+def test_dropout_of_nothing_of_everything_and_outside_of_training():
+    x = torch.randn(3, 5)
+    assert torch.equal(Dropout(0.0)(x), x)
+    assert torch.equal(Dropout(1.0)(x), torch.zeros(3, 5))
+    assert torch.equal(Dropout(0.5).eval()(x), x)
+    assert Dropout(0.5)(x[:0]).shape == (0, 5)
+    assert Dropout(0.5)(x.bfloat16()).dtype == torch.bfloat16
 
 
 @pytest.mark.parametrize("bad", [torch.nan, -torch.inf])
