@@ -1,4 +1,5 @@
-"""What `generate` needs from a recurrent decoder: a cache of fixed size, and a draw that a CPU is quick at."""
+"""What `generate` needs from a recurrent decoder: a cache of fixed size, a draw that a CPU is quick at, and a loop
+that does nothing but decode."""
 
 import torch
 from transformers import LogitsProcessor
@@ -67,3 +68,28 @@ class RecurrentCache(Cache):
         if self.num_tokens:
             copied.update_states([tuple(layer.recurrent_states.values()) for layer in self.layers], self.num_tokens)
         return copied
+
+
+def decode(next_scores, scores, input_ids, logits_processor, stopping_criteria, generation_config):
+    """The loop of transformers' `_sample`, its words and its results, around a step that computes nothing else.
+
+    Args:
+        next_scores: from the tokens just chosen, [B], to the logits after them, [B, V].
+        scores: the logits after `input_ids`, [B, V].
+        input_ids: [B, S]; the rest as in transformers.
+
+    Returns:
+        the sequences [B, S + N].
+    """
+    ends = any(hasattr(criteria, "eos_token_id") for criteria in stopping_criteria)
+    unfinished = torch.ones(len(input_ids), dtype=torch.bool, device=input_ids.device)
+    while True:
+        scores = logits_processor(input_ids, scores.float())
+        tokens = draw(scores) if generation_config.do_sample else scores.max(dim=1).indices
+        if ends:
+            tokens = tokens.where(unfinished, generation_config._pad_token_tensor)
+        input_ids = torch.cat([input_ids, tokens.unsqueeze(1)], dim=1)
+        unfinished = unfinished & ~stopping_criteria(input_ids, None)
+        if not unfinished.any():
+            return input_ids
+        scores = next_scores(tokens)

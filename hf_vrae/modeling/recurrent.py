@@ -9,7 +9,7 @@ import functools
 import torch
 from torch import nn
 
-from .kernels import Dropout, RecurrentProjection, product_dtype
+from .kernels import Dropout, PackedLinear, RecurrentProjection, product_dtype
 
 State = tuple[torch.Tensor, ...]
 
@@ -18,8 +18,11 @@ class LSTM(nn.LSTM):
     """One LSTM layer in one direction (Hochreiter & Schmidhuber 1997, with the forget gate of Gers et al. 2000)."""
 
     number_of_states = 2
-    kernels, packed_hh = "auto", None
+    kernels = "auto"
+    input_weight = property(lambda self: self.weight_ih_l0)
     recurrent_weight = property(lambda self: self.weight_hh_l0)
+    input_bias = property(lambda self: self.bias_ih_l0 + self.bias_hh_l0)
+    norm_gates = staticmethod(lambda gates_x: gates_x)
 
     def __init__(self, input_size: int, hidden_size: int):
         super().__init__(input_size, hidden_size, batch_first=True)
@@ -27,8 +30,7 @@ class LSTM(nn.LSTM):
     def forward(self, inputs, state, lengths=None, constant=None):
         """See [`run_layer`]."""
         if prefers_loop(self, inputs, state):
-            gates = input_gates(inputs, constant, self.weight_ih_l0, self.bias_ih_l0 + self.bias_hh_l0)
-            return run_loop(self, *gates, state, lengths)
+            return run_loop(self, *input_gates(self, inputs, constant), state, lengths)
         hx = tuple(s.unsqueeze(0).contiguous() for s in state)  # [1, B, H]
         outputs, (h, c) = run_fused(super().forward, append(inputs, constant), hx, lengths)
         return outputs, (h.squeeze(0), c.squeeze(0))
@@ -43,8 +45,11 @@ class GRU(nn.GRU):
     """One GRU layer in one direction (Cho et al. 2014, with cuDNN's reset gate after the recurrent product)."""
 
     number_of_states = 1
-    kernels, packed_hh = "auto", None
+    kernels = "auto"
+    input_weight = property(lambda self: self.weight_ih_l0)
     recurrent_weight = property(lambda self: self.weight_hh_l0)
+    input_bias = property(lambda self: self.bias_ih_l0)
+    norm_gates = staticmethod(lambda gates_x: gates_x)
 
     def __init__(self, input_size: int, hidden_size: int):
         super().__init__(input_size, hidden_size, batch_first=True)
@@ -52,8 +57,7 @@ class GRU(nn.GRU):
     def forward(self, inputs, state, lengths=None, constant=None):
         """See [`run_layer`]."""
         if prefers_loop(self, inputs, state):
-            gates = input_gates(inputs, constant, self.weight_ih_l0, self.bias_ih_l0)
-            return run_loop(self, *gates, state, lengths)
+            return run_loop(self, *input_gates(self, inputs, constant), state, lengths)
         hx = state[0].unsqueeze(0).contiguous()
         outputs, h = run_fused(super().forward, append(inputs, constant), hx, lengths)
         return outputs, (h.squeeze(0),)
@@ -74,8 +78,10 @@ class LayerNormCell(nn.Module):
 
     number_of_states: int
     number_of_gates: int
-    kernels, packed_hh = "auto", None
+    kernels = "auto"
+    input_weight = property(lambda self: self.weight_ih)
     recurrent_weight = property(lambda self: self.weight_hh)
+    input_bias = None  # it is added after the norm
 
     def __init__(self, input_size: int, hidden_size: int):
         super().__init__()
@@ -89,8 +95,11 @@ class LayerNormCell(nn.Module):
 
     def forward(self, inputs, state, lengths=None, constant=None):
         """See [`run_layer`]."""
-        gates_x = self.norm_ih(nn.functional.linear(append(inputs, constant), self.weight_ih)) + self.bias
-        return run_loop(self, gates_x.transpose(0, 1), None, state, lengths)
+        gates = self.norm_gates(nn.functional.linear(append(inputs, constant), self.weight_ih))
+        return run_loop(self, gates.transpose(0, 1), None, state, lengths)
+
+    def norm_gates(self, gates_x: torch.Tensor) -> torch.Tensor:
+        return self.norm_ih(gates_x) + self.bias
 
 
 class LayerNormLSTM(LayerNormCell):
@@ -132,10 +141,10 @@ def append(inputs: torch.Tensor, constant: torch.Tensor | None) -> torch.Tensor:
     return torch.cat([inputs, constant.to(inputs.dtype).unsqueeze(1).expand(-1, inputs.shape[1], -1)], dim=-1)
 
 
-def input_gates(inputs: torch.Tensor, constant: torch.Tensor | None, weight: torch.Tensor, bias: torch.Tensor):
+def input_gates(layer: nn.Module, inputs: torch.Tensor, constant: torch.Tensor | None):
     """W [x; z] + b of all steps as W_x x + b [T, B, G * H] and W_z z [K * B, G * H], each computed once."""
-    weight_x, weight_z = weight.tensor_split([inputs.shape[-1]], dim=1)
-    gates_x = nn.functional.linear(inputs.transpose(0, 1), weight_x, bias)
+    weight_x, weight_z = layer.input_weight.tensor_split([inputs.shape[-1]], dim=1)
+    gates_x = nn.functional.linear(inputs.transpose(0, 1), weight_x, layer.input_bias)
     return gates_x, None if constant is None else nn.functional.linear(constant.to(inputs.dtype), weight_z)
 
 
@@ -159,9 +168,7 @@ def run_loop(layer, gates_x, gates_z, state, lengths):
         state, lengths: as in [`run_layer`], of K * B rows.
     """
     state = tuple(s.to(gates_x.dtype) for s in state)
-    if layer.packed_hh is not None:
-        project = layer.packed_hh
-    elif layer.kernels == "plain" or torch.compiler.is_compiling() or len(gates_x) == 1:
+    if layer.kernels == "plain" or torch.compiler.is_compiling() or len(gates_x) == 1:
         project = functools.partial(nn.functional.linear, weight=layer.recurrent_weight)
     else:
         # Not the data type of the gates: on a GPU autocast normalises in float32.
@@ -186,7 +193,7 @@ def prefers_loop(layer: nn.Module, inputs: torch.Tensor, state: State) -> bool:
     """
     if layer.kernels == "plain" or inputs.device.type != "cpu" or torch.compiler.is_compiling():
         return False
-    if layer.packed_hh is not None or len(state[0]) > len(inputs):
+    if len(state[0]) > len(inputs):
         return True
     if layer.hidden_size < LARGE or inputs.shape[1] == 1:
         return False
@@ -374,3 +381,34 @@ class RecurrentDecoder(nn.Module):
             if output_hidden_states:
                 hidden_states.append(inputs if back is None else take_time(inputs, back))
         return inputs if back is None else take_time(inputs, back), new_states, hidden_states
+
+
+class RecurrentStep:
+    """One step of a decoder after the other, with what stays the same computed once: z's part of the gates, and the
+    weights laid out for small products. There is no gradient and no dropout.
+
+    Args:
+        rnn: the layers.
+        constant: what the first layer sees at every step beside its input, [B, D].
+        states: of each layer.
+    """
+
+    def __init__(self, rnn: RecurrentDecoder, constant: torch.Tensor, states: list[State]):
+        self.states = states
+        self.layers = []
+        for i, layer in enumerate(rnn.layers):
+            weight, recurrent_weight = layer.input_weight, layer.recurrent_weight
+            seen = (constant if i == 0 else constant[:, :0]).to(weight.dtype)  # [B, D], or nothing
+            weight, weight_z = weight.tensor_split([weight.shape[1] - seen.shape[1]], dim=1)
+            gates_z = nn.functional.linear(seen, weight_z, layer.input_bias)  # [B, G * H]
+            products = [PackedLinear(w.to(product_dtype(w)), len(constant)) for w in (weight, recurrent_weight)]
+            self.layers.append((layer, gates_z, *products))
+
+    def __call__(self, inputs: torch.Tensor) -> torch.Tensor:
+        """From inputs [B, I] to outputs [B, H]."""
+        for i, (layer, gates_z, product, recurrent_product) in enumerate(self.layers):
+            gates_x = layer.norm_gates(product(inputs) + gates_z)
+            state = tuple(s.to(gates_x.dtype) for s in self.states[i])
+            self.states[i] = layer.step(gates_x, recurrent_product(state[0]), state)
+            inputs = self.states[i][0]
+        return inputs

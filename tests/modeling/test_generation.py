@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from transformers import TextIteratorStreamer, set_seed
+from transformers import GenerationMixin, TextIteratorStreamer, set_seed
 
 from hf_vrae.modeling.generation import RecurrentCache
 from hf_vrae.modeling.modeling_vrae import VRAEEncoderOutput
@@ -41,6 +41,22 @@ def test_cached_equals_uncached(model, batch, mode, source):
     }[source]
     cached = generate(model, **arguments, **mode)
     assert torch.equal(cached, generate(model, **arguments, **mode, use_cache=False))
+
+
+@pytest.mark.parametrize(
+    "mode", [mode for mode in MODES.values() if "num_beams" not in mode], ids=[n for n in MODES if "beam" not in n]
+)
+@pytest.mark.parametrize("ends", [None, 3, [3, 7, 9]], ids=str)
+def test_our_loop_is_that_of_transformers(model, mode, ends, monkeypatch):
+    """Tokens, padding after the end, and a criterion of the caller's own; the draws are the same by the same seed."""
+
+    def no_nines(input_ids, scores, **kwargs):
+        return (input_ids[:, -2:] == 9).all(-1)
+
+    options = {"latents": torch.randn(5, 6), "eos_token_id": ends, "pad_token_id": 0, "stopping_criteria": [no_nines]}
+    theirs = generate(model, **options, **mode, return_dict_in_generate=True).sequences
+    monkeypatch.setattr(GenerationMixin, "_sample", None)  # not called any more
+    assert torch.equal(generate(model, **options, **mode), theirs)
 
 
 def test_steps_with_a_cache_give_the_logits_of_the_whole(model, batch):

@@ -317,11 +317,3 @@ def test_generation_under_autocast(options):
             out = model.generate(latents=z, max_length=6, output_scores=True, return_dict_in_generate=True)
         scores.append(out.scores[0])
     torch.testing.assert_close(scores[1], scores[0], rtol=0.05, atol=0.1)
-
-
-def test_generation_leaves_no_packed_weights_behind():
-    """Training may go on between two calls: weights must be packed anew."""
-    model, _ = models()
-    model.float().generate(latents=torch.randn(2, 4), max_length=5)
-    assert "forward" not in vars(model.lm_head)
-    assert all(layer.packed_hh is None for layer in model.model.decoder.rnn.layers)
