@@ -26,7 +26,7 @@ from ..modeling.configuration_vrae import VRAEConfig
 from ..modeling.modeling_vrae import VRAEForSequenceGeneration
 from .arguments import DataArguments, Recipe
 from .checkpoints import find_checkpoint, prepare_output_dir
-from .loop import TrainingLoop, make_accelerator, use_all_cores
+from .loop import TrainingLoop, make_accelerator, use_all_of_the_cpu
 
 logger = logging.getLogger(__name__)
 
@@ -102,7 +102,7 @@ def evaluate_file(
     if num_samples < 1 or batch_size < 1:
         raise ValueError(f"`num_samples` and `batch_size` must be above 0, got {num_samples} and {batch_size}.")
     accelerator = Accelerator()
-    use_all_cores(accelerator)
+    use_all_of_the_cpu(accelerator)
     with accelerator.main_process_first():
         if path is None:
             text = generate_corpus(seed=seed)["test"]

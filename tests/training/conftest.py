@@ -10,6 +10,7 @@ TINY = """--corpus_size 240 --embedding_size 16 --encoder_hidden_size 16 --decod
 
 @pytest.fixture(autouse=True)
 def own_accelerator():
+    fresh_accelerator()
     yield
     fresh_accelerator()
 
