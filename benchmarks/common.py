@@ -29,17 +29,17 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 class PlainVAE(nn.Module):
     """LSTM or GRU encoder and decoder, as published."""
 
-    def __init__(self, embedding_size, hidden_size, latent_size, rnn_type="lstm"):
+    def __init__(self, embedding_size, hidden_size, latent_size, rnn_type="lstm", vocab_size=VOCABULARY):
         super().__init__()
         rnn = {"lstm": nn.LSTM, "gru": nn.GRU}[rnn_type]
         self.rnn_type, self.latent_size = rnn_type, latent_size
-        self.encoder_embeddings = nn.Embedding(VOCABULARY, embedding_size)
+        self.encoder_embeddings = nn.Embedding(vocab_size, embedding_size)
         self.encoder = rnn(embedding_size, hidden_size, batch_first=True)
         self.posterior = nn.Linear(hidden_size, 2 * latent_size, bias=False)
-        self.decoder_embeddings = nn.Embedding(VOCABULARY, embedding_size)
+        self.decoder_embeddings = nn.Embedding(vocab_size, embedding_size)
         self.first_state = nn.Linear(latent_size, hidden_size, bias=False)
         self.decoder = rnn(embedding_size + latent_size, hidden_size, batch_first=True)
-        self.head = nn.Linear(hidden_size, VOCABULARY, bias=False)
+        self.head = nn.Linear(hidden_size, vocab_size, bias=False)
 
     def encode(self, ids):
         _, state = self.encoder(self.encoder_embeddings(ids))
@@ -95,31 +95,30 @@ class PlainVAE(nn.Module):
 
 def make_ours(size: str, **options) -> VRAEForSequenceGeneration:
     embedding, hidden, latent = SIZES[size]
+    sizes = {"vocab_size": VOCABULARY, "embedding_size": embedding, "latent_size": latent}
     config = VRAEConfig(
-        vocab_size=VOCABULARY,
-        embedding_size=embedding,
+        **sizes | options,
         encoder_hidden_size=hidden,
         decoder_hidden_size=hidden,
-        latent_size=latent,
         bidirectional_encoder=False,
         latent_conditioning=["initial_state", "input"],
         dropout=0.5,
         word_dropout=0.0,
-        **options,
     )
     return VRAEForSequenceGeneration(config)
 
 
-def make_plain(size: str, rnn_type: str = "lstm") -> PlainVAE:
-    plain = PlainVAE(*SIZES[size], rnn_type)
+def make_plain(size: str, rnn_type: str = "lstm", latent_size=None, vocab_size: int = VOCABULARY) -> PlainVAE:
+    embedding, hidden, latent = SIZES[size]
+    plain = PlainVAE(embedding, hidden, latent_size or latent, rnn_type, vocab_size)
     for parameter in plain.parameters():
         nn.init.uniform_(parameter, -0.08, 0.08)
     return plain
 
 
-def random_ids(rows: int) -> torch.Tensor:
-    """<s> w1 .. wn </s>, [rows, LENGTH + 1], without padding."""
-    ids = torch.randint(4, VOCABULARY, (rows, LENGTH + 1))
+def random_ids(rows: int, length: int = LENGTH, vocab_size: int = VOCABULARY) -> torch.Tensor:
+    """<s> w1 .. wn </s>, [rows, length + 1], without padding."""
+    ids = torch.randint(4, vocab_size, (rows, length + 1))
     ids[:, 0], ids[:, -1] = 2, 3
     return ids
 
@@ -181,10 +180,15 @@ def cpu_name() -> str:
         return platform.processor()
 
 
-def arguments(description: str, repeats: int | None = None) -> argparse.Namespace:
+def argument_parser(description: str, repeats: int | None = None) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=description)
-    parser.add_argument("--sizes", nargs="+", choices=list(SIZES), default=list(SIZES))
     if repeats is not None:
         parser.add_argument("--repeats", type=int, default=repeats, help="rounds; the median is reported")
     parser.add_argument("--json", help="file to write")
+    return parser
+
+
+def arguments(description: str, repeats: int | None = None) -> argparse.Namespace:
+    parser = argument_parser(description, repeats)
+    parser.add_argument("--sizes", nargs="+", choices=list(SIZES), default=list(SIZES))
     return parser.parse_args()

@@ -9,6 +9,7 @@ from common import (
     LENGTH,
     SIZES,
     VOCABULARY,
+    PlainVAE,
     arguments,
     interleave,
     make_ours,
@@ -26,9 +27,8 @@ WAYS = {
 }
 
 
-def step(model, loss, dtype):
+def step(model, loss, dtype, batches):
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, fused=True)
-    batches = [random_ids(BATCH) for _ in range(3)]
     model.train()
 
     def run():
@@ -59,15 +59,17 @@ def main():
     rows = []
     for size in args.sizes:
         ways = {}
+        batches = [random_ids(BATCH) for _ in range(3)]
         for kind, options in WAYS.items():
             gates = 3 if kind == "GRU" else 4
             if kind != "layer-norm LSTM":
                 peer = make_plain(size, options.get("rnn_type", "lstm"))
-                ways[f"plain {kind} fp32"] = step(peer, lambda model, ids: model.loss(ids), "fp32"), "fp32", gates
+                ways[f"plain {kind} fp32"] = step(peer, PlainVAE.loss, "fp32", batches), "fp32", gates
             for dtype in DTYPES:
                 for kernels in ("plain", "auto") if kind == "layer-norm LSTM" else ("auto",):
                     name = f"{kind} {dtype}" + (" loop of cells" if kernels == "plain" else "")
-                    ways[name] = step(make_ours(size, kernels=kernels, **options), ours, dtype), dtype, gates
+                    model = make_ours(size, kernels=kernels, **options)
+                    ways[name] = step(model, ours, dtype, batches), dtype, gates
         seconds = interleave({name: run for name, (run, _, _) in ways.items()}, args.repeats)
         for name, (_, dtype, gates) in ways.items():
             rate = 3 * BATCH * LENGTH / seconds[name]

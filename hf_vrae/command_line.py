@@ -18,6 +18,7 @@ class _AboveTheBar(logging.Handler):
 def run_script(main: Callable[[], None]) -> None:
     """Run a script's `main`: bad input ends in one line and exit code 1, an interruption in 128 + its signal."""
     from accelerate import PartialState
+    from accelerate.utils import parse_flag_from_env
     from transformers.utils.logging import disable_progress_bar
 
     from .training.loop import Interrupted
@@ -27,7 +28,8 @@ def run_script(main: Callable[[], None]) -> None:
     ours.addHandler(_AboveTheBar())
     ours.propagate = False
     try:
-        state = PartialState()
+        # Only `Accelerator` would look at the variable itself, and each process would train on its own.
+        state = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"))
         ours.setLevel(logging.INFO if state.is_main_process else logging.ERROR)
         main()
         state.destroy_process_group()

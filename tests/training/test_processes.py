@@ -35,14 +35,24 @@ def train_and_evaluate(folder, flags):
     return evaluate_file(*load(folder), num_samples=3, max_samples=41)
 
 
+def launch_two(*command):
+    """`accelerate launch` starts several processes on GPUs only; on CPUs that is torchrun's work."""
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "PYTHONPATH": os.getcwd()}
+    done = subprocess.run([*launcher, *command], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
+def test_the_script_trains_in_two_processes(tmp_path):
+    script = Path(__file__).parents[2] / "scripts" / "train.py"
+    launch_two(script, *TINY.split(), "--output_dir", tmp_path / "run")
+    made = json.loads((tmp_path / "run" / "results.json").read_text())["run"]
+    assert made["num_processes"] == 2
+
+
 def test_two_processes_train_and_evaluate_like_one(tmp_path):
     two, one = str(tmp_path / "two"), str(tmp_path / "one")
-    # `accelerate launch` starts several processes on GPUs only; on CPUs that is torchrun's work.
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", __file__]
-    command += [two, str(tmp_path / "noise"), "--per_device_train_batch_size", "8"]
-    environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "PYTHONPATH": os.getcwd()}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-3000:]
+    launch_two(__file__, two, str(tmp_path / "noise"), "--per_device_train_batch_size", "8")
     results = train_and_evaluate(one, ["--per_device_train_batch_size", "16"])
 
     ours, theirs = (load_file(f"{folder}/model.safetensors") for folder in (one, two))
