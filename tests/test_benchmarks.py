@@ -21,3 +21,14 @@ def test_benchmark(name, options, tmp_path):
     report = json.loads(out.read_text())
     assert report["ceilings"]["fp32"] > 0 and all(row["rate"] > 0 and row["ratio"] > 0 for row in report["rows"])
     assert any(row["way"].startswith("plain") or " plain " in row["way"] for row in report["rows"])
+
+
+@pytest.mark.slow
+def test_scaling(tmp_path):
+    command = [sys.executable, FOLDER / "scaling.py", "--axes", "latent", "samples", "--repeats", "1"]
+    subprocess.run([*command, "--plot", tmp_path / "out.png", "--json", tmp_path / "out.json"], check=True)
+    assert (tmp_path / "out.png").stat().st_size > 10_000
+    rows = json.loads((tmp_path / "out.json").read_text())["rows"]
+    assert {(row["axis"], row["name"]) for row in rows} == {
+        (axis, name) for axis in ("latent", "samples") for name in ("plain", "ours")
+    }

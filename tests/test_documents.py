@@ -3,6 +3,8 @@
 import os
 import re
 import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -132,3 +134,10 @@ def test_ci_runs_the_readmes_commands():
     ci = (ROOT / ".ci" / "run").read_text()
     install, test = next(block for block in blocks("bash") if "pytest" in block).strip().split(" && ")
     assert install.replace("pip install", "pip install -q") in ci and ci.rstrip().endswith(test)
+
+
+def test_the_table_of_speed_is_what_the_benchmarks_wrote():
+    made = subprocess.run(
+        [sys.executable, ROOT / "benchmarks" / "table.py"], capture_output=True, text=True, check=True
+    )
+    assert made.stdout in README

@@ -1,0 +1,67 @@
+"""The table of speed in README, from what the benchmarks wrote into `benchmarks/results`.
+
+python benchmarks/table.py          # print it
+python benchmarks/table.py --run    # measure all anew first, on a machine that does nothing else: ten minutes
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+FOLDER = Path(__file__).parent
+RESULTS = FOLDER / "results"
+# What is shown: the benchmark, the words for it, the plain way, and ours.
+SHOWN = [
+    ("train", "training, LSTM, tokens/s", "plain LSTM fp32", "LSTM {}"),
+    ("train", "training, GRU, tokens/s", "plain GRU fp32", "GRU {}"),
+    ("train", "training, layer-norm LSTM, tokens/s", "layer-norm LSTM fp32 loop of cells", "layer-norm LSTM {}"),
+    ("iw_nll", "NLL of 100 samples, sequences/s", "plain fp32", "{}"),
+    ("generate", "greedy, batch 1, tokens/s", "plain greedy fp32, batch 1", "greedy {}, batch 1"),
+    ("generate", "greedy, batch 64, tokens/s", "plain greedy fp32, batch 64", "greedy {}, batch 64"),
+    ("generate", "sampled, batch 64, tokens/s", "plain sampled fp32, batch 64", "sampled {}, batch 64"),
+    ("memory", "memory of a training step, MiB", "train plain fp32", "train {}"),
+    ("memory", "memory of NLL, MiB (8 x 100 rows, plain 1 x 100)", "IW-NLL plain fp32, 1 x 100", "IW-NLL {}, 8 x 100"),
+]
+
+
+def table() -> str:
+    reports = {path.stem: json.loads(path.read_text()) for path in sorted(RESULTS.glob("*.json"))}
+    machine, rates = reports["train"]["machine"], reports["train"]["ceilings"]
+    lines = [
+        f"Two threads of an {machine['cpu']}, torch {reports['train']['versions']['torch']}; a large product runs at "
+        f"{rates['fp32']:.0f} GFLOP/s in fp32 and {rates['bf16']:.0f} in bf16, so bf16 cannot win on this machine.",
+        "",
+        "| | size | plain, fp32 | ours, fp32 | | ours, bf16 | |",
+        "| --- | --- | ---: | ---: | ---: | ---: | ---: |",
+    ]
+    for benchmark, words, plain, ours in SHOWN:
+        for size in ("big", "small"):
+            rows = {row["way"]: row["rate"] for row in reports[benchmark]["rows"] if row["size"] == size}
+            cells = [f"{rows[plain]:,.0f}" if rows[plain] >= 100 else f"{rows[plain]:.1f}"]
+            for dtype in ("fp32", "bf16"):
+                rate = rows[ours.format(dtype)]
+                gain = rows[plain] / rate if benchmark == "memory" else rate / rows[plain]
+                cells += [f"{rate:,.0f}" if rate >= 100 else f"{rate:.1f}", f"{gain:.2f}x"]
+            lines.append(f"| {words} | {size} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--run", action="store_true", help="measure all anew first")
+    if parser.parse_args().run:
+        for name in dict.fromkeys(benchmark for benchmark, *_ in SHOWN):
+            run(name)
+        run("scaling", "--plot", RESULTS / "scaling.png")
+    print(table())
+
+
+def run(name, *flags):
+    command = [sys.executable, FOLDER / f"{name}.py", "--json", RESULTS / f"{name}.json", *flags]
+    subprocess.run(command, check=True)
+
+
+if __name__ == "__main__":
+    main()
