@@ -81,6 +81,8 @@ class VRAEConfig(PreTrainedConfig):
     kernels: Literal["auto", "plain"] = field(
         default="auto", metadata={"help": "plain: torch's own operations throughout, slower and twice differentiable"}
     )
+    free_bits: float | int = 0.0  # of the training loss, as in [`objectives.free_bits`]; a run's arguments set it
+    free_bits_form: Literal["dimension_mean", "dimension", "example", "mean", "hinge"] = "dimension"
     pad_token_id: int | None = 0
     unk_token_id: int | None = 1
     bos_token_id: int | None = 2
@@ -109,6 +111,8 @@ class VRAEConfig(PreTrainedConfig):
         for name in ("dropout", "word_dropout"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"`{name}` is a probability and must be in [0, 1), got {getattr(self, name)}.")
+        if self.free_bits < 0:
+            raise ValueError(f"`free_bits` must not be negative, got {self.free_bits}.")
         for name in ("initializer_range", "embedding_initializer_range"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"`{name}` must be above 0, got {getattr(self, name)}.")

@@ -20,10 +20,10 @@ from transformers.modeling_utils import PreTrainedModel
 from transformers.utils import can_return_tuple
 
 from .configuration_vrae import VRAEConfig
-from .distributions import DiagonalGaussian, kl_divergence
+from .distributions import DiagonalGaussian, kl_per_dimension
 from .generation import Draw, RecurrentCache, decode
 from .kernels import IGNORE_INDEX, Dropout, PackedLinear, linear_cross_entropy, linear_nll, product_dtype
-from .objectives import negative_elbo
+from .objectives import free_bits, negative_elbo
 from .recurrent import (
     GRU,
     LSTM,
@@ -59,7 +59,8 @@ class VRAEEncoderOutput(ModelOutput):
 class VRAEOutput(ModelOutput):
     """
     Args:
-        loss: mean over the examples of reconstruction + kl_weight * KL, in nats a sequence.
+        loss: mean over the examples of reconstruction + kl_weight * KL, in nats a sequence; in training with
+            `free_bits` the KL that is charged for.
         logits: [B, T, V], of the token that follows each decoder position.
         reconstruction_loss: mean of -log p(x|z), summed over tokens, in nats a sequence.
         kl: mean of KL(q(z|x) || p(z)), neither weighted nor clamped, in nats a sequence.
@@ -456,9 +457,12 @@ class VRAEForSequenceGeneration(VRAEPreTrainedModel, GenerationMixin):
         if labels is not None:
             loss = reconstruction
             if outputs.posterior_mean is not None:
-                kl = kl_divergence(DiagonalGaussian(outputs.posterior_mean, outputs.posterior_logvar), self.prior())
-                loss = negative_elbo(reconstruction, kl, self.kl_weight)
-                kl = kl.mean()
+                q = DiagonalGaussian(outputs.posterior_mean, outputs.posterior_logvar)
+                kl_dimensions = kl_per_dimension(q, self.prior())  # [B, D]
+                kl = charged = kl_dimensions.sum(-1).mean()
+                if self.training and self.config.free_bits:
+                    charged = free_bits(kl_dimensions, self.config.free_bits, self.config.free_bits_form)
+                loss = negative_elbo(reconstruction, charged, self.kl_weight)
         return VRAEOutput(
             loss=loss,
             logits=logits,
@@ -480,6 +484,18 @@ class VRAEForSequenceGeneration(VRAEPreTrainedModel, GenerationMixin):
             z = latents.to(hidden.dtype).unsqueeze(1).expand(-1, hidden.shape[1], -1)
             hidden = torch.cat([hidden, z], dim=-1)  # [B, T, H + D]
         return self.projection(hidden)
+
+    @torch.no_grad()
+    def reset_decoder(self) -> None:
+        """Make p(x|z) anew, as at the start, and keep q(z|x): after training as an autoencoder (Li et al. 2019)."""
+        if self.config.tie_word_embeddings:
+            raise ValueError("`tie_word_embeddings` shares the table that the encoder keeps and the decoder loses.")
+        for part in (self.model.decoder, self.projection, self.lm_head):
+            for module in part.modules():
+                for parameter in module.parameters(recurse=False):
+                    parameter._is_hf_initialized = False
+                module._is_hf_initialized = False
+                self._init_weights(module)
 
     def encode(self, input_ids=None, attention_mask=None, inputs_embeds=None, **batch) -> DiagonalGaussian:
         """q(z|x), with batch shape [B] and event shape [D], in float32.

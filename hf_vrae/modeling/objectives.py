@@ -19,6 +19,37 @@ def negative_elbo(reconstruction: torch.Tensor, kl: torch.Tensor, kl_weight: flo
     return (reconstruction + kl_weight * kl).mean()
 
 
+def free_bits(kl: torch.Tensor, amount: float, form: str) -> torch.Tensor:
+    """The KL term of a loss that leaves some KL free of charge, a scalar; what is free has no gradient.
+
+    With KL_bj of example b and dimension j, and lambda the `amount`:
+
+    - dimension_mean: sum_j max(lambda, mean_b KL_bj) (Kingma et al. 2016, eq. 15);
+    - dimension: mean_b sum_j max(lambda, KL_bj) (Li et al. 2019, whose target is lambda * D);
+    - example: mean_b max(lambda, sum_j KL_bj) (their code's `--fb 1`);
+    - mean: max(lambda, mean_b sum_j KL_bj) (their code's `--fb 3`);
+    - hinge: mean_b max(0, sum_j KL_bj - lambda ln 2), lambda in bits (Roberts et al. 2018, MusicVAE).
+
+    A mean over b is over the rows at hand, a process's part of the batch.
+
+    Args:
+        kl: KL(q(z|x) || p(z)) of each dimension, [B, D].
+        amount: lambda, in nats (in bits for hinge): a dimension in the first two forms, a sequence in the others.
+        form: one of these.
+    """
+    if form == "dimension_mean":
+        return kl.mean(0).clamp(min=amount).sum()
+    if form == "dimension":
+        return kl.clamp(min=amount).sum(1).mean()
+    if form == "example":
+        return kl.sum(1).clamp(min=amount).mean()
+    if form == "mean":
+        return kl.sum(1).mean().clamp(min=amount)
+    if form == "hinge":
+        return (kl.sum(1) - amount * math.log(2)).clamp(min=0).mean()
+    raise ValueError(f"`form` must be dimension_mean, dimension, example, mean or hinge, got {form!r}.")
+
+
 def importance_weighted_bound(log_weights: torch.Tensor) -> torch.Tensor:
     """log (1/K) sum_k w_k <= log p(x), [B] (Burda et al. 2016, eq. 8), tighter as K grows; K = 1 is the ELBO.
 

@@ -63,6 +63,7 @@ class TrainArguments:
     output_dir: str = _arg("output", "Folder for the model, its checkpoints and its numbers")
     overwrite_output_dir: bool = _arg(False, "Delete an earlier run in output_dir; otherwise it is refused")
     model_name_or_path: str | None = _arg(None, "Start from this model and its tokenizer, with a fresh optimizer")
+    reset_decoder: bool = _arg(False, "Make the decoder of model_name_or_path anew, and keep its encoder")
     resume_from_checkpoint: str | None = _arg(None, "Go on with an interrupted run: a checkpoint folder, or 'latest'")
     num_train_epochs: float = _arg(12.0, "Passes over the training data")
     max_steps: int = _arg(-1, "Updates, in place of num_train_epochs")
@@ -85,11 +86,17 @@ class TrainArguments:
     lr_decay_patience: int = _arg(2, "reduce_lr_on_plateau: evaluations without improvement before a decay")
     lr_decay_start_epoch: float = _arg(0.0, "reduce_lr_on_plateau: no decay before this epoch")
     max_lr_decays: int = _arg(5, "reduce_lr_on_plateau: the run ends with this decay")
-    kl_schedule: Literal["constant", "linear", "logistic", "cyclical"] = _arg("linear", "Course of the KL weight")
+    kl_schedule: Literal["constant", "linear", "logistic", "geometric", "cyclical"] = _arg(
+        "linear", "Course of the KL weight"
+    )
     kl_weight: float = _arg(1.0, "Final KL weight (beta)")
     kl_start: float = _arg(0.0, "First KL weight")
     kl_warmup_steps: float = _arg(0.8, "Updates the KL weight rises, or, below 1, their share of the run or cycle")
     kl_cycles: int = _arg(4, "Cycles of the cyclical schedule")
+    free_bits: float = _arg(0.0, "KL that costs nothing: nats a dimension or a sequence, bits for hinge")
+    free_bits_form: Literal["dimension_mean", "dimension", "example", "mean", "hinge"] = _arg(
+        "dimension", "Each dimension's batch mean or own KL, or a sequence's, is charged for above free_bits"
+    )
     eval_strategy: Literal["epoch", "steps", "no"] = _arg("epoch", "When to evaluate on the validation data")
     eval_steps: int = _arg(500, "Updates between evaluations, with eval_strategy=steps")
     save_steps: int = _arg(500, "Updates between checkpoints; one is also kept of the best model")
@@ -115,9 +122,19 @@ class TrainArguments:
         )  # fmt: skip
         if self.max_steps == 0 or self.max_steps < -1:
             raise ValueError(f"`max_steps` must be above 0, or -1 for `num_train_epochs`; got {self.max_steps}.")
-        for name in ("max_grad_norm", "weight_decay", "warmup_steps", "kl_warmup_steps", "kl_weight", "kl_start"):
+        for name in (
+            "max_grad_norm",
+            "weight_decay",
+            "warmup_steps",
+            "kl_warmup_steps",
+            "kl_weight",
+            "kl_start",
+            "free_bits",
+        ):
             if getattr(self, name) < 0:
                 raise ValueError(f"`{name}` must not be negative, got {getattr(self, name)}.")
+        if self.reset_decoder and not self.model_name_or_path:
+            raise ValueError("`reset_decoder` keeps the encoder of `model_name_or_path`, which is not given.")
         if self.resume_from_checkpoint and self.overwrite_output_dir:
             raise ValueError("`resume_from_checkpoint` goes on with the run that `overwrite_output_dir` deletes.")
 

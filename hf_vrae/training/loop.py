@@ -40,9 +40,9 @@ logger = logging.getLogger(__name__)
 COLLAPSED_KL = 0.1  # nats a sequence: below, z says next to nothing about x
 COLLAPSE_WARNING = """The posterior has collapsed: at step %d the KL is %.3f nats a sequence with %d active units, so \
 the decoder ignores z and all latents decode alike. What helps: let the KL weight rise more slowly \
-(--kl_warmup_steps) or in cycles (--kl_schedule cyclical); drop more of the decoder's words (--word_dropout); show it \
-z at every place (--latent_conditioning initial_state input output); less --dropout. A larger --kl_weight makes it \
-worse."""
+(--kl_warmup_steps) or in cycles (--kl_schedule cyclical); leave some of the KL free (--free_bits); drop more of the \
+decoder's words (--word_dropout); show it z at every place (--latent_conditioning initial_state input output); less \
+--dropout. A larger --kl_weight makes it worse."""
 SHOWN = 3  # reconstructions and prior samples printed at each evaluation
 
 
@@ -352,8 +352,10 @@ class TrainingLoop:
         # Before the KL weight has arrived the bound still rises and falls with it (trap 9 of the field).
         if not self.kl_schedule.has_arrived(state.step - 1):
             return False
-        if results["neg_elbo"] < state.best_metric:
-            state.best_metric, state.best_step = results["neg_elbo"], state.step
+        # An autoencoder, whose KL costs nothing, has no bound to be judged by (Li et al. 2019).
+        metric = results["neg_elbo" if args.kl_weight > 0 else "reconstruction"]
+        if metric < state.best_metric:
+            state.best_metric, state.best_step = metric, state.step
             state.evaluations_without_improvement = 0
             return True
         state.evaluations_without_improvement += 1

@@ -173,10 +173,14 @@ def make_model(recipe: Recipe, tokenizer: PreTrainedTokenizerFast, longest: int)
     marks["decoder_start_token_id"] = tokenizer.bos_token_id
     if recipe.training.model_name_or_path:
         model = VRAEForSequenceGeneration.from_pretrained(recipe.training.model_name_or_path)
+        if recipe.training.reset_decoder:
+            model.reset_decoder()
     else:
         model = VRAEForSequenceGeneration(
             VRAEConfig(vocab_size=1 + max(tokenizer.get_vocab().values()), **marks, **vars(recipe.model))
         )
+    model.config.free_bits = recipe.training.free_bits
+    model.config.free_bits_form = recipe.training.free_bits_form
     model.generation_config = GenerationConfig(max_length=longest, **marks_for_generation(marks))
     return model
 

@@ -13,6 +13,8 @@ class KLSchedule:
     - linear: straight up within the warm-up (He et al. 2019: from 0.1 over 10 epochs);
     - logistic: an S around the middle of the warm-up (Bowman et al. 2016), whose slope is 12.5 / warm-up: the 0.0025
       that timbmg/Sentence-VAE uses with a middle at 2,500;
+    - geometric: weight * (1 - r^t), which has risen by all but a hundredth when the warm-up ends (MusicVAE, Roberts et
+      al. 2018, gives r: 0.99999 is a warm-up of 460,515 updates);
     - cyclical: `cycles` times linear and then constant (Fu et al. 2019: 4 cycles, warm-up half of each).
 
     Args:
@@ -24,7 +26,7 @@ class KLSchedule:
         cycles: of the cyclical form.
     """
 
-    kind: Literal["constant", "linear", "logistic", "cyclical"]
+    kind: Literal["constant", "linear", "logistic", "geometric", "cyclical"]
     total_steps: int
     weight: float = 1.0
     start: float = 0.0
@@ -46,9 +48,11 @@ class KLSchedule:
     def __call__(self, step: int) -> float:
         """KL weight of update number `step`, counted from 0."""
         position = step % self.period if self.kind == "cyclical" else step
-        if self.has_arrived(step):
+        if self.has_arrived(step) and (self.kind != "geometric" or self.warmup_steps == 0):
             return self.weight
         share = position / self.warmup_steps
+        if self.kind == "geometric":
+            share = 1 - 0.01**share  # r = 0.01 ** (1 / warm-up)
         if self.kind == "logistic":
             share = 1 / (1 + math.exp(-12.5 * (share - 0.5)))
         return self.start + (self.weight - self.start) * share
