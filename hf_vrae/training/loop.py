@@ -478,7 +478,8 @@ def use_all_of_the_cpu(accelerator: Accelerator) -> None:
     if accelerator.device.type != "cpu":
         return
     if os.environ.get("OMP_NUM_THREADS") == "1":
-        torch.set_num_threads(max(1, os.cpu_count() // accelerator.num_processes))
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+        torch.set_num_threads(max(1, cores // accelerator.num_processes))
     if platform.libc_ver()[0] == "glibc":
         libc, never = ctypes.CDLL(None), 2**31 - 1
         libc.mallopt(M_MMAP_THRESHOLD, never)

@@ -1,5 +1,6 @@
 """The model as a probability model: normalised, blind to padding, honest about its bound, safe to save."""
 
+import copy
 import itertools
 
 import pytest
@@ -8,6 +9,7 @@ from torch.distributions import kl_divergence
 from transformers import AutoModel, AutoModelForSeq2SeqLM
 
 from hf_vrae import VRAEForSequenceGeneration
+from hf_vrae.modeling.distributions import DiagonalGaussian, kl_per_dimension
 from hf_vrae.modeling.modeling_vrae import MAX_LOGVAR, MIN_LOGVAR
 from hf_vrae.modeling.recurrent import append
 from tests.models import make_model
@@ -83,6 +85,39 @@ def test_loss_is_the_bound_and_its_parts(model, batch):
     weighted = model(**batch, labels=labels)
     torch.testing.assert_close(weighted.loss, outputs.reconstruction_loss + 0.25 * outputs.kl)
     torch.testing.assert_close(weighted.kl, outputs.kl)  # never the weighted one
+
+
+def test_free_bits_are_of_the_training_loss_only(model, batch):
+    labels = model.labels_from_input_ids(**batch)
+    q = model.encode(**batch)
+    free = model.config.free_bits = kl_per_dimension(q, model.prior()).median().item()
+    model.kl_weight = 0.5
+    torch.manual_seed(1)
+    outputs = model.train()(**batch, labels=labels)
+    q = DiagonalGaussian(outputs.posterior_mean, outputs.posterior_logvar)
+    raw = kl_per_dimension(q, model.prior())
+    assert 0 < (raw > free).float().mean() < 1
+    torch.testing.assert_close(outputs.kl, raw.sum(1).mean())
+    charged = raw.clamp(min=free).sum(1).mean()
+    torch.testing.assert_close(outputs.loss, outputs.reconstruction_loss + 0.5 * charged)
+    outputs = model.eval()(**batch, labels=labels)
+    torch.testing.assert_close(outputs.loss, outputs.reconstruction_loss + 0.5 * outputs.kl)
+
+
+def test_a_decoder_is_made_anew_and_the_encoder_kept(model):
+    if model.config.tie_word_embeddings:
+        with pytest.raises(ValueError, match="tie_word_embeddings"):
+            model.reset_decoder()
+        return
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(3)
+    before = copy.deepcopy(model.state_dict())
+    model.reset_decoder()
+    for name, tensor in model.state_dict().items():
+        kept = name.startswith("model.encoder")
+        assert torch.equal(tensor, before[name]) == kept, name
+        assert kept or tensor.abs().max() <= 1, name  # a start: at most 1, as forget gates and norms are
 
 
 def test_evaluation_samples_z_and_repeats_itself(model, batch):

@@ -275,6 +275,32 @@ def test_starting_from_a_model(tiny, tmp_path):
     assert results["run"]["data"]["train"]["sequences"] == 100
 
 
+def test_autoencoder_then_a_new_decoder_with_free_bits(tiny, tmp_path):
+    """Li et al. 2019: KL weight 0, judged by its reconstruction; then the encoder stays, the decoder starts anew."""
+    first = "--kl_schedule constant --kl_weight 0 --max_steps 24 --learning_rate 0.1"
+    run(tiny(first + " --eval_strategy steps --eval_steps 6", "first"))
+    rows = [json.loads(line) for line in (tmp_path / "first" / "metrics.jsonl").read_text().splitlines()]
+    best = min(row["reconstruction"] for row in rows if row["kind"] == "eval")
+    state = json.loads((tmp_path / "first" / "checkpoint-24" / "state.json").read_text())
+    assert state["best_metric"] == pytest.approx(best)
+
+    second = (
+        f"--model_name_or_path {tmp_path / 'first'} --reset_decoder --free_bits 4 --max_steps 2 --learning_rate 1e-9"
+    )
+    run(tiny(second + " --learning_rate 1e-9"))
+    before, after = (load_file(tmp_path / name / "model.safetensors") for name in ("first", "run"))
+    for name in before:
+        if name.startswith("model.encoder"):
+            torch.testing.assert_close(after[name], before[name], atol=1e-7, rtol=0)
+    assert not torch.allclose(after["lm_head.weight"], before["lm_head.weight"], atol=1e-2)
+    row = json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[1])
+    assert row["loss"] >= row["reconstruction"] + row["kl_weight"] * 4 * 4 - 1e-4  # 4 nats of each of 4 dimensions
+    with pytest.raises(ValueError, match="`reset_decoder` keeps the encoder of `model_name_or_path`"):
+        tiny("--reset_decoder")
+    with pytest.raises(ValueError, match="`free_bits` must not be negative"):
+        tiny("--free_bits -1")
+
+
 def test_own_files_by_another_tokenizer(tiny, tmp_path, corpus):
     for split in ("train", "test"):
         (tmp_path / f"{split}.txt").write_text("\n".join(corpus[split]["text"]) + "\n\n")

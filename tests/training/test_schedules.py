@@ -1,3 +1,5 @@
+import math
+
 import pytest
 
 from hf_vrae.training.schedules import KLSchedule
@@ -20,8 +22,6 @@ def test_a_warmup_below_one_is_a_share_of_the_run():
 
 def test_logistic_is_sentence_vaes_with_its_defaults():
     """timbmg/Sentence-VAE: 1 / (1 + exp(-0.0025 (step - 2500)))."""
-    import math
-
     schedule = KLSchedule("logistic", 10_000, warmup=5000)
     for step in (0, 1000, 2500, 4000):
         assert schedule(step) == pytest.approx(1 / (1 + math.exp(-0.0025 * (step - 2500))))
@@ -43,3 +43,13 @@ def test_final_weight_other_than_one():
 
 def test_no_warmup_at_all():
     assert KLSchedule("linear", 10, warmup=0)(0) == 1
+
+
+def test_geometric_is_musicvaes():
+    """beta_t = beta_max (1 - r^t), with r the hundredth root in time of the warm-up."""
+    rate = 0.99999
+    schedule = KLSchedule("geometric", 10**6, weight=0.2, warmup=math.log(0.01) / math.log(rate))
+    for step in (0, 1000, 200_000, 900_000):
+        assert schedule(step) == pytest.approx(0.2 * (1 - rate**step), abs=1e-9)
+    assert not schedule.has_arrived(460_000) and schedule.has_arrived(461_000)
+    assert KLSchedule("geometric", 10, weight=0.2, warmup=0)(0) == 0.2
