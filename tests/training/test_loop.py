@@ -287,7 +287,7 @@ def test_autoencoder_then_a_new_decoder_with_free_bits(tiny, tmp_path):
     second = (
         f"--model_name_or_path {tmp_path / 'first'} --reset_decoder --free_bits 4 --max_steps 2 --learning_rate 1e-9"
     )
-    run(tiny(second + " --learning_rate 1e-9"))
+    run(tiny(second + " --logging_steps 1 --learning_rate 1e-9"))
     before, after = (load_file(tmp_path / name / "model.safetensors") for name in ("first", "run"))
     for name in before:
         if name.startswith("model.encoder"):
