@@ -24,8 +24,8 @@ VALUES = {
     "vocabulary": (1_000, 2_000, 5_000, 10_000, 20_000, 50_000),
     "latent": (2, 16, 64, 256, 1024),
     "samples": (1, 10, 100, 500, 1000),
-    "processes": (1, 2),
 }
+AXES = [*VALUES, "processes"]
 
 
 def training(batch=BATCH, length=LENGTH, vocabulary=10_000, latent=None):
@@ -62,7 +62,7 @@ def processes(count, threads):
 
 def main():
     parser = argument_parser(__doc__, repeats=3)
-    parser.add_argument("--axes", nargs="+", choices=list(VALUES), default=list(VALUES))
+    parser.add_argument("--axes", nargs="+", choices=AXES, default=AXES)
     parser.add_argument("--plot", help="picture to write")
     args = parser.parse_args()
     rows = []

@@ -23,6 +23,8 @@ _BASE_KEYS = {
     "torch_dtype",
 }
 
+FreeBitsForm = Literal["dimension_mean", "dimension", "example", "mean", "hinge"]  # `objectives.free_bits` says which
+
 
 @strict
 class VRAEConfig(PreTrainedConfig):
@@ -82,7 +84,7 @@ class VRAEConfig(PreTrainedConfig):
         default="auto", metadata={"help": "plain: torch's own operations throughout, slower and twice differentiable"}
     )
     free_bits: float | int = 0.0  # of the training loss, as in [`objectives.free_bits`]; a run's arguments set it
-    free_bits_form: Literal["dimension_mean", "dimension", "example", "mean", "hinge"] = "dimension"
+    free_bits_form: FreeBitsForm = "dimension"
     pad_token_id: int | None = 0
     unk_token_id: int | None = 1
     bos_token_id: int | None = 2

@@ -152,16 +152,11 @@ class _LinearCrossEntropy(Function):
         d_weight = None
         # A chunk's logits take 16 MiB, or as much as the gradient of W, which each chunk passes over once.
         rows = max(2**22 // len(weight), weight.shape[1])
-        logits_of = _LogitsBuffer(hidden, cast, rows)
-        for h, y, chunk in _chunks(rows, hidden, labels):
+        for h, y, chunk, logits in _chunks(rows, hidden, cast, labels):
             share = scale * (y != IGNORE_INDEX)  # [N', 1]
             y = y.clamp(min=0)
-            logits = logits_of(h).to(exact)  # [N', V]
-            target = logits.gather(1, y)
-            largest = logits.amax(1, keepdim=True)
-            weights = logits.sub_(largest).exp_()
-            norm = weights.sum(1, keepdim=True)
-            total += ((norm.log() + largest - target) * share).sum()
+            weights, norm, nll = _exponentials(logits.to(exact), y)
+            total += (nll * share).sum()
             # softmax - onehot, times the share
             d_logits = weights.scatter_add_(1, y, -norm).mul_(share / norm).to(h.dtype)
             torch.mm(d_logits, cast, out=d_hidden[chunk])
@@ -201,34 +196,33 @@ def linear_nll(hidden: torch.Tensor, weight: torch.Tensor, labels: torch.Tensor)
     nll = result.new_empty(labels.shape)
     weight = weight.to(product_dtype(hidden))
     with torch.no_grad(), torch.autocast(hidden.device.type, enabled=False):
-        logits_of = _LogitsBuffer(hidden, weight, 512)
-        for h, y, chunk in _chunks(512, hidden, labels):
-            logits = logits_of(h.to(weight.dtype)).to(nll.dtype)  # [N', V]
-            target = logits.gather(1, y)
-            largest = logits.amax(1, keepdim=True)
-            nll[chunk] = (logits.sub_(largest).exp_().sum(1, keepdim=True).log() + largest - target).squeeze(1)
+        for _, y, chunk, logits in _chunks(512, hidden, weight, labels):
+            nll[chunk] = _exponentials(logits.to(nll.dtype), y)[2].squeeze(1)
     result[real] = nll
     return result
 
 
-class _LogitsBuffer:
-    """h -> h W^T, each time in the same memory: a new 16 MiB for each chunk would cost as much as the exponentials."""
+def _chunks(rows: int, hidden: torch.Tensor, weight: torch.Tensor, labels: torch.Tensor):
+    """Like parts of up to `rows` rows: hidden [N', H], labels [N', 1], where they stand, and their logits [N', V].
 
-    def __init__(self, hidden: torch.Tensor, weight: torch.Tensor, rows: int):
-        self.weight = weight
-        self.buffer = weight.new_empty(min(rows, len(hidden)), len(weight))
-
-    def __call__(self, h: torch.Tensor) -> torch.Tensor:
-        return torch.mm(h, self.weight.t(), out=self.buffer[: len(h)])
-
-
-def _chunks(rows: int, hidden: torch.Tensor, labels: torch.Tensor):
-    """Like parts of up to `rows` rows: hidden [N', H], labels [N', 1], and where they stand."""
+    The logits of each part lie in the same memory: a new 16 MiB each would cost as much as the exponentials.
+    """
+    buffer = weight.new_empty(min(rows, len(hidden)), len(weight))
     count = max(1, len(labels))  # no label at all is one empty part
     rows = math.ceil(count / math.ceil(count / rows))
     for start in range(0, count, rows):
         chunk = slice(start, start + rows)
-        yield hidden[chunk], labels[chunk].unsqueeze(1), chunk
+        h = hidden[chunk].to(weight.dtype)
+        yield h, labels[chunk].unsqueeze(1), chunk, torch.mm(h, weight.t(), out=buffer[: len(h)])
+
+
+def _exponentials(logits: torch.Tensor, y: torch.Tensor):
+    """exp(logits - their maximum) in the place of `logits` [N, V], its sums [N, 1], and -log p(y) [N, 1]."""
+    target = logits.gather(1, y)
+    largest = logits.amax(1, keepdim=True)
+    weights = logits.sub_(largest).exp_()
+    norm = weights.sum(1, keepdim=True)
+    return weights, norm, norm.log() + largest - target
 
 
 class Dropout(nn.Dropout):

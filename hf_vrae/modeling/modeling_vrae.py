@@ -494,7 +494,6 @@ class VRAEForSequenceGeneration(VRAEPreTrainedModel, GenerationMixin):
             for module in part.modules():
                 for parameter in module.parameters(recurse=False):
                     parameter._is_hf_initialized = False
-                module._is_hf_initialized = False
                 self._init_weights(module)
 
     def encode(self, input_ids=None, attention_mask=None, inputs_embeds=None, **batch) -> DiagonalGaussian:

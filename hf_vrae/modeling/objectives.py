@@ -12,8 +12,8 @@ def negative_elbo(reconstruction: torch.Tensor, kl: torch.Tensor, kl_weight: flo
     beta-VAE (Higgins et al. 2017) and KL annealing (Bowman et al. 2016).
 
     Args:
-        reconstruction: -log p(x|z) summed over the sequence's tokens, [B].
-        kl: KL(q(z|x) || p(z)) summed over the latent dimensions, [B].
+        reconstruction: -log p(x|z) summed over the sequence's tokens, [B], or their mean.
+        kl: KL(q(z|x) || p(z)) summed over the latent dimensions, [B], or their mean.
         kl_weight: beta.
     """
     return (reconstruction + kl_weight * kl).mean()

@@ -9,7 +9,8 @@ from typing import Literal, get_origin
 import yaml
 from transformers import HfArgumentParser
 
-from ..modeling.configuration_vrae import VRAEConfig
+from ..modeling.configuration_vrae import FreeBitsForm, VRAEConfig
+from .schedules import ScheduleKind
 
 
 def _arg(default, text: str):
@@ -86,15 +87,13 @@ class TrainArguments:
     lr_decay_patience: int = _arg(2, "reduce_lr_on_plateau: evaluations without improvement before a decay")
     lr_decay_start_epoch: float = _arg(0.0, "reduce_lr_on_plateau: no decay before this epoch")
     max_lr_decays: int = _arg(5, "reduce_lr_on_plateau: the run ends with this decay")
-    kl_schedule: Literal["constant", "linear", "logistic", "geometric", "cyclical"] = _arg(
-        "linear", "Course of the KL weight"
-    )
+    kl_schedule: ScheduleKind = _arg("linear", "Course of the KL weight")
     kl_weight: float = _arg(1.0, "Final KL weight (beta)")
     kl_start: float = _arg(0.0, "First KL weight")
     kl_warmup_steps: float = _arg(0.8, "Updates the KL weight rises, or, below 1, their share of the run or cycle")
     kl_cycles: int = _arg(4, "Cycles of the cyclical schedule")
     free_bits: float = _arg(0.0, "KL that costs nothing: nats a dimension or a sequence, bits for hinge")
-    free_bits_form: Literal["dimension_mean", "dimension", "example", "mean", "hinge"] = _arg(
+    free_bits_form: FreeBitsForm = _arg(
         "dimension", "Each dimension's batch mean or own KL, or a sequence's, is charged for above free_bits"
     )
     eval_strategy: Literal["epoch", "steps", "no"] = _arg("epoch", "When to evaluate on the validation data")
@@ -123,14 +122,8 @@ class TrainArguments:
         if self.max_steps == 0 or self.max_steps < -1:
             raise ValueError(f"`max_steps` must be above 0, or -1 for `num_train_epochs`; got {self.max_steps}.")
         for name in (
-            "max_grad_norm",
-            "weight_decay",
-            "warmup_steps",
-            "kl_warmup_steps",
-            "kl_weight",
-            "kl_start",
-            "free_bits",
-        ):
+            "max_grad_norm", "weight_decay", "warmup_steps", "kl_warmup_steps", "kl_weight", "kl_start", "free_bits",
+        ):  # fmt: skip
             if getattr(self, name) < 0:
                 raise ValueError(f"`{name}` must not be negative, got {getattr(self, name)}.")
         if self.reset_decoder and not self.model_name_or_path:

@@ -4,6 +4,8 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
+ScheduleKind = Literal["constant", "linear", "logistic", "geometric", "cyclical"]
+
 
 @dataclass(frozen=True)
 class KLSchedule:
@@ -26,7 +28,7 @@ class KLSchedule:
         cycles: of the cyclical form.
     """
 
-    kind: Literal["constant", "linear", "logistic", "geometric", "cyclical"]
+    kind: ScheduleKind
     total_steps: int
     weight: float = 1.0
     start: float = 0.0

@@ -284,9 +284,7 @@ def test_autoencoder_then_a_new_decoder_with_free_bits(tiny, tmp_path):
     state = json.loads((tmp_path / "first" / "checkpoint-24" / "state.json").read_text())
     assert state["best_metric"] == pytest.approx(best)
 
-    second = (
-        f"--model_name_or_path {tmp_path / 'first'} --reset_decoder --free_bits 4 --max_steps 2 --learning_rate 1e-9"
-    )
+    second = f"--model_name_or_path {tmp_path / 'first'} --reset_decoder --free_bits 4 --max_steps 2"
     run(tiny(second + " --logging_steps 1 --learning_rate 1e-9"))
     before, after = (load_file(tmp_path / name / "model.safetensors") for name in ("first", "run"))
     for name in before:
