@@ -51,7 +51,7 @@ class VRAEConfig(PreTrainedConfig):
 
     vocab_size: int = field(default=10_000, metadata={"help": "Number of tokens, special ones included"})
     embedding_size: int = field(default=128, metadata={"help": "Width of the token embeddings"})
-    latent_size: int = field(default=32, metadata={"help": "D, the number of dimensions of z"})
+    latent_size: int = field(default=32, metadata={"help": "D, the dimensions of z; 0 is a language model without"})
     rnn_type: Literal["lstm", "gru"] = field(default="lstm", metadata={"help": "Kind of the recurrent layers"})
     encoder_hidden_size: int = field(
         default=128, metadata={"help": "Width of an encoder layer, both directions together"}
@@ -80,11 +80,36 @@ class VRAEConfig(PreTrainedConfig):
     embedding_initializer_range: float | int = field(
         default=0.1, metadata={"help": "Embeddings start uniform in [-r, r]; 0.1 is He et al. 2019"}
     )
+    skip_connections: bool = field(
+        default=False, metadata={"help": "Add to each further decoder layer's output what it was given"}
+    )
+    posterior: Literal["gaussian", "batch_norm", "delta", "vmf"] = field(
+        default="gaussian", metadata={"help": "q(z|x): gaussian, BN-VAE, delta-VAE, or von Mises-Fisher"}
+    )
+    batch_norm_gamma: float | int = field(
+        default=0.6, metadata={"help": "batch_norm: scale of the normalised means (Zhu et al. 2020)"}
+    )
+    learn_batch_norm_scale: bool = field(
+        default=False, metadata={"help": "batch_norm: learn each dimension's scale, their root mean square being gamma"}
+    )
+    committed_rate: float | int = field(
+        default=0.15, metadata={"help": "delta: the least KL of a dimension, nats (Razavi et al. 2019)"}
+    )
+    concentration: float | int = field(
+        default=13.0, metadata={"help": "vmf: kappa, the same for all (Xu & Durrett 2018)"}
+    )
+    bag_of_words_weight: float | int = field(
+        default=0.0, metadata={"help": "Of an added loss that predicts the words from z alone (Zhao et al. 2017)"}
+    )
     kernels: Literal["auto", "plain"] = field(
         default="auto", metadata={"help": "plain: torch's own operations throughout, slower and twice differentiable"}
     )
-    free_bits: float | int = 0.0  # of the training loss, as in [`objectives.free_bits`]; a run's arguments set it
+    # Of the training loss alone; a run's arguments set them.
+    free_bits: float | int = 0.0  # as in [`objectives.free_bits`]
     free_bits_form: FreeBitsForm = "dimension"
+    mmd_weight: float | int = 0.0  # of [`objectives.maximum_mean_discrepancy`]
+    num_train_samples: int = 1  # K of [`objectives.importance_weighted_bound`], in place of the ELBO above 1
+    svi_steps: int = 0  # of [`inference.refine`], from the encoder's posterior
     pad_token_id: int | None = 0
     unk_token_id: int | None = 1
     bos_token_id: int | None = 2
@@ -100,30 +125,37 @@ class VRAEConfig(PreTrainedConfig):
             if key not in known and not key.startswith("_"):
                 nearest = difflib.get_close_matches(key, sorted(known), n=1, cutoff=0.0)[0]
                 raise ValueError(f"`{key}` is not a field of VRAEConfig; did you mean `{nearest}`?")
+        if self.latent_size == 0:
+            self.latent_conditioning = []
         super().__post_init__(**kwargs)
         # `strict` runs the validators too, but would wrap this ValueError in an exception that is none.
         self.validate_architecture()
 
     def validate_architecture(self):
         """Checked at construction and when saving."""
-        sizes = "vocab_size embedding_size latent_size encoder_hidden_size encoder_layers decoder_hidden_size"
-        for name in [*sizes.split(), "decoder_layers"]:
+        sizes = "vocab_size embedding_size encoder_hidden_size encoder_layers decoder_hidden_size decoder_layers"
+        for name in [*sizes.split(), "num_train_samples"]:
             if getattr(self, name) < 1:
                 raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)}.")
         for name in ("dropout", "word_dropout"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"`{name}` is a probability and must be in [0, 1), got {getattr(self, name)}.")
-        if self.free_bits < 0:
-            raise ValueError(f"`free_bits` must not be negative, got {self.free_bits}.")
-        for name in ("initializer_range", "embedding_initializer_range"):
+        for name in ("latent_size", "free_bits", "mmd_weight", "svi_steps", "bag_of_words_weight"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"`{name}` must not be negative, got {getattr(self, name)}.")
+        ranges = ("initializer_range", "embedding_initializer_range")
+        for name in (*ranges, "batch_norm_gamma", "committed_rate", "concentration"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"`{name}` must be above 0, got {getattr(self, name)}.")
+        for senseless, reason in self._combinations():
+            if senseless:
+                raise ValueError(reason)
         if self.bidirectional_encoder and self.encoder_hidden_size % 2:
             raise ValueError(
                 "`encoder_hidden_size` is split between two directions and must be even, got "
                 f"{self.encoder_hidden_size}."
             )
-        if not self.latent_conditioning:
+        if self.latent_size > 0 and not self.latent_conditioning:
             raise ValueError(
                 "`latent_conditioning` must name at least one of initial_state, input, output: without it the "
                 "decoder never sees z. Got []."
@@ -139,6 +171,60 @@ class VRAEConfig(PreTrainedConfig):
                 )
         if self.word_dropout and self.unk_token_id is None:
             raise ValueError("`word_dropout` replaces tokens by `unk_token_id`, which is None. Set it, or set 0.")
+
+    def _combinations(self) -> list[tuple[bool, str]]:
+        """Whether each combination that makes no sense is there, and why it makes none."""
+        several = self.num_train_samples > 1
+        free = f"`free_bits` {self.free_bits}"
+        return [
+            (
+                self.skip_connections and self.decoder_layers < 2,
+                "`skip_connections` go around each decoder layer but the first: raise `decoder_layers` above 1.",
+            ),
+            (
+                self.latent_size == 0
+                and (self.posterior != "gaussian" or self.bag_of_words_weight > 0 or self.mmd_weight > 0),
+                "`latent_size` 0 is a language model without z: `posterior`, `bag_of_words_weight` and `mmd_weight` "
+                "say something about z. Leave them at their defaults, or raise `latent_size`.",
+            ),
+            (
+                self.latent_size == 0 and (self.free_bits > 0 or self.svi_steps > 0 or several),
+                "`latent_size` 0 is a language model without z: there is no KL for `free_bits`, no posterior for "
+                "`svi_steps`, nothing to sample for `num_train_samples`. Leave them at their defaults.",
+            ),
+            (
+                self.posterior == "vmf" and self.latent_size < 3,
+                f"`posterior` vmf lives on a sphere of `latent_size` 3 or more dimensions, got {self.latent_size}.",
+            ),
+            (
+                self.posterior == "vmf" and self.free_bits > 0,
+                f"`posterior` vmf has a constant KL, which {free} cannot change. Set `concentration` in its place.",
+            ),
+            (
+                self.learn_batch_norm_scale and self.posterior != "batch_norm",
+                f"`learn_batch_norm_scale` is of `posterior` batch_norm, got {self.posterior}.",
+            ),
+            (
+                several and self.free_bits > 0,
+                f"`num_train_samples` {self.num_train_samples} trains the importance-weighted bound, which has no KL "
+                f"term that {free} could leave free. Set one of them to its default.",
+            ),
+            (
+                several and (self.mmd_weight > 0 or self.svi_steps > 0),
+                f"`num_train_samples` {self.num_train_samples} trains the importance-weighted bound: `mmd_weight` and "
+                "`svi_steps` are of the ELBO. Set one of them to its default.",
+            ),
+            (
+                self.svi_steps > 0 and self.kernels != "plain",
+                f"`svi_steps` {self.svi_steps} differentiates through steps of gradient descent, which needs "
+                f"`kernels` plain, got {self.kernels}.",
+            ),
+            (
+                self.svi_steps > 0 and self.posterior != "gaussian",
+                f"`svi_steps` would move the posterior out of the family {self.posterior}, and its floor of the KL "
+                "with it. Take `posterior` gaussian.",
+            ),
+        ]
 
 
 __all__ = ["VRAEConfig"]

@@ -1,5 +1,6 @@
 """Posteriors q(z|x) and priors p(z) as `torch.distributions`, whose tools therefore work on them."""
 
+import functools
 import math
 
 import torch
@@ -70,6 +71,10 @@ class DiagonalGaussian(Distribution):
         shape = torch.Size(batch_shape) + self.event_shape
         return DiagonalGaussian(self._mean.expand(shape), self.logvar.expand(shape))
 
+    def detach(self) -> "DiagonalGaussian":
+        """The same without a gradient in its parameters."""
+        return DiagonalGaussian(self._mean.detach(), self.logvar.detach())
+
 
 def _standard_normal(shape, like: torch.Tensor, generator) -> torch.Tensor:
     if not isinstance(generator, list):
@@ -98,4 +103,157 @@ def _kl_gaussian_gaussian(q: DiagonalGaussian, p: DiagonalGaussian) -> torch.Ten
     return kl_per_dimension(q, p).sum(-1)
 
 
-__all__ = ["DiagonalGaussian", "kl_divergence", "kl_per_dimension"]
+class HypersphericalUniform(Distribution):
+    """The uniform distribution over unit vectors z of D dimensions: the prior beside a [`VonMisesFisher`] posterior.
+
+    Args:
+        latent_size: D.
+        device: of what it gives.
+    """
+
+    arg_constraints = {}
+    support = constraints.real_vector
+
+    def __init__(self, latent_size: int, device: torch.device | str = "cpu"):
+        self.device = torch.device(device)
+        super().__init__(torch.Size(), torch.Size([latent_size]), validate_args=False)
+
+    @property
+    def mean(self) -> torch.Tensor:
+        """[D], zeros."""
+        return torch.zeros(self.event_shape, device=self.device)
+
+    def sample(self, sample_shape=(), generator: torch.Generator | None = None) -> torch.Tensor:
+        """[*sample_shape, D]: a direction of the standard normal distribution."""
+        z = _standard_normal(self._extended_shape(torch.Size(sample_shape)), self.mean, generator)
+        return z / z.norm(dim=-1, keepdim=True)
+
+    def log_prob(self, value: torch.Tensor) -> torch.Tensor:
+        """log density of unit vectors `value` [..., D] on the sphere, in nats: [...]."""
+        return value.new_full(value.shape[:-1], -self.entropy().item())
+
+    def entropy(self) -> torch.Tensor:
+        """log of the sphere's surface 2 pi^(D/2) / Gamma(D/2), in nats: []."""
+        half = self.event_shape[0] / 2
+        return torch.tensor(math.log(2) + half * math.log(math.pi) - math.lgamma(half), device=self.device)
+
+
+class VonMisesFisher(Distribution):
+    """vMF(loc, concentration) over unit vectors z of D dimensions, with density C_D(kappa) exp(kappa loc . z).
+
+    As the posterior of a text VAE with one kappa for all (Xu & Durrett 2018) its KL to the uniform prior is a constant,
+    which no training can bring to zero.
+
+    Args:
+        loc: unit vectors, [*batch, D], D at least 3.
+        concentration: kappa, above 0, [*batch]; there is no gradient in it.
+    """
+
+    arg_constraints = {"loc": constraints.real_vector, "concentration": constraints.positive}
+    support = constraints.real_vector
+    has_rsample = True
+
+    def __init__(self, loc: torch.Tensor, concentration: torch.Tensor):
+        if loc.shape[-1] < 3:
+            raise ValueError(f"`loc` must have at least 3 dimensions, got {loc.shape[-1]}.")
+        self.loc, self.concentration = loc, concentration.detach().expand(loc.shape[:-1])
+        super().__init__(loc.shape[:-1], loc.shape[-1:], validate_args=False)
+
+    @property
+    def mean(self) -> torch.Tensor:
+        """E[z] = I_{D/2}(kappa) / I_{D/2-1}(kappa) loc, inside the sphere, [*batch, D]"""
+        return self._resultant_length().to(self.loc.dtype).unsqueeze(-1) * self.loc
+
+    @property
+    def mode(self) -> torch.Tensor:
+        """[*batch, D]"""
+        return self.loc
+
+    def rsample(self, sample_shape=(), generator: torch.Generator | list[torch.Generator] | None = None):
+        """z = w loc + sqrt(1 - w^2) v, v a unit vector orthogonal to loc (Ulrich 1984), differentiable in loc.
+
+        w is drawn by its inverse cumulative distribution, not by rejection: the noise of a row is then always as
+        long, and `generator` is used as in [`DiagonalGaussian.rsample`].
+        """
+        size = self.event_shape[0]
+        shape = torch.Size(sample_shape) + self.batch_shape + (size + 1,)
+        noise = _standard_normal(shape, self.loc.new_empty(*self.batch_shape, size + 1), generator)
+        w = self._cosine(torch.special.ndtr(noise[..., 0].double())).to(self.loc.dtype).unsqueeze(-1)
+        v = noise[..., 1:]
+        v = v - (v * self.loc).sum(-1, keepdim=True) * self.loc
+        return w * self.loc + (1 - w.square()).clamp(min=0).sqrt() * v / v.norm(dim=-1, keepdim=True)
+
+    def sample(self, sample_shape=(), generator=None):
+        """[`rsample`][VonMisesFisher.rsample] without a gradient."""
+        with torch.no_grad():
+            return self.rsample(sample_shape, generator)
+
+    def log_prob(self, value: torch.Tensor) -> torch.Tensor:
+        """log density of unit vectors `value` [..., D] on the sphere, in nats: [...]."""
+        return self.concentration * (value * self.loc).sum(-1) + self._log_normaliser().to(value.dtype)
+
+    def entropy(self) -> torch.Tensor:
+        """In nats: [*batch]."""
+        return -(self.concentration * self._resultant_length() + self._log_normaliser()).to(self.loc.dtype)
+
+    def expand(self, batch_shape, _instance=None):
+        batch_shape = torch.Size(batch_shape)
+        return VonMisesFisher(self.loc.expand(batch_shape + self.event_shape), self.concentration.expand(batch_shape))
+
+    def detach(self) -> "VonMisesFisher":
+        """The same without a gradient in its parameters."""
+        return VonMisesFisher(self.loc.detach(), self.concentration)
+
+    def _log_normaliser(self) -> torch.Tensor:
+        """log C_D(kappa), C_D(kappa) = kappa^nu / ((2 pi)^(D/2) I_nu(kappa)) with nu = D/2 - 1; float64."""
+        half, kappa = self.event_shape[0] / 2, self.concentration.double()
+        return (half - 1) * kappa.log() - half * math.log(2 * math.pi) - log_bessel(half - 1, kappa)
+
+    def _resultant_length(self) -> torch.Tensor:
+        half, kappa = self.event_shape[0] / 2, self.concentration.double()
+        return (log_bessel(half, kappa) - log_bessel(half - 1, kappa)).exp()
+
+    def _cosine(self, u: torch.Tensor) -> torch.Tensor:
+        """w = loc . z at which its distribution, of density ~ exp(kappa w) (1 - w^2)^((D-3)/2), has reached `u`."""
+        w = torch.empty_like(u)
+        for kappa in self.concentration.unique().tolist():
+            w_grid, cumulative = (t.to(u.device) for t in _cosine_table(self.event_shape[0], kappa))
+            here = (self.concentration == kappa).expand(u.shape)
+            inside = torch.searchsorted(cumulative, u[here]).clamp(1, len(cumulative) - 1)
+            low, high = cumulative[inside - 1], cumulative[inside]
+            share = ((u[here] - low) / (high - low).clamp(min=1e-300)).clamp(0, 1)
+            w[here] = torch.lerp(w_grid[inside - 1], w_grid[inside], share)
+        return w
+
+
+@functools.lru_cache(maxsize=16)
+def _cosine_table(size: int, kappa: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """A grid over where w = loc . z of a vMF has its mass, and its cumulative distribution there; float64 [8192]."""
+    low, high = -1.0, 1.0
+    for _ in range(3):  # narrower each time, to what is not below exp(-40) of the mode
+        w = torch.linspace(low, high, 8192, dtype=torch.float64)
+        log_density = kappa * w + (size - 3) / 2 * torch.log1p(-w.square())
+        mass = (log_density > log_density.max() - 40).nonzero().squeeze(1)
+        low, high = w[max(mass[0] - 1, 0)].item(), w[min(mass[-1] + 1, len(w) - 1)].item()
+    density = (log_density - log_density.max()).exp()
+    cumulative = torch.cat([density.new_zeros(1), ((density[1:] + density[:-1]) / 2).cumsum(0)])
+    return w, cumulative / cumulative[-1]
+
+
+def log_bessel(order: float, x: torch.Tensor) -> torch.Tensor:
+    """log I_order(x), the modified Bessel function of the first kind (DLMF 10.25.2), for x > 0, in float64.
+
+    All terms of its series are positive, and the largest stands near x / 2: the sum takes all that count.
+    """
+    x = x.double()
+    k = torch.arange(int(x.max()) + 200, dtype=torch.float64, device=x.device)
+    terms = 2 * k * (x.unsqueeze(-1) / 2).log() - torch.lgamma(k + 1) - torch.lgamma(k + order + 1)
+    return order * (x / 2).log() + terms.logsumexp(-1)
+
+
+@register_kl(VonMisesFisher, HypersphericalUniform)
+def _kl_vmf_uniform(q: VonMisesFisher, p: HypersphericalUniform) -> torch.Tensor:
+    return p.entropy() - q.entropy()
+
+
+__all__ = ["DiagonalGaussian", "HypersphericalUniform", "VonMisesFisher", "kl_divergence", "kl_per_dimension"]

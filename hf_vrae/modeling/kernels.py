@@ -119,9 +119,9 @@ class _Projection(Function):
 
 
 def linear_cross_entropy(
-    hidden: torch.Tensor, weight: torch.Tensor, labels: torch.Tensor, scale: float = 1.0
+    hidden: torch.Tensor, weight: torch.Tensor, labels: torch.Tensor, scale: float | torch.Tensor = 1.0
 ) -> torch.Tensor:
-    """`scale * cross_entropy(hidden @ weight.T, labels, reduction="sum")`, without ever holding all the logits.
+    """`(scale * cross_entropy(hidden @ weight.T, labels, reduction="none")).sum()`, never holding all the logits.
 
     The gradients are formed in the forward pass, chunk by chunk while the logits are there, so nothing is computed
     twice; that is why only a sum can leave.
@@ -130,11 +130,14 @@ def linear_cross_entropy(
         hidden: [N, H].
         weight: [V, H].
         labels: [N], -100 where there is none.
-        scale: of the loss; taken in here, it costs no pass over the gradient of `weight`.
+        scale: of the loss, or of each row's [N], without gradient; taken in here, it costs no pass over the gradient
+            of `weight`.
     """
+    exact = torch.promote_types(weight.dtype, torch.float32)
+    scale = torch.as_tensor(scale, dtype=exact, device=hidden.device).expand(labels.shape)
     if labels.device.type == "cpu":  # elsewhere to count the real ones would cost a synchronisation
         real = (labels != IGNORE_INDEX).nonzero().squeeze(1)
-        hidden, labels = hidden.index_select(0, real), labels[real]
+        hidden, labels, scale = hidden.index_select(0, real), labels[real], scale[real]
     hidden = hidden.to(product_dtype(hidden))
     with torch.autocast(hidden.device.type, enabled=False):
         return _LinearCrossEntropy.apply(hidden, weight, labels, scale)
@@ -143,8 +146,11 @@ def linear_cross_entropy(
 class _LinearCrossEntropy(Function):
     @staticmethod
     def forward(ctx, hidden, weight, labels, scale):
-        # Small numbers vanish in float16, so there the scale waits for the backward pass, as GradScaler's does.
-        ctx.factor, scale = (scale, 1.0) if hidden.dtype == torch.float16 else (1.0, scale)
+        # Small numbers vanish in float16, so there the largest scale waits for the backward pass, as GradScaler's does.
+        ctx.factor = 1.0
+        if hidden.dtype == torch.float16:
+            ctx.factor = scale.amax() if len(scale) else 1.0
+            scale = scale / ctx.factor
         cast = weight.to(hidden.dtype)
         exact = torch.promote_types(weight.dtype, torch.float32)
         total = hidden.new_zeros((), dtype=exact)
@@ -153,7 +159,7 @@ class _LinearCrossEntropy(Function):
         # A chunk's logits take 16 MiB, or as much as the gradient of W, which each chunk passes over once.
         rows = max(2**22 // len(weight), weight.shape[1])
         for h, y, chunk, logits in _chunks(rows, hidden, cast, labels):
-            share = scale * (y != IGNORE_INDEX)  # [N', 1]
+            share = scale[chunk].unsqueeze(1) * (y != IGNORE_INDEX)  # [N', 1]
             y = y.clamp(min=0)
             weights, norm, nll = _exponentials(logits.to(exact), y)
             total += (nll * share).sum()

@@ -20,10 +20,19 @@ from transformers.modeling_utils import PreTrainedModel
 from transformers.utils import can_return_tuple
 
 from .configuration_vrae import VRAEConfig
-from .distributions import DiagonalGaussian, kl_per_dimension
+from .distributions import DiagonalGaussian, HypersphericalUniform, kl_divergence, kl_per_dimension
 from .generation import Draw, RecurrentCache, decode
-from .kernels import IGNORE_INDEX, Dropout, PackedLinear, linear_cross_entropy, linear_nll, product_dtype
-from .objectives import free_bits, negative_elbo
+from .inference import refine
+from .kernels import IGNORE_INDEX, Dropout, PackedLinear, draw, linear_cross_entropy, linear_nll, product_dtype
+from .objectives import (
+    capacity_gap,
+    doubly_reparameterised_weights,
+    free_bits,
+    importance_weighted_bound,
+    maximum_mean_discrepancy,
+    negative_elbo,
+)
+from .posteriors import BatchNormPosterior, CommittedRatePosterior, GaussianPosterior, VonMisesFisherPosterior
 from .recurrent import (
     GRU,
     LSTM,
@@ -36,8 +45,6 @@ from .recurrent import (
 )
 
 MAX_AT_ONCE = 2**22  # decoder outputs, or logits, held at once for importance weights: 16 MiB in float32
-# Bounds of the posterior's log-variance: wide enough never to bind in a healthy run, narrow enough for exp in float16.
-MIN_LOGVAR, MAX_LOGVAR = -10.0, 10.0
 
 
 @dataclass
@@ -45,7 +52,7 @@ class VRAEEncoderOutput(ModelOutput):
     """
     Args:
         last_hidden_state: z as the decoder will see it, [B, 1, D]: the posterior mean, or the latents that were given.
-        mean, logvar: of the posterior q(z|x), float32 [B, D].
+        mean, logvar: of the posterior q(z|x), float32 [B, D]; of a vMF posterior its direction, and None.
         hidden_states: embeddings [B, T, E] and each layer's outputs [B, T, H].
     """
 
@@ -104,6 +111,12 @@ class VRAEPreTrainedModel(PreTrainedModel):
             init.uniform_(module.weight, -bound, bound)
         elif isinstance(module, nn.Linear):
             init.uniform_(module.weight, -bound, bound)
+            if isinstance(module, BatchNormPosterior):
+                init.zeros_(module.shift)
+                init.zeros_(module.running_mean)
+                init.ones_(module.running_var)
+                if module.scale is not None:
+                    init.ones_(module.scale)
         elif isinstance(module, (LSTM, GRU, LayerNormCell)):
             for name, parameter in module.named_parameters(recurse=False):
                 if "weight" in name:
@@ -145,7 +158,7 @@ class VRAEEncoder(nn.Module):
             config.bidirectional_encoder,
             config.kernels,
         )
-        self.posterior = nn.Linear(config.encoder_hidden_size, 2 * config.latent_size, bias=False)
+        self.posterior = make_posterior(config)
 
     @can_return_tuple
     def forward(
@@ -175,16 +188,49 @@ class VRAEEncoder(nn.Module):
         if output_hidden_states is None:
             output_hidden_states = self.config.output_hidden_states
         summary, hidden_states = self.rnn(inputs_embeds, attention_mask, output_hidden_states)  # [B, H]
-        # A log-variance rounded to 8 bits would spoil the KL: this one projection stays float32 in mixed precision.
-        with torch.autocast(summary.device.type, enabled=False):
-            moments = nn.functional.linear(at_least_float32(summary), at_least_float32(self.posterior.weight))
-        mean, logvar = moments.chunk(2, dim=-1)  # [B, D]
+        mean, logvar = self.posterior(summary)  # [B, D]
         return VRAEEncoderOutput(
             last_hidden_state=mean.unsqueeze(1),
             mean=mean,
-            logvar=logvar.clamp(MIN_LOGVAR, MAX_LOGVAR),
+            logvar=logvar,
             hidden_states=(inputs_embeds, *hidden_states) if output_hidden_states else None,
         )
+
+    def distribution(self, mean: torch.Tensor, logvar: torch.Tensor | None) -> torch.distributions.Distribution:
+        """q(z|x) of the moments that `forward` gave."""
+        return self.posterior.distribution(mean, logvar)
+
+
+class NoEncoder(nn.Module):
+    """What stands for the encoder in a language model without z: vectors of no dimension for every input."""
+
+    main_input_name = "input_ids"
+
+    @can_return_tuple
+    def forward(
+        self, input_ids=None, attention_mask=None, inputs_embeds=None, output_hidden_states=None, output_attentions=None
+    ) -> VRAEEncoderOutput:
+        given = input_ids if inputs_embeds is None else inputs_embeds
+        if given is None:
+            raise ValueError("Pass `input_ids` or `inputs_embeds`: they tell how many rows there are.")
+        nothing = torch.zeros(len(given), 0, device=given.device)
+        return VRAEEncoderOutput(last_hidden_state=nothing.unsqueeze(1), mean=nothing, logvar=nothing)
+
+    def distribution(self, mean: torch.Tensor, logvar: torch.Tensor) -> DiagonalGaussian:
+        """q(z|x) = p(z), in which there is nothing to draw: batch shape [B], event shape [0]."""
+        return DiagonalGaussian(mean, logvar)
+
+
+def make_posterior(config: VRAEConfig) -> GaussianPosterior:
+    """The family of q(z|x) that the configuration names."""
+    sizes = config.encoder_hidden_size, config.latent_size
+    if config.posterior == "batch_norm":
+        return BatchNormPosterior(*sizes, config.batch_norm_gamma, config.learn_batch_norm_scale)
+    if config.posterior == "delta":
+        return CommittedRatePosterior(*sizes, config.committed_rate)
+    if config.posterior == "vmf":
+        return VonMisesFisherPosterior(*sizes, config.concentration)
+    return GaussianPosterior(*sizes)
 
 
 class VRAEDecoder(nn.Module):
@@ -205,6 +251,7 @@ class VRAEDecoder(nn.Module):
             config.decoder_hidden_size,
             config.decoder_layers,
             config.dropout,
+            config.skip_connections,
             config.kernels,
         )
 
@@ -279,16 +326,21 @@ class VRAEModel(VRAEPreTrainedModel):
 
     def __init__(self, config: VRAEConfig):
         super().__init__(config)
-        self.encoder = VRAEEncoder(config)
+        if config.latent_size:
+            self.encoder = VRAEEncoder(config)
+        else:
+            self.encoder = NoEncoder()
+            self._tied_weights_keys = {}
         self.decoder = VRAEDecoder(config)
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Embedding:
-        return self.encoder.embed_tokens
+        return self.encoder.embed_tokens if self.config.latent_size else self.decoder.embed_tokens
 
     def set_input_embeddings(self, value: nn.Embedding):
-        self.encoder.embed_tokens = value
-        if self.config.tie_word_embeddings:
+        if self.config.latent_size:
+            self.encoder.embed_tokens = value
+        if self.config.tie_word_embeddings or not self.config.latent_size:
             self.decoder.embed_tokens = value
 
     @can_return_tuple
@@ -314,7 +366,7 @@ class VRAEModel(VRAEPreTrainedModel):
                 input_ids, attention_mask, inputs_embeds, output_hidden_states, return_dict=True
             )
             if self.training:
-                latents = DiagonalGaussian(encoder_outputs.mean, encoder_outputs.logvar).rsample()
+                latents = self.encoder.distribution(encoder_outputs.mean, encoder_outputs.logvar).rsample()
         if encoder_outputs is None:
             if input_ids is not None or inputs_embeds is not None:
                 raise ValueError(
@@ -375,7 +427,17 @@ class VRAEForSequenceGeneration(VRAEPreTrainedModel, GenerationMixin):
         else:
             self.projection = nn.Identity()
         self.lm_head = nn.Linear(size, config.vocab_size, bias=False)
-        self.kl_weight = 1.0  # beta: the one channel from a schedule into the model
+        if not config.latent_size:
+            self._tied_weights_keys = {"lm_head.weight": "model.decoder.embed_tokens.weight"}
+        if config.bag_of_words_weight:
+            # Zhao et al. 2017, released code: one hidden layer of 400 units.
+            layers = nn.Linear(config.latent_size, 400), nn.Tanh(), nn.Linear(400, config.vocab_size)
+            self.bag_of_words = nn.Sequential(*layers)
+        # What schedules set while a model learns: beta; C of a KL capacity; how many of the words that the decoder
+        # reads are its own.
+        self.kl_weight = 1.0
+        self.kl_capacity: float | None = None
+        self.sampling_probability = 0.0
         self.post_init()
 
     @can_return_tuple
@@ -412,19 +474,29 @@ class VRAEForSequenceGeneration(VRAEPreTrainedModel, GenerationMixin):
         Returns:
             [`VRAEOutput`]; `loss` and its parts only with `labels`, `kl` only where there is a posterior.
         """
+        posterior = None
         if labels is not None:
             check_token_ids("labels", labels, self.config.vocab_size, ignore=IGNORE_INDEX)
             use_cache = False
             if decoder_input_ids is None and decoder_inputs_embeds is None:
                 decoder_input_ids = self.prepare_decoder_input_ids_from_labels(labels)
                 decoder_attention_mask = labels != IGNORE_INDEX
-            if not self.training and encoder_outputs is None and latents is None:
-                # At the mean, the reconstruction would bound nothing: z is sampled, yet evaluation can be repeated.
+            if encoder_outputs is None and latents is None:
                 encoder_outputs = self.model.encoder(
                     input_ids, attention_mask, inputs_embeds, output_hidden_states, return_dict=True
                 )
-                posterior = DiagonalGaussian(encoder_outputs.mean, encoder_outputs.logvar)
-                latents = posterior.rsample(generator=torch.Generator().manual_seed(0))
+                posterior = self.model.encoder.distribution(encoder_outputs.mean, encoder_outputs.logvar)
+                if self.training:
+                    if self.config.num_train_samples > 1:
+                        return self._importance_weighted_output(posterior, labels)
+                    if self.config.svi_steps:
+                        posterior = self.refine(posterior, labels, self.config.svi_steps, differentiable=True)
+                    latents = posterior.rsample()
+                else:
+                    # At the mean, the reconstruction would bound nothing: z is sampled, yet evaluation can be repeated.
+                    latents = posterior.rsample(generator=torch.Generator().manual_seed(0))
+            if self.training and self.sampling_probability > 0 and decoder_input_ids is not None:
+                decoder_input_ids = self._mix_in_own_words(decoder_input_ids, labels, latents)
         elif decoder_attention_mask is not None:
             length = decoder_inputs_embeds.shape[1] if decoder_input_ids is None else decoder_input_ids.shape[1]
             decoder_attention_mask = decoder_attention_mask[:, -length:]
@@ -456,13 +528,14 @@ class VRAEForSequenceGeneration(VRAEPreTrainedModel, GenerationMixin):
                 reconstruction = token_nll(logits, labels).sum(-1).mean()
         if labels is not None:
             loss = reconstruction
-            if outputs.posterior_mean is not None:
-                q = DiagonalGaussian(outputs.posterior_mean, outputs.posterior_logvar)
-                kl_dimensions = kl_per_dimension(q, self.prior())  # [B, D]
-                kl = charged = kl_dimensions.sum(-1).mean()
-                if self.training and self.config.free_bits:
-                    charged = free_bits(kl_dimensions, self.config.free_bits, self.config.free_bits_form)
+            if posterior is None and outputs.posterior_mean is not None:
+                posterior = self.model.encoder.distribution(outputs.posterior_mean, outputs.posterior_logvar)
+            if posterior is not None:
+                kl = kl_divergence(posterior, self.prior()).mean()
+                charged = self._charged_kl(posterior) if self.training else kl
                 loss = negative_elbo(reconstruction, charged, self.kl_weight)
+            if self.training:
+                loss = loss + self._auxiliary_losses(outputs.latents, labels)
         return VRAEOutput(
             loss=loss,
             logits=logits,
@@ -476,6 +549,99 @@ class VRAEForSequenceGeneration(VRAEPreTrainedModel, GenerationMixin):
             posterior_mean=outputs.posterior_mean,
             posterior_logvar=outputs.posterior_logvar,
         )
+
+    def _charged_kl(self, posterior: torch.distributions.Distribution) -> torch.Tensor:
+        """The KL term of the training loss, a scalar."""
+        if self.kl_capacity is not None:
+            return capacity_gap(kl_divergence(posterior, self.prior()), self.kl_capacity)
+        if self.config.free_bits:
+            kl = kl_per_dimension(posterior, self.prior())  # [B, D]
+            return free_bits(kl, self.config.free_bits, self.config.free_bits_form)
+        return kl_divergence(posterior, self.prior()).mean()
+
+    def _auxiliary_losses(self, latents: torch.Tensor, labels: torch.LongTensor) -> torch.Tensor | float:
+        """What training minimises beside the bound, weighted."""
+        config, loss = self.config, 0.0
+        if config.mmd_weight and len(latents) > 1:  # the last batch of an epoch may be a single sequence
+            loss += config.mmd_weight * maximum_mean_discrepancy(latents, self.prior().sample((len(latents),)))
+        if config.bag_of_words_weight:
+            # -log p(each word | z) without its place; of the marks the bag knows none.
+            words = labels.masked_fill(labels == config.eos_token_id, IGNORE_INDEX)
+            log_p = at_least_float32(self.bag_of_words(latents.to(self.dtype))).log_softmax(-1)  # [B, V]
+            nll = -log_p.gather(1, words.clamp(min=0)) * (words != IGNORE_INDEX)  # [B, T]
+            loss += config.bag_of_words_weight * nll.sum(-1).mean()
+        return loss
+
+    def _importance_weighted_output(self, posterior: DiagonalGaussian, labels: torch.LongTensor) -> VRAEOutput:
+        """Loss of the importance-weighted bound with K samples (Burda et al. 2016), by the gradient of Tucker et al.
+
+        `kl_weight` is that of log q - log p in each weight.
+        """
+        z = posterior.rsample((self.config.num_train_samples,))  # [K, B, D]
+        hidden, _, _ = self.model.decoder(
+            z.flatten(0, 1), self.prepare_decoder_input_ids_from_labels(labels), labels != IGNORE_INDEX
+        )
+        features = self.features(hidden, z.flatten(0, 1)).flatten(0, 1)  # [K * B * T, H]
+        repeated = labels.repeat(len(z), 1)  # [K * B, T]
+        with torch.no_grad():
+            nll = linear_nll(features, self.lm_head.weight, repeated.flatten()).view_as(repeated).sum(-1)
+        nll = nll.view(z.shape[:2])  # [K, B]
+        # log q with its parameters held fixed: the encoder's gradient flows through z alone.
+        log_ratio = posterior.detach().log_prob(z) - self.prior().log_prob(z)
+        log_weights = -nll - self.kl_weight * log_ratio.detach()
+        weights = doubly_reparameterised_weights(log_weights, z)
+        scale = (weights / len(labels)).reshape(-1, 1).expand(repeated.shape)
+        weighted_nll = linear_cross_entropy(features, self.lm_head.weight, repeated.flatten(), scale.flatten())
+        surrogate = weighted_nll + self.kl_weight * (weights * log_ratio).sum(0).mean()
+        loss = -importance_weighted_bound(log_weights).mean()
+        kl = kl_divergence(posterior, self.prior()).mean()
+        return VRAEOutput(
+            loss=surrogate + (loss - surrogate).detach(),
+            reconstruction_loss=nll.mean(),
+            kl=kl,
+            latents=z[0],
+            posterior_mean=posterior.mean,
+        )
+
+    @torch.no_grad()
+    def _mix_in_own_words(self, decoder_input_ids, labels, latents) -> torch.LongTensor:
+        """Replace inputs [B, T] by what the model would have said there, each with the scheduled probability.
+
+        Scheduled sampling (Bengio et al. 2015) with one teacher-forced pass for all steps (Duckworth et al. 2019)
+        in place of a step after the other.
+        """
+        hidden, _, _ = self.model.decoder(latents, decoder_input_ids, labels != IGNORE_INDEX)
+        real = labels != IGNORE_INDEX
+        scores = self.lm_head(self.features(hidden, latents)[real])  # [N, V]
+        said = decoder_input_ids.masked_scatter(real, draw(at_least_float32(scores)))  # what follows each input
+        # The word read at a step was said at the real step before it.
+        order, back, _ = left_align(real)
+        said = said.gather(1, order).roll(1, dims=1).gather(1, back)
+        first = real & (real.cumsum(1) == 1)
+        chosen = torch.rand(labels.shape, device=labels.device) < self.sampling_probability
+        return torch.where(chosen & real & ~first, said, decoder_input_ids)
+
+    def refine(
+        self,
+        posterior: DiagonalGaussian,
+        labels: torch.LongTensor,
+        num_steps: int,
+        generator: torch.Generator | list[torch.Generator] | None = None,
+        differentiable: bool = False,
+    ) -> DiagonalGaussian:
+        """A posterior nearer to the true one, by gradient steps on the -ELBO of each sequence: see [`refine`].
+
+        Args:
+            posterior: the encoder's, of as many sequences.
+            labels: as in [`forward`].
+            num_steps, generator, differentiable: as in [`refine`].
+        """
+
+        def sequence_negative_elbo(q, z):
+            beta = self.kl_weight if self.training else 1.0
+            return -self._log_likelihood(z.unsqueeze(0), labels)[0] + beta * kl_divergence(q, self.prior())
+
+        return refine(posterior, sequence_negative_elbo, num_steps, generator, differentiable)
 
     def features(self, hidden: torch.Tensor, latents: torch.Tensor) -> torch.Tensor:
         """What `lm_head` projects: h, or [h; z], of decoder outputs `hidden` [B, T, H] and `latents` [B, D]."""
@@ -496,17 +662,21 @@ class VRAEForSequenceGeneration(VRAEPreTrainedModel, GenerationMixin):
                     parameter._is_hf_initialized = False
                 self._init_weights(module)
 
-    def encode(self, input_ids=None, attention_mask=None, inputs_embeds=None, **batch) -> DiagonalGaussian:
+    def encode(
+        self, input_ids=None, attention_mask=None, inputs_embeds=None, **batch
+    ) -> torch.distributions.Distribution:
         """q(z|x), with batch shape [B] and event shape [D], in float32.
 
         Args:
             input_ids, attention_mask, inputs_embeds: as in [`forward`]; the rest of the batch is not looked at.
         """
         outputs = self.model.encoder(input_ids, attention_mask, inputs_embeds, return_dict=True)
-        return DiagonalGaussian(outputs.mean, outputs.logvar)
+        return self.model.encoder.distribution(outputs.mean, outputs.logvar)
 
-    def prior(self, **batch) -> DiagonalGaussian:
-        """p(z) = N(0, I), with event shape [D]; it depends on no part of a batch."""
+    def prior(self, **batch) -> torch.distributions.Distribution:
+        """p(z) = N(0, I), beside a vMF posterior the uniform one on the sphere; event shape [D], for every batch."""
+        if self.config.posterior == "vmf":
+            return HypersphericalUniform(self.config.latent_size, self.device)
         zeros = torch.zeros(self.config.latent_size, device=self.device)
         return DiagonalGaussian(zeros, zeros)
 
@@ -516,6 +686,7 @@ class VRAEForSequenceGeneration(VRAEPreTrainedModel, GenerationMixin):
         latents: torch.Tensor | None = None,
         generator: torch.Generator | list[torch.Generator] | None = None,
         labels: torch.LongTensor | None = None,
+        posterior: torch.distributions.Distribution | None = None,
         **batch,
     ) -> torch.Tensor:
         """log p(x, z_k) - log q(z_k|x) of K samples z_k ~ q(z|x), in nats: [K, B].
@@ -527,11 +698,12 @@ class VRAEForSequenceGeneration(VRAEPreTrainedModel, GenerationMixin):
             latents: the samples themselves, [K, B, D], where the caller drew them.
             generator: as in [`DiagonalGaussian.rsample`].
             labels: as in [`forward`]; by default the input tokens but the first.
+            posterior: q(z|x), where it is not what [`encode`] gives, or is there already.
             batch: what [`encode`] takes.
         """
         if labels is None:
             labels = self.labels_from_input_ids(batch["input_ids"], batch.get("attention_mask"))
-        q = self.encode(**batch)
+        q = self.encode(**batch) if posterior is None else posterior
         z = q.rsample((num_samples,), generator) if latents is None else latents  # [K, B, D]
         width = self.config.decoder_hidden_size if self._without_logits else self.config.vocab_size
         at_once = max(1, MAX_AT_ONCE // (labels.numel() * width))

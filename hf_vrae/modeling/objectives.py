@@ -50,6 +50,16 @@ def free_bits(kl: torch.Tensor, amount: float, form: str) -> torch.Tensor:
     raise ValueError(f"`form` must be dimension_mean, dimension, example, mean or hinge, got {form!r}.")
 
 
+def capacity_gap(kl: torch.Tensor, capacity: float) -> torch.Tensor:
+    """|mean_b KL_b - C|, a scalar: the KL is drawn to a capacity from both sides (Burgess et al. 2018, eq. 8).
+
+    Args:
+        kl: KL(q(z|x) || p(z)), [B].
+        capacity: C, in nats a sequence, which a schedule raises.
+    """
+    return (kl.mean() - capacity).abs()
+
+
 def importance_weighted_bound(log_weights: torch.Tensor) -> torch.Tensor:
     """log (1/K) sum_k w_k <= log p(x), [B] (Burda et al. 2016, eq. 8), tighter as K grows; K = 1 is the ELBO.
 
@@ -57,3 +67,41 @@ def importance_weighted_bound(log_weights: torch.Tensor) -> torch.Tensor:
         log_weights: log p(x, z_k) - log q(z_k|x), [K, B].
     """
     return torch.logsumexp(log_weights, dim=0) - math.log(log_weights.shape[0])
+
+
+def doubly_reparameterised_weights(log_weights: torch.Tensor, latents: torch.Tensor) -> torch.Tensor:
+    """Normalised importance weights [K, B] without gradient, `latents` being made to take each its own once more.
+
+    A loss sum_k weight_k (-log w_k), with q's parameters held fixed in log w_k, then has the gradient of the
+    importance-weighted bound in the decoder, and its doubly reparameterised estimate, sum_k weight_k^2 d log w_k / dz_k,
+    in the encoder (Tucker et al. 2019, eq. 8), whose noise does not take over as K grows.
+
+    Args:
+        log_weights: log p(x, z_k) - log q(z_k|x), [K, B].
+        latents: the z_k, reparameterised, [K, B, D]; their gradient is weighted from now on.
+    """
+    weights = log_weights.detach().softmax(0)
+    latents.register_hook(lambda gradient: gradient * weights.unsqueeze(-1))
+    return weights
+
+
+def maximum_mean_discrepancy(latents: torch.Tensor, prior_latents: torch.Tensor) -> torch.Tensor:
+    """MMD^2 between q(z), the posteriors' mixture, and the prior, a scalar: unbiased, so it can be below zero.
+
+    With the inverse multiquadratic kernel C / (C + |z - z'|^2), C = 2 D (Tolstikhin et al. 2018, sec. 4). The term of
+    the InfoVAE (Zhao et al. 2019); with KL weight 0 the objective is that of the Wasserstein autoencoder.
+
+    Args:
+        latents: one sample of each posterior, [B, D], B at least 2.
+        prior_latents: as many samples of the prior, [B, D].
+    """
+    count = len(latents)
+    if count < 2:
+        raise ValueError(f"`latents` must hold at least 2 samples to compare distributions, got {count}.")
+    z = torch.cat([latents, prior_latents])  # [2B, D]
+    # Not `cdist`, whose gradient at distance 0, of each z to itself, is not a number.
+    distance = (z.unsqueeze(0) - z.unsqueeze(1)).square().sum(-1)
+    scale = 2 * latents.shape[-1]
+    kernel = scale / (scale + distance)  # [2B, 2B]
+    within = kernel[:count, :count].sum() + kernel[count:, count:].sum() - 2 * count  # each to itself is 1
+    return within / (count * (count - 1)) - 2 * kernel[:count, count:].mean()

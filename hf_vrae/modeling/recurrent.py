@@ -327,10 +327,21 @@ class RecurrentDecoder(nn.Module):
         layer_norm: layer-normalised cells.
         input_size, hidden_size, num_layers: sizes.
         dropout: probability between layers.
+        skip_connections: add to the output of each layer but the first what it was given.
         kernels: "auto", or "plain" for torch's own operations.
     """
 
-    def __init__(self, rnn_type, layer_norm, input_size, hidden_size, num_layers, dropout, kernels="auto"):
+    def __init__(
+        self,
+        rnn_type,
+        layer_norm,
+        input_size,
+        hidden_size,
+        num_layers,
+        dropout,
+        skip_connections=False,
+        kernels="auto",
+    ):
         super().__init__()
         layer_class = LAYERS[rnn_type, layer_norm]
         sizes = [input_size] + [hidden_size] * (num_layers - 1)
@@ -338,6 +349,7 @@ class RecurrentDecoder(nn.Module):
         for layer in self.layers:
             layer.kernels = kernels
         self.dropout = Dropout(dropout, kernels)
+        self.skip_connections = skip_connections
         self.number_of_states = layer_class.number_of_states
 
     def forward(
@@ -372,11 +384,11 @@ class RecurrentDecoder(nn.Module):
                 back, lengths = back.repeat(repeats, 1), lengths.repeat(repeats)
         new_states, hidden_states = [], []
         for i, (layer, state) in enumerate(zip(self.layers, states, strict=True)):
-            if i > 0:
-                inputs = self.dropout(inputs)
-            inputs, state = run_layer(
-                layer, inputs, state, lengths if return_states else None, constant if i == 0 else None
+            given = inputs if i == 0 else self.dropout(inputs)
+            outputs, state = run_layer(
+                layer, given, state, lengths if return_states else None, constant if i == 0 else None
             )
+            inputs = inputs + outputs if self.skip_connections and i > 0 else outputs
             new_states.append(state)
             if output_hidden_states:
                 hidden_states.append(inputs if back is None else take_time(inputs, back))
@@ -394,7 +406,7 @@ class RecurrentStep:
     """
 
     def __init__(self, rnn: RecurrentDecoder, constant: torch.Tensor, states: list[State]):
-        self.states = states
+        self.states, self.skip_connections = states, rnn.skip_connections
         self.layers = []
         for i, layer in enumerate(rnn.layers):
             weight, recurrent_weight = layer.input_weight, layer.recurrent_weight
@@ -410,5 +422,6 @@ class RecurrentStep:
             gates_x = layer.norm_gates(product(inputs) + gates_z)
             state = tuple(s.to(gates_x.dtype) for s in self.states[i])
             self.states[i] = layer.step(gates_x, recurrent_product(state[0]), state)
-            inputs = self.states[i][0]
+            outputs = self.states[i][0]
+            inputs = inputs + outputs if self.skip_connections and i > 0 else outputs
         return inputs

@@ -92,9 +92,19 @@ class TrainArguments:
     kl_start: float = _arg(0.0, "First KL weight")
     kl_warmup_steps: float = _arg(0.8, "Updates the KL weight rises, or, below 1, their share of the run or cycle")
     kl_cycles: int = _arg(4, "Cycles of the cyclical schedule")
+    kl_capacity: float = _arg(0.0, "Last C of the capacity schedule, whose KL term is |KL - C|; nats a sequence")
+    minimum_rate: float = _arg(0.0, "Least KL of a sequence in nats, held by a Lagrangian multiplier")
     free_bits: float = _arg(0.0, "KL that costs nothing: nats a dimension or a sequence, bits for hinge")
     free_bits_form: FreeBitsForm = _arg(
         "dimension", "Each dimension's batch mean or own KL, or a sequence's, is charged for above free_bits"
+    )
+    mmd_weight: float = _arg(0.0, "Of the distance between q(z) and the prior (InfoVAE; WAE with kl_weight 0)")
+    num_train_samples: int = _arg(1, "Samples of the importance-weighted bound to train; 1 is the ELBO")
+    svi_steps: int = _arg(0, "Gradient steps that refine each posterior (semi-amortised VAE); needs kernels plain")
+    aggressive: bool = _arg(False, "Train the encoder to a standstill before each decoder step, while MI rises")
+    aggressive_max_epochs: float = _arg(10.0, "aggressive: at most so many epochs of it")
+    scheduled_sampling: float = _arg(
+        0.0, "Share of the decoder's input words that are its own at the end, rising from 0"
     )
     eval_strategy: Literal["epoch", "steps", "no"] = _arg("epoch", "When to evaluate on the validation data")
     eval_steps: int = _arg(500, "Updates between evaluations, with eval_strategy=steps")
@@ -118,18 +128,110 @@ class TrainArguments:
             self, "num_train_epochs", "per_device_train_batch_size", "per_device_eval_batch_size", "learning_rate",
             "gradient_accumulation_steps", "lr_decay_factor", "lr_decay_patience", "kl_cycles", "eval_steps",
             "save_steps", "save_total_limit", "logging_steps", "early_stopping_patience", "num_importance_samples",
+            "num_train_samples", "aggressive_max_epochs",
         )  # fmt: skip
         if self.max_steps == 0 or self.max_steps < -1:
             raise ValueError(f"`max_steps` must be above 0, or -1 for `num_train_epochs`; got {self.max_steps}.")
         for name in (
             "max_grad_norm", "weight_decay", "warmup_steps", "kl_warmup_steps", "kl_weight", "kl_start", "free_bits",
+            "kl_capacity", "minimum_rate", "mmd_weight", "svi_steps",
         ):  # fmt: skip
             if getattr(self, name) < 0:
                 raise ValueError(f"`{name}` must not be negative, got {getattr(self, name)}.")
         if self.reset_decoder and not self.model_name_or_path:
             raise ValueError("`reset_decoder` keeps the encoder of `model_name_or_path`, which is not given.")
+        if not 0 <= self.scheduled_sampling <= 1:
+            raise ValueError(f"`scheduled_sampling` is a share and must be in [0, 1], got {self.scheduled_sampling}.")
+        _refuse(self._combinations())
         if self.resume_from_checkpoint and self.overwrite_output_dir:
             raise ValueError("`resume_from_checkpoint` goes on with the run that `overwrite_output_dir` deletes.")
+
+
+    def _combinations(self) -> list[tuple[bool, str]]:
+        """Whether each combination of remedies that makes no sense is there, and why it makes none."""
+        capacity, several = self.kl_schedule == "capacity", self.num_train_samples > 1
+        return [
+            (
+                capacity != (self.kl_capacity > 0),
+                "`kl_schedule` capacity and a `kl_capacity` above 0 belong together: the one is how the other rises. "
+                f"Got {self.kl_schedule} and {self.kl_capacity}.",
+            ),
+            (
+                (capacity or self.minimum_rate > 0) and self.free_bits > 0,
+                f"`free_bits` {self.free_bits} leaves some KL free while `kl_capacity` {self.kl_capacity} or "
+                f"`minimum_rate` {self.minimum_rate} prescribes one. Keep one of them.",
+            ),
+            (
+                capacity and self.minimum_rate > 0,
+                f"`kl_capacity` {self.kl_capacity} and `minimum_rate` {self.minimum_rate} both prescribe the KL. "
+                "Keep one of them.",
+            ),
+            (
+                (capacity or self.minimum_rate > 0) and several,
+                f"`num_train_samples` {self.num_train_samples} trains the importance-weighted bound, which has no KL "
+                "term that `kl_capacity` or `minimum_rate` could hold. Set one of them to its default.",
+            ),
+            (
+                self.kl_weight == 0 and self.free_bits > 0,
+                f"`kl_weight` 0 charges nothing for the KL, so there is nothing for `free_bits` {self.free_bits} to "
+                "leave free.",
+            ),
+            (
+                self.aggressive and self.svi_steps > 0,
+                f"`aggressive` and `svi_steps` {self.svi_steps} are two ways to bring q(z|x) up to date. Keep one.",
+            ),
+            (
+                self.aggressive and self.eval_strategy == "no",
+                "`aggressive` ends when the mutual information falls, which takes evaluations: set `eval_strategy`.",
+            ),
+            (
+                self.scheduled_sampling > 0 and (several or self.svi_steps > 0),
+                f"`scheduled_sampling` {self.scheduled_sampling} needs one decoder pass of one latent: set "
+                "`num_train_samples` 1 and `svi_steps` 0.",
+            ),
+        ]
+
+    def check_model(self, config: VRAEConfig) -> None:
+        """Refuse what makes no sense of a run with the model that it trains.
+
+        Raises:
+            ValueError: naming both sides and why they exclude each other.
+        """
+        floor = self.free_bits > 0 or self.minimum_rate > 0 or self.kl_schedule == "capacity"
+        batch_of_one = self.per_device_train_batch_size == 1
+        _refuse(
+            [
+                (
+                    config.posterior == "vmf" and (floor or self.kl_schedule != "constant"),
+                    "`posterior` vmf has a constant KL, on which no KL schedule, `free_bits`, `kl_capacity` or "
+                    f"`minimum_rate` has a say. Set `kl_schedule` constant, got {self.kl_schedule}.",
+                ),
+                (
+                    config.latent_size == 0 and (floor or self.kl_schedule != "constant" or self.aggressive),
+                    "`latent_size` 0 is a language model without z, which has no KL to schedule and no encoder to "
+                    f"train. Set `kl_schedule` constant, got {self.kl_schedule}.",
+                ),
+                (
+                    self.aggressive and config.tie_word_embeddings,
+                    "`aggressive` trains the encoder alone, but `tie_word_embeddings` shares its table with the "
+                    "decoder. Set one of them to false.",
+                ),
+                (
+                    config.posterior == "batch_norm" and batch_of_one,
+                    "`posterior` batch_norm normalises over a batch: raise `per_device_train_batch_size` above 1.",
+                ),
+                (
+                    self.mmd_weight > 0 and batch_of_one,
+                    "`mmd_weight` compares a batch with the prior: raise `per_device_train_batch_size` above 1.",
+                ),
+            ]
+        )
+
+
+def _refuse(combinations: list[tuple[bool, str]]) -> None:
+    for senseless, reason in combinations:
+        if senseless:
+            raise ValueError(reason)
 
 
 def _check_positive(arguments, *names: str) -> None:

@@ -6,12 +6,12 @@ from .schedules import KLSchedule
 
 
 class KLAnnealingCallback(TrainerCallback):
-    """Sets `model.kl_weight` before every update, and 1 between updates, so that evaluation gives the bound.
+    """Sets `model.kl_weight`, and a capacity, before every update, and 1 between updates: evaluation gives the bound.
 
     The schedule is a function of Trainer's global step: a resumed run goes on where it stood.
 
     Args:
-        kind, weight, start, warmup, cycles: as in [`KLSchedule`].
+        kind, weight, start, warmup, cycles, capacity: as in [`KLSchedule`].
 
     Example:
 
@@ -21,11 +21,13 @@ class KLAnnealingCallback(TrainerCallback):
     ```
     """
 
-    def __init__(self, kind="linear", weight: float = 1.0, start: float = 0.0, warmup: float = 0.5, cycles: int = 4):
+    def __init__(self, kind="linear", weight=1.0, start=0.0, warmup=0.5, cycles=4, capacity=0.0):
         self.options = {"kind": kind, "weight": weight, "start": start, "warmup": warmup, "cycles": cycles}
+        self.options["capacity"] = capacity
 
     def on_step_begin(self, args, state, control, model=None, **kwargs):
-        model.kl_weight = KLSchedule(total_steps=state.max_steps, **self.options)(state.global_step)
+        schedule = KLSchedule(total_steps=state.max_steps, **self.options)
+        model.kl_weight, model.kl_capacity = schedule(state.global_step), schedule.target(state.global_step)
 
     def on_step_end(self, args, state, control, model=None, **kwargs):
         model.kl_weight = 1.0

@@ -4,6 +4,7 @@ import contextlib
 import ctypes
 import dataclasses
 import functools
+import itertools
 import json
 import logging
 import math
@@ -11,7 +12,7 @@ import os
 import platform
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -43,6 +44,10 @@ the decoder ignores z and all latents decode alike. What helps: let the KL weigh
 (--kl_warmup_steps) or in cycles (--kl_schedule cyclical); leave some of the KL free (--free_bits); drop more of the \
 decoder's words (--word_dropout); show it z at every place (--latent_conditioning initial_state input output); less \
 --dropout. A larger --kl_weight makes it worse."""
+# Aggressive training (He et al. 2019, released code): the encoder's loss is compared over windows of 15 updates, of
+# which there are fewer than 100 before each of the decoder's.
+ENCODER_WINDOW, MAX_ENCODER_UPDATES = 15, 99
+MULTIPLIER_STEP = 0.01  # of gradient ascent, a nat below or above the minimum rate
 SHOWN = 3  # reconstructions and prior samples printed at each evaluation
 
 
@@ -59,7 +64,7 @@ class TrainingState:
     """What changes in a run beside tensors and random states; all else is a function of the step.
 
     `pending` holds the terms of each update since the last line of metrics, summed over all processes: loss,
-    reconstruction, KL, sequences, tokens, gradient norm.
+    reconstruction, KL, sequences, tokens, gradient norm. `aggressive` training ends when `mutual_information` falls.
     """
 
     step: int = 0
@@ -67,6 +72,10 @@ class TrainingState:
     best_metric: float = math.inf
     evaluations_without_improvement: int = 0
     lr_decays: int = 0
+    aggressive: bool = False
+    mutual_information: float = 0.0
+    encoder_updates: int = 0
+    rate_multiplier: float = 0.0
     pending: list[list[float]] = field(default_factory=list)
     fingerprint: str = ""
 
@@ -96,7 +105,7 @@ class TrainingLoop:
         self.args, self.accelerator, self.tokenizer = args, accelerator, tokenizer
         self.train, self.validation = TokenRows(train), validation
         self.output_dir = Path(args.output_dir)
-        self.state = TrainingState(fingerprint=fingerprint)
+        self.state = TrainingState(fingerprint=fingerprint, aggressive=args.aggressive)
         self.lengths = train.with_format("numpy")["length"][:]  # `[:]`: a lazy column reads row by row
         multiple = 1 if accelerator.mixed_precision == "no" else 8  # tensor cores like multiples of 8
         self.collator = AutoencodingCollator(tokenizer.pad_token_id, pad_to_multiple_of=multiple)
@@ -114,7 +123,13 @@ class TrainingLoop:
             args.max_steps if args.max_steps > 0 else math.ceil(args.num_train_epochs * self.steps_per_epoch)
         )
         self.kl_schedule = KLSchedule(
-            args.kl_schedule, self.total_steps, args.kl_weight, args.kl_start, args.kl_warmup_steps, args.kl_cycles
+            args.kl_schedule,
+            self.total_steps,
+            args.kl_weight,
+            args.kl_start,
+            args.kl_warmup_steps,
+            args.kl_cycles,
+            args.kl_capacity,
         )
         self.lr_schedule = learning_rate_schedule(args, self.total_steps)
 
@@ -142,13 +157,18 @@ class TrainingLoop:
         epoch, position = divmod(step, self.steps_per_epoch)
         return self.epoch_batches(epoch)[position]
 
-    def micro_batches(self) -> Iterator[dict[str, torch.Tensor]]:
-        """This process's micro-batches from the current step to the last."""
+    def encoder_batch(self, number: int) -> np.ndarray:
+        """Indices of the encoder's own update of this number in aggressive training: any batch of the first epoch."""
+        batches = self.epoch_batches(0)
+        return batches[np.random.default_rng([self.args.seed, number]).integers(len(batches))]
+
+    def micro_batches(self, batches: Iterable[np.ndarray]) -> Iterator[dict[str, torch.Tensor]]:
+        """This process's micro-batches of each batch."""
 
         def indices():
-            for step in range(self.state.step, self.total_steps):
+            for batch in batches:
                 for part in split_batch(
-                    self.batch(step),
+                    batch,
                     self.accelerator.process_index,
                     self.accelerator.num_processes,
                     self.accumulation_steps,
@@ -168,10 +188,11 @@ class TrainingLoop:
 
     # One update.
 
-    def update(self, micro_batches: Iterator[dict[str, torch.Tensor]]) -> list:
-        """Take one optimizer step; returns its row of terms, still on the device."""
-        step, indices = self.state.step, self.batch(self.state.step)
-        self.plain_model.kl_weight = self.kl_schedule(step)
+    def update(self, micro_batches: Iterator[dict[str, torch.Tensor]], indices: np.ndarray, frozen=()) -> list:
+        """Take one optimizer step for all parameters but the `frozen`; returns its row of terms, on the device."""
+        step, model = self.state.step, self.plain_model
+        model.kl_weight, model.kl_capacity = self.kl_weight(step), self.kl_schedule.target(step)
+        model.sampling_probability = self.args.scheduled_sampling * step / self.total_steps
         for group in self.optimizer.param_groups:
             group["lr"] = self.learning_rate(step)
         terms = []
@@ -186,6 +207,8 @@ class TrainingLoop:
                 self.accelerator.backward(outputs.loss * (count * self.parts / len(indices)))
             terms.append(torch.stack([outputs.loss, outputs.reconstruction_loss, outputs.kl]).detach().float() * count)
         norm = self.accelerator.clip_grad_norm_(self.model.parameters(), self.args.max_grad_norm or math.inf)
+        for parameter in frozen:
+            parameter.grad = None
         self.optimizer.step()
         self.optimizer.zero_grad()
         return [torch.stack(terms).sum(0), norm]
@@ -193,6 +216,34 @@ class TrainingLoop:
     def learning_rate(self, step: int) -> float:
         """Learning rate of update number `step`."""
         return self.args.learning_rate * self.lr_schedule(step) * self.args.lr_decay_factor**self.state.lr_decays
+
+    def kl_weight(self, step: int) -> float:
+        """KL weight of update number `step`, less the multiplier of a minimum rate."""
+        return self.kl_schedule(step) - self.state.rate_multiplier
+
+    def train_encoder(self, micro_batches: Iterator[dict[str, torch.Tensor]]) -> None:
+        """Bring q(z|x) up to date with the decoder: steps of the encoder alone until its loss, the mean over a window
+        of updates, falls no longer (He et al. 2019, algorithm 1)."""
+        previous, loss, tokens = math.inf, 0.0, 0
+        encoder = {id(parameter) for parameter in self.plain_model.get_encoder().parameters()}
+        rest = [parameter for parameter in self.plain_model.parameters() if id(parameter) not in encoder]
+        for update in range(1, MAX_ENCODER_UPDATES + 1):
+            indices = self.encoder_batch(self.state.encoder_updates)
+            terms, _ = self.update(micro_batches, indices, frozen=rest)
+            self.state.encoder_updates += 1
+            loss, tokens = loss + terms[0], tokens + int(self.lengths[indices].sum() - len(indices))
+            if update % ENCODER_WINDOW == 0:
+                mean = self.accelerator.reduce(loss, "sum").item() / tokens
+                if mean > previous:
+                    return
+                previous, loss, tokens = mean, 0.0, 0
+
+    def hold_rate(self, terms: torch.Tensor, count: int) -> None:
+        """Gradient ascent on the multiplier u >= 0 of u (r - KL), r the minimum desired rate (Pelsmaeker & Aziz 2020,
+        sec. 3.3): below the rate a nat of KL costs less and less, and in the end pays."""
+        kl = self.accelerator.reduce(terms[2], "sum").item() / count
+        step = MULTIPLIER_STEP * (self.args.minimum_rate - kl)
+        self.state.rate_multiplier = max(0.0, self.state.rate_multiplier + step)
 
     # The run.
 
@@ -206,17 +257,26 @@ class TrainingLoop:
         start, first_step = time.perf_counter(), self.state.step
         with self.handle_signals(), self.progress_bar() as bar:
             self.recent, self.clock = [], time.perf_counter()
-            micro_batches = self.micro_batches()
+            micro_batches = self.micro_batches(self.batch(step) for step in range(first_step, self.total_steps))
+            numbers = itertools.count(self.state.encoder_updates)
+            encoder_micro_batches = self.micro_batches(self.encoder_batch(number) for number in numbers)
+            encoder = list(self.plain_model.get_encoder().parameters())
             self.model.train()
             while self.state.step < self.total_steps and not self.is_over():
-                self.recent.append(self.update(micro_batches))
+                if self.state.aggressive:
+                    self.train_encoder(encoder_micro_batches)
+                indices = self.batch(self.state.step)
+                self.recent.append(self.update(micro_batches, indices, encoder if self.state.aggressive else ()))
+                if self.args.minimum_rate:
+                    self.hold_rate(self.recent[-1][0], len(indices))
                 self.state.step += 1
                 bar.update()
                 self.after_update(bar)
         seconds = time.perf_counter() - start
         if self.state.best_step is not None and self.state.best_step != self.state.step:
             load_weights(self.plain_model, self.output_dir / f"checkpoint-{self.state.best_step}")
-        self.plain_model.kl_weight = 1.0
+        model = self.plain_model
+        model.kl_weight, model.kl_capacity, model.sampling_probability = 1.0, None, 0.0
         return {
             "steps": self.state.step,
             "epochs": self.state.step / self.steps_per_epoch,
@@ -313,11 +373,15 @@ class TrainingLoop:
             "loss": loss / sequences,
             "reconstruction": reconstruction / sequences,
             "kl": kl / sequences,
-            "kl_weight": self.kl_schedule(step),
+            "kl_weight": self.kl_weight(step),
             "learning_rate": self.learning_rate(step),
             "grad_norm": norms / len(self.state.pending),
             "tokens_per_second": tokens / (now - self.clock),
         }
+        if self.args.aggressive:
+            values["encoder_updates"] = self.state.encoder_updates
+        if self.kl_schedule.kind == "capacity":
+            values["kl_capacity"] = self.kl_schedule.target(step)
         self.state.pending, self.clock = [], now
         self.write("train", values)
         bar.set_postfix_str(
@@ -337,6 +401,7 @@ class TrainingLoop:
             seed=args.seed,
             accelerator=self.accelerator,
             description="Validating",
+            svi_steps=args.svi_steps,
         )
         del results["num_samples"], results["nll_iw"], results["ppl_iw"]  # one sample estimates no importance weight
         self.write("eval", results)
@@ -345,8 +410,15 @@ class TrainingLoop:
             *(state.step, results["neg_elbo"], results["reconstruction"], results["kl"]),
             *(results["mutual_information"], results["active_units"]),
         )
-        if results["kl"] < COLLAPSED_KL or results["active_units"] == 0:
+        collapsed = results["kl"] < COLLAPSED_KL or results["active_units"] == 0
+        if collapsed and self.plain_model.config.latent_size:
             logger.warning(COLLAPSE_WARNING, state.step, results["kl"], results["active_units"])
+        if state.aggressive:
+            cap = args.aggressive_max_epochs * self.steps_per_epoch
+            state.aggressive = results["mutual_information"] >= state.mutual_information and state.step < cap
+            state.mutual_information = results["mutual_information"]
+            if not state.aggressive:
+                logger.info("step %d: encoder and decoder train together from here on", state.step)
         self.show_samples()
         self.clock = time.perf_counter()  # tokens/s is that of training
         # Before the KL weight has arrived the bound still rises and falls with it (trap 9 of the field).

@@ -31,6 +31,8 @@ from .loop import TrainingLoop, make_accelerator, use_all_of_the_cpu
 logger = logging.getLogger(__name__)
 
 PACKAGES = ("torch", "transformers", "tokenizers", "datasets", "accelerate", "huggingface_hub", "numpy")
+OF_THE_LOSS = ("free_bits", "free_bits_form", "mmd_weight", "num_train_samples", "svi_steps")
+"""What of the configuration the run's arguments set, whatever model it starts from."""
 
 
 def run(recipe: Recipe) -> dict:
@@ -76,6 +78,7 @@ def run(recipe: Recipe) -> dict:
         seed=args.seed,
         accelerator=accelerator,
         description=f"Evaluating the {split} split",
+        svi_steps=args.svi_steps,
     )
     described = describe_run(accelerator, model, data, args.seed)
     results = {"split": split, **metrics, "run": described | numbers}
@@ -97,6 +100,7 @@ def evaluate_file(
     num_samples: int = 100,
     batch_size: int = 32,
     seed: int = 42,
+    svi_steps: int = 0,
 ) -> dict:
     """[`evaluate`] a trained model on a file, or without one on the test sentences of the built-in corpus."""
     if num_samples < 1 or batch_size < 1:
@@ -111,7 +115,7 @@ def evaluate_file(
         text = text.select(range(min(max_samples or text.num_rows, text.num_rows)))
         data = tokenize(text, tokenizer, max_length, "test")
     collator = AutoencodingCollator(tokenizer.pad_token_id)
-    metrics = evaluate(model, data, collator, num_samples, batch_size, seed, accelerator)
+    metrics = evaluate(model, data, collator, num_samples, batch_size, seed, accelerator, svi_steps=svi_steps)
     return {**metrics, "run": describe_run(accelerator, model, DatasetDict(test=data), seed)}
 
 
@@ -179,8 +183,10 @@ def make_model(recipe: Recipe, tokenizer: PreTrainedTokenizerFast, longest: int)
         model = VRAEForSequenceGeneration(
             VRAEConfig(vocab_size=1 + max(tokenizer.get_vocab().values()), **marks, **vars(recipe.model))
         )
-    model.config.free_bits = recipe.training.free_bits
-    model.config.free_bits_form = recipe.training.free_bits_form
+    for name in OF_THE_LOSS:
+        setattr(model.config, name, getattr(recipe.training, name))
+    model.config.validate_architecture()
+    recipe.training.check_model(model.config)
     model.generation_config = GenerationConfig(max_length=longest, **marks_for_generation(marks))
     return model
 

@@ -1,10 +1,10 @@
-"""KL weight as a pure function of the step: nothing to save, nothing to restore."""
+"""KL weight and KL capacity as pure functions of the step: nothing to save, nothing to restore."""
 
 import math
 from dataclasses import dataclass
 from typing import Literal
 
-ScheduleKind = Literal["constant", "linear", "logistic", "geometric", "cyclical"]
+ScheduleKind = Literal["constant", "linear", "logistic", "geometric", "cyclical", "capacity"]
 
 
 @dataclass(frozen=True)
@@ -17,7 +17,8 @@ class KLSchedule:
       that timbmg/Sentence-VAE uses with a middle at 2,500;
     - geometric: weight * (1 - r^t), which has risen by all but a hundredth when the warm-up ends (MusicVAE, Roberts et
       al. 2018, gives r: 0.99999 is a warm-up of 460,515 updates);
-    - cyclical: `cycles` times linear and then constant (Fu et al. 2019: 4 cycles, warm-up half of each).
+    - cyclical: `cycles` times linear and then constant (Fu et al. 2019: 4 cycles, warm-up half of each);
+    - capacity: `weight` throughout, of |KL - C_t|, whose `target` C_t rises to `capacity` (Burgess et al. 2018).
 
     Args:
         kind: one of these.
@@ -26,6 +27,7 @@ class KLSchedule:
         start: first value; the logistic form begins near it.
         warmup: updates it takes, or, below 1, their share of the run (of a cycle where there are cycles).
         cycles: of the cyclical form.
+        capacity: last C of the capacity form, nats a sequence.
     """
 
     kind: ScheduleKind
@@ -34,6 +36,7 @@ class KLSchedule:
     start: float = 0.0
     warmup: float = 0.5
     cycles: int = 4
+    capacity: float = 0.0
 
     @property
     def period(self) -> float:
@@ -49,6 +52,8 @@ class KLSchedule:
 
     def __call__(self, step: int) -> float:
         """KL weight of update number `step`, counted from 0."""
+        if self.kind == "capacity":
+            return self.weight
         position = step % self.period if self.kind == "cyclical" else step
         if self.has_arrived(step) and (self.kind != "geometric" or self.warmup_steps == 0):
             return self.weight
@@ -59,7 +64,13 @@ class KLSchedule:
             share = 1 / (1 + math.exp(-12.5 * (share - 0.5)))
         return self.start + (self.weight - self.start) * share
 
+    def target(self, step: int) -> float | None:
+        """C of update number `step`, straight from 0 up to `capacity`; None where the form has none."""
+        if self.kind != "capacity":
+            return None
+        return self.capacity if self.has_arrived(step) else self.capacity * step / self.warmup_steps
+
     def has_arrived(self, step: int) -> bool:
-        """Whether the weight is at its final value: only then does a loss say how good the model is."""
+        """Whether weight and capacity are at their final values: only then does a loss say how good the model is."""
         position = step % self.period if self.kind == "cyclical" else step
         return position >= self.warmup_steps

@@ -1,0 +1,133 @@
+"""From the encoder's summary of x to q(z|x): the families of posteriors, each a remedy against collapse of its own."""
+
+import math
+
+import torch
+from torch import nn
+
+from .distributions import DiagonalGaussian, VonMisesFisher
+
+# Bounds of the log-variance: wide enough never to bind in a healthy run, narrow enough for exp in float16.
+MIN_LOGVAR, MAX_LOGVAR = -10.0, 10.0
+
+
+class GaussianPosterior(nn.Linear):
+    """N(mean, diag(exp(logvar))), both linear in the summary (Kingma & Welling 2014)."""
+
+    def __init__(self, hidden_size: int, latent_size: int):
+        super().__init__(hidden_size, 2 * latent_size, bias=False)
+
+    def forward(self, summary: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Mean and log-variance, float32 [B, D] each, of a summary [B, H]."""
+        # A log-variance rounded to 8 bits would spoil the KL: this one projection stays float32 in mixed precision.
+        with torch.autocast(summary.device.type, enabled=False):
+            wide = torch.promote_types(summary.dtype, torch.float32)
+            moments = nn.functional.linear(summary.to(wide), self.weight.to(wide))
+            return self.moments(*moments.chunk(2, dim=-1))
+
+    def moments(self, a: torch.Tensor, b: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """From two unbounded numbers a dimension, [B, D] each, to mean and log-variance."""
+        return a, b.clamp(MIN_LOGVAR, MAX_LOGVAR)
+
+    def distribution(self, mean: torch.Tensor, logvar: torch.Tensor | None) -> DiagonalGaussian:
+        """q(z|x) of what `forward` gave, with batch shape [B] and event shape [D]."""
+        return DiagonalGaussian(mean, logvar)
+
+
+class BatchNormPosterior(GaussianPosterior):
+    """BN-VAE (Zhu et al. 2020): means normalised over the batch, with a scale that is not learnt and a shift that is.
+
+    The mean KL is then at least D (gamma^2 + shift^2) / 2 nats (eq. 7): 5.76 with 32 dimensions and gamma 0.6. The
+    statistics are those of all processes' batches in training, and running ones in evaluation and for a batch of one.
+
+    Args:
+        hidden_size, latent_size: sizes.
+        gamma: the scale.
+        learn_scale: let the dimensions share it out, with root mean square gamma (DU-VAE, Shen et al. 2021).
+    """
+
+    momentum, eps = 0.1, 1e-5  # torch's BatchNorm1d
+
+    def __init__(self, hidden_size: int, latent_size: int, gamma: float, learn_scale: bool = False):
+        super().__init__(hidden_size, latent_size)
+        self.gamma = gamma
+        self.shift = nn.Parameter(torch.zeros(latent_size))
+        self.scale = nn.Parameter(torch.ones(latent_size)) if learn_scale else None
+        self.register_buffer("running_mean", torch.zeros(latent_size))
+        self.register_buffer("running_var", torch.ones(latent_size))
+
+    def moments(self, a: torch.Tensor, b: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        centre, variance = self.running_mean, self.running_var
+        if self.training:
+            sums = torch.stack([a.sum(0), a.square().sum(0), torch.full_like(a[0], len(a))])  # [3, D]
+            count = len(a)
+            if torch.distributed.is_available() and torch.distributed.is_initialized():
+                sums = torch.distributed.nn.functional.all_reduce(sums)  # with a gradient
+                count = sums[2, 0].item()
+            if count > 1:
+                centre = sums[0] / count
+                variance = (sums[1] / count - centre.square()).clamp(min=0)
+                with torch.no_grad():
+                    self.running_mean.lerp_(centre, self.momentum)
+                    self.running_var.lerp_(variance * count / (count - 1), self.momentum)
+        scale = self.gamma
+        if self.scale is not None:
+            scale = self.gamma * self.scale / self.scale.square().mean().sqrt()
+        mean = scale * (a - centre) * (variance + self.eps).rsqrt() + self.shift
+        return super().moments(mean, b)
+
+
+class CommittedRatePosterior(GaussianPosterior):
+    """delta-VAE (Razavi et al. 2019) for independent dimensions: no q of the family is nearer to N(0, I) than the rate.
+
+    With s the variance, KL_j = delta + max(0, a) / 2, whatever s in [s_l, s_u], the roots of ln s - s + 2 delta + 1.
+    The floor can be met by one and the same q for all x: a KL at the floor says nothing of what z says about x.
+
+    Args:
+        hidden_size, latent_size: sizes.
+        rate: delta, the committed KL of each dimension in nats.
+    """
+
+    def __init__(self, hidden_size: int, latent_size: int, rate: float):
+        super().__init__(hidden_size, latent_size)
+        self.rate = rate
+        self.bounds = committed_rate_bounds(rate)
+
+    def moments(self, a: torch.Tensor, b: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        low, high = (math.sqrt(s) for s in self.bounds)
+        variance = (low + (high - low) * b.sigmoid()).square()
+        square = 2 * self.rate + 1 + variance.log() - variance + a.clamp(min=0)
+        return square.clamp(min=1e-8).sqrt(), variance.log()  # the root of 0 would have no gradient
+
+
+class VonMisesFisherPosterior(GaussianPosterior):
+    """vMF of a direction that is linear in the summary, with one concentration for all x (Xu & Durrett 2018)."""
+
+    def __init__(self, hidden_size: int, latent_size: int, concentration: float):
+        nn.Linear.__init__(self, hidden_size, latent_size, bias=False)
+        self.concentration = concentration
+
+    def forward(self, summary: torch.Tensor) -> tuple[torch.Tensor, None]:
+        """Directions, float32 unit vectors [B, D], of a summary [B, H]."""
+        with torch.autocast(summary.device.type, enabled=False):
+            wide = torch.promote_types(summary.dtype, torch.float32)
+            direction = nn.functional.linear(summary.to(wide), self.weight.to(wide))
+            return nn.functional.normalize(direction, dim=-1), None
+
+    def distribution(self, mean: torch.Tensor, logvar: None) -> VonMisesFisher:
+        return VonMisesFisher(mean, mean.new_tensor(self.concentration))
+
+
+def committed_rate_bounds(rate: float) -> tuple[float, float]:
+    """The variances s_l < 1 < s_u at which N(0, s) is `rate` nats from N(0, 1): ln s - s + 2 rate + 1 = 0."""
+
+    def solve(inside: float, outside: float) -> float:
+        for _ in range(200):
+            middle = (inside + outside) / 2
+            if math.log(middle) - middle + 2 * rate + 1 > 0:
+                inside = middle
+            else:
+                outside = middle
+        return inside
+
+    return solve(1.0, math.exp(-2 * rate - 1)), solve(1.0, 2 * (2 * rate + 2))
