@@ -11,6 +11,14 @@ VARIANTS = {
     "tied": {"tie_word_embeddings": True, "decoder_hidden_size": 20, "latent_conditioning": ["output"]},
     "layer-norm lstm": {"layer_norm": True, "encoder_layers": 2},
     "layer-norm gru": {"layer_norm": True, "rnn_type": "gru", "decoder_layers": 2},
+    "skip connections": {"skip_connections": True, "decoder_layers": 3, "posterior": "delta"},
+    "batch norm": {"posterior": "batch_norm", "learn_batch_norm_scale": True},
+    "vmf": {"posterior": "vmf", "rnn_type": "gru"},
+}
+# Without z: an encoder, a posterior and a KL are what these lack, and nothing else.
+LANGUAGE_MODELS = {
+    "language model": {"latent_size": 0},
+    "tied language model": {"latent_size": 0, "tie_word_embeddings": True, "rnn_type": "gru", "decoder_layers": 2},
 }
 
 

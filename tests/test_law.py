@@ -73,7 +73,12 @@ STOREYS = {
 }
 # Within modeling: those without an entry import no sibling.
 SIBLINGS = {
-    "modeling_vrae": {"configuration_vrae", "distributions", "generation", "kernels", "objectives", "recurrent"},
+    "modeling_vrae": {
+        "configuration_vrae", "distributions", "generation", "inference", "kernels", "objectives", "posteriors",
+        "recurrent",
+    },
+    "posteriors": {"distributions"},
+    "inference": {"distributions", "posteriors"},
     "generation": {"kernels"},
     "recurrent": {"kernels"},
 }

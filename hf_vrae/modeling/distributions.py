@@ -232,7 +232,7 @@ def _cosine_table(size: int, kappa: float) -> tuple[torch.Tensor, torch.Tensor]:
     low, high = -1.0, 1.0
     for _ in range(3):  # narrower each time, to what is not below exp(-40) of the mode
         w = torch.linspace(low, high, 8192, dtype=torch.float64)
-        log_density = kappa * w + (size - 3) / 2 * torch.log1p(-w.square())
+        log_density = kappa * w + torch.special.xlog1py((size - 3) / 2, -w.square())
         mass = (log_density > log_density.max() - 40).nonzero().squeeze(1)
         low, high = w[max(mass[0] - 1, 0)].item(), w[min(mass[-1] + 1, len(w) - 1)].item()
     density = (log_density - log_density.max()).exp()

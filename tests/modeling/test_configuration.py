@@ -35,7 +35,7 @@ def test_unknown_key_names_the_nearest():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"latent_size": 0}, "`latent_size` must be at least 1, got 0"),
+        ({"latent_size": -1}, "`latent_size` must not be negative, got -1"),
         ({"dropout": 1.0}, r"`dropout` .* \[0, 1\), got 1.0"),
         ({"vocab_size": 3}, "`vocab_size` must hold the special tokens, but `eos_token_id` is 3"),
         ({"latent_conditioning": []}, "`latent_conditioning` must name at least one"),

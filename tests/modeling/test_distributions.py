@@ -4,7 +4,13 @@ import pytest
 import torch
 from torch.distributions import Independent, Normal, kl_divergence
 
-from hf_vrae.modeling.distributions import DiagonalGaussian, kl_per_dimension
+from hf_vrae.modeling.distributions import (
+    DiagonalGaussian,
+    HypersphericalUniform,
+    VonMisesFisher,
+    kl_per_dimension,
+    log_bessel,
+)
 
 
 def make(*shape):
@@ -75,3 +81,54 @@ def test_one_generator_makes_a_sample_repeatable():
     q = make(4, 3)
     draws = [q.sample((2,), torch.Generator().manual_seed(3)) for _ in range(2)]
     assert torch.equal(*draws) and not torch.equal(draws[0], q.sample((2,)))
+
+
+def vmf(kappa, size=6, rows=1):
+    loc = torch.nn.functional.normalize(torch.randn(rows, size, dtype=torch.float64), dim=-1)
+    return VonMisesFisher(loc, torch.tensor(kappa, dtype=torch.float64))
+
+
+def test_bessel_functions_of_half_and_whole_orders():
+    x = torch.tensor([0.01, 1.0, 13.0, 300.0], dtype=torch.float64)
+    torch.testing.assert_close(log_bessel(0, x), torch.special.i0e(x).log() + x)
+    torch.testing.assert_close(log_bessel(1, x), torch.special.i1e(x).log() + x)
+    log_sinh = x + torch.log1p(-(-2 * x).exp()) - math.log(2)
+    torch.testing.assert_close(log_bessel(0.5, x), 0.5 * (2 / (math.pi * x)).log() + log_sinh)
+
+
+def test_vmf_density_in_three_dimensions_is_the_textbooks():
+    q = vmf(5.0, size=3)
+    z = HypersphericalUniform(3).sample((10,)).double()
+    wanted = math.log(5 / (4 * math.pi * math.sinh(5))) + 5 * (z * q.loc).sum(-1)
+    torch.testing.assert_close(q.log_prob(z), wanted)
+
+
+@pytest.mark.parametrize(("kappa", "size"), [(0.5, 3), (13.0, 6), (13.0, 32), (100.0, 32), (1000.0, 3)])
+def test_vmf_samples_have_its_mean_and_its_kl(kappa, size):
+    q, p = vmf(kappa, size), HypersphericalUniform(size)
+    z = q.sample((40_000,))
+    torch.testing.assert_close(z.norm(dim=-1), torch.ones(40_000, 1, dtype=torch.float64))
+    torch.testing.assert_close(z.mean(0), q.mean, rtol=0, atol=0.02)
+    ratio = q.log_prob(z) - p.log_prob(z).double()
+    error = ratio.std() / 200
+    assert (ratio.mean() - kl_divergence(q, p)).abs() < 4 * error + 1e-5
+    # E_q[p / q] = 1: the two densities are of the same measure.
+    uniform = p.sample((40_000,)).double()
+    if kappa < 20:
+        assert (q.log_prob(uniform) - p.log_prob(uniform)).exp().mean().item() == pytest.approx(1, abs=0.15)
+
+
+def test_vmf_noise_is_the_rows_own_and_reaches_the_direction():
+    q = vmf(13.0, rows=3)
+    generators = [torch.Generator().manual_seed(seed) for seed in (5, 6, 7)]
+    together = q.rsample((2,), generators)
+    alone = VonMisesFisher(q.loc[1:2], q.concentration[1:2]).sample((2,), [torch.Generator().manual_seed(6)])
+    torch.testing.assert_close(together[:, 1], alone[:, 0])
+    loc = q.loc.clone().requires_grad_()
+    VonMisesFisher(loc, q.concentration).rsample().square()[:, 0].sum().backward()
+    assert loc.grad.abs().sum() > 0
+
+
+def test_vmf_needs_three_dimensions():
+    with pytest.raises(ValueError, match="at least 3 dimensions, got 2"):
+        VonMisesFisher(torch.ones(1, 2), torch.tensor(1.0))

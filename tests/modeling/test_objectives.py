@@ -3,7 +3,15 @@ import math
 import pytest
 import torch
 
-from hf_vrae.modeling.objectives import free_bits, importance_weighted_bound, negative_elbo
+from hf_vrae.modeling.distributions import DiagonalGaussian
+from hf_vrae.modeling.objectives import (
+    capacity_gap,
+    doubly_reparameterised_weights,
+    free_bits,
+    importance_weighted_bound,
+    maximum_mean_discrepancy,
+    negative_elbo,
+)
 
 
 def test_negative_elbo_is_a_mean_over_examples_of_sums():
@@ -55,3 +63,53 @@ def test_no_free_bits_is_the_mean_kl(form):
 def test_free_bits_of_an_unknown_form():
     with pytest.raises(ValueError, match="must be dimension_mean, .* got 'dim'"):
         free_bits(KL, 1.0, "dim")
+
+
+def test_capacity_draws_the_kl_from_both_sides():
+    kl = torch.tensor([1.0, 5.0], requires_grad=True)
+    for capacity, gap, slope in ((2.0, 1.0, 0.5), (4.5, 1.5, -0.5)):
+        value = capacity_gap(kl, capacity)
+        assert value.item() == gap
+        assert torch.autograd.grad(value, kl)[0].tolist() == [slope, slope]
+
+
+def test_mmd_by_hand():
+    z, prior = torch.tensor([[0.0], [1.0]]), torch.tensor([[0.0], [2.0]])  # C = 2
+    within = 2 / 3 + 2 / 6
+    across = (1 + 2 / 6 + 2 / 3 + 2 / 3) / 4
+    assert maximum_mean_discrepancy(z, prior).item() == pytest.approx(within - 2 * across)
+
+
+def test_mmd_is_unbiased_and_tells_distributions_apart():
+    same = [maximum_mean_discrepancy(torch.randn(32, 4), torch.randn(32, 4)).item() for _ in range(400)]
+    mean = sum(same) / len(same)
+    assert abs(mean) < 4 * torch.tensor(same).std().item() / 20
+    assert maximum_mean_discrepancy(torch.randn(200, 4) * 0.3, torch.randn(200, 4)).item() > 0.1
+    z = torch.randn(8, 4, requires_grad=True)
+    maximum_mean_discrepancy(z, torch.randn(8, 4)).backward()
+    assert z.grad.isfinite().all()
+    with pytest.raises(ValueError, match="at least 2 samples"):
+        maximum_mean_discrepancy(torch.randn(1, 4), torch.randn(1, 4))
+
+
+def test_the_doubly_reparameterised_gradient_is_that_of_the_bound_and_quieter():
+    """p(x, z) = N(z; 0, 1) N(x; z, 1) at x = 1, q = N(0.4, 1): the gradient in q's mean, over many draws."""
+    parameters = torch.full((20_000, 1), 0.4, dtype=torch.float64, requires_grad=True)
+
+    def log_joint(z):
+        return -0.5 * (z.square() + (1 - z).square()).sum(-1)
+
+    def gradient(doubly):
+        q = DiagonalGaussian(parameters, torch.zeros_like(parameters))
+        z = q.rsample((8,))
+        log_weights = log_joint(z) - (q.detach() if doubly else q).log_prob(z)
+        if doubly:
+            bound = (doubly_reparameterised_weights(log_weights, z) * log_weights).sum(0)
+        else:
+            bound = importance_weighted_bound(log_weights)
+        return torch.autograd.grad(bound.sum(), parameters)[0]
+
+    plain, doubly = gradient(False), gradient(True)
+    error = (plain.var() + doubly.var()).sqrt() / 20_000**0.5
+    assert (plain.mean() - doubly.mean()).abs() < 4 * error
+    assert doubly.std() < 0.7 * plain.std()

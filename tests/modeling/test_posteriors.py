@@ -1,0 +1,127 @@
+"""Families of posteriors: what each promises of its KL, and how it is made."""
+
+import math
+import os
+
+import pytest
+import torch
+from torch.distributions import kl_divergence
+from torch.multiprocessing import spawn
+
+from hf_vrae.modeling.distributions import kl_per_dimension
+from hf_vrae.modeling.posteriors import (
+    BatchNormPosterior,
+    CommittedRatePosterior,
+    VonMisesFisherPosterior,
+    committed_rate_bounds,
+)
+from tests.models import make_model
+
+
+def summary(rows=64):
+    return torch.randn(rows, 8) * 3 + 1
+
+
+def test_batch_norm_is_torchs_with_a_fixed_scale():
+    posterior, torchs = BatchNormPosterior(8, 4, gamma=0.6), torch.nn.BatchNorm1d(4)
+    torch.nn.init.constant_(torchs.weight, 0.6)
+    for step in range(3):
+        x = summary()
+        wanted = torchs((x @ posterior.weight.t())[:, :4])
+        torch.testing.assert_close(posterior(x)[0], wanted, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(posterior.running_mean, torchs.running_mean)
+    torch.testing.assert_close(posterior.running_var, torchs.running_var)
+    posterior.eval(), torchs.eval()
+    x = summary(1)
+    torch.testing.assert_close(posterior(x)[0], torchs((x @ posterior.weight.t())[:, :4]))
+    assert "scale" not in dict(posterior.named_parameters())  # gamma is no weight: nothing trains or decays it
+
+
+@pytest.mark.parametrize(("gamma", "floor"), [(0.5, 4.0), (0.6, 5.76), (0.7, 7.84)])
+def test_batch_norm_keeps_the_mean_kl_above_its_floor(gamma, floor):
+    """Zhu et al. 2020, eq. 7, with 32 dimensions and no shift; with unit variances the floor is met exactly."""
+    posterior = BatchNormPosterior(8, 32, gamma)
+    with torch.no_grad():
+        posterior.weight[32:].zero_()  # log-variances 0
+    mean, logvar = posterior(summary(256))
+    q = posterior.distribution(mean, logvar)
+    p = posterior.distribution(torch.zeros(32), torch.zeros(32))
+    assert kl_divergence(q, p).mean().item() == pytest.approx(floor, rel=1e-3)
+
+
+def test_learnt_scales_share_out_gamma():
+    posterior = BatchNormPosterior(8, 4, 0.6, learn_scale=True)
+    with torch.no_grad():
+        posterior.scale.copy_(torch.tensor([1.0, 2.0, 3.0, 4.0]))
+    spread = posterior(summary(512))[0].std(0, unbiased=False)
+    assert spread.square().mean().sqrt().item() == pytest.approx(0.6, rel=1e-3)
+    torch.testing.assert_close(spread / spread[0], posterior.scale.detach(), rtol=1e-3, atol=0)
+
+
+def test_a_batch_of_one_is_normalised_by_the_running_statistics():
+    posterior = BatchNormPosterior(8, 4, 0.6)
+    posterior(summary())
+    x = summary(1)
+    alone = posterior(x)[0]
+    torch.testing.assert_close(alone, posterior.eval()(x)[0])
+
+
+def _normalise_a_part(rank, path, x, weight):
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT="29533")
+    torch.distributed.init_process_group("gloo", rank=rank, world_size=2)
+    posterior = BatchNormPosterior(8, 4, 0.6)
+    posterior.weight.data.copy_(weight)
+    part = x[:5] if rank == 0 else x[5:]  # parts of different sizes
+    mean, _ = posterior(part)
+    mean.pow(3).sum().backward()
+    torch.save((mean.detach(), posterior.weight.grad, posterior.running_var), f"{path}/{rank}.pt")
+    torch.distributed.destroy_process_group()
+
+
+def test_two_processes_normalise_as_one(tmp_path):
+    x, whole = summary(12), BatchNormPosterior(8, 4, 0.6)
+    spawn(_normalise_a_part, (tmp_path, x, whole.weight.detach()), nprocs=2)
+    mean, _ = whole(x)
+    mean.pow(3).sum().backward()
+    parts = [torch.load(tmp_path / f"{rank}.pt") for rank in range(2)]
+    torch.testing.assert_close(torch.cat([part[0] for part in parts]), mean.detach())
+    torch.testing.assert_close(parts[0][1] + parts[1][1], whole.weight.grad, rtol=1e-4, atol=1e-4)
+    for part in parts:
+        torch.testing.assert_close(part[2], whole.running_var)
+
+
+@pytest.mark.parametrize(("rate", "low", "high"), [(0.15, 0.411, 1.986), (0.10, 0.493, 1.772)])
+def test_committed_rate_bounds(rate, low, high):
+    assert committed_rate_bounds(rate) == pytest.approx((low, high), abs=1e-3)
+    for s in committed_rate_bounds(rate):
+        assert 0.5 * (s - 1 - math.log(s)) == pytest.approx(rate)  # KL of N(0, s) to N(0, 1)
+
+
+def test_no_posterior_of_a_delta_vae_is_nearer_than_its_rate():
+    posterior = CommittedRatePosterior(8, 4, 0.15)
+    x = summary(2000) * 5
+    mean, logvar = posterior(x)
+    q = posterior.distribution(mean, logvar)
+    kl = kl_per_dimension(q, posterior.distribution(torch.zeros(4), torch.zeros(4)))
+    a = (x @ posterior.weight.t())[:, :4]
+    torch.testing.assert_close(kl, 0.15 + a.clamp(min=0) / 2, rtol=1e-3, atol=1e-4)
+    mean.sum().backward()
+    assert posterior.weight.grad.isfinite().all()
+
+
+def test_a_vmf_posterior_has_one_kl_for_all():
+    posterior = VonMisesFisherPosterior(8, 6, 13.0)
+    q = posterior.distribution(*posterior(summary(5)))
+    torch.testing.assert_close(q.loc.norm(dim=-1), torch.ones(5))
+    model = make_model(posterior="vmf", latent_size=6)
+    kl = kl_divergence(q, model.prior())
+    torch.testing.assert_close(kl, kl[:1].expand(5))
+    assert kl[0] > 1
+
+
+@pytest.mark.parametrize("posterior", ["batch_norm", "delta", "vmf"])
+def test_every_family_trains(posterior, batch):
+    model = make_model(posterior=posterior, latent_conditioning=["initial_state", "input"]).train()
+    model(**batch, labels=model.labels_from_input_ids(**batch)).loss.backward()
+    gradient = model.model.encoder.posterior.weight.grad
+    assert gradient.isfinite().all() and gradient.abs().max() > 0

@@ -1,0 +1,217 @@
+"""What the model does against a collapsed posterior while it trains, each against the plain form or by hand."""
+
+import pytest
+import torch
+from torch import nn
+from torch.distributions import kl_divergence
+
+from hf_vrae import VRAEForSequenceGeneration
+from hf_vrae.modeling.distributions import DiagonalGaussian
+from hf_vrae.modeling.inference import refine
+from tests.models import LANGUAGE_MODELS, make_model
+
+DRY = {"dropout": 0.0, "word_dropout": 0.0}  # nothing random but z
+
+
+def labels_of(model, batch):
+    return model.labels_from_input_ids(**batch)
+
+
+def trained_once(model, batch, seed=3):
+    torch.manual_seed(seed)
+    model.zero_grad()
+    outputs = model.train()(**batch, labels=labels_of(model, batch))
+    outputs.loss.backward()
+    return outputs, {name: p.grad for name, p in model.named_parameters()}
+
+
+@pytest.mark.parametrize("kl_weight", [1.0, 0.3])
+@pytest.mark.parametrize("posterior", ["gaussian", "vmf"])
+def test_the_importance_weighted_loss_is_its_bound(batch, posterior, kl_weight):
+    model = make_model(num_train_samples=5, posterior=posterior, **DRY)
+    model.kl_weight = kl_weight
+    outputs, gradients = trained_once(model, batch)
+    torch.manual_seed(3)
+    q = model.encode(**batch)
+    z = q.rsample((5,)).detach()
+    log_p = torch.stack([model._log_likelihood(part, labels_of(model, batch))[0] for part in z.split(1)])
+    log_weights = log_p + kl_weight * (model.prior().log_prob(z) - q.log_prob(z))
+    bound = -(log_weights.logsumexp(0) - torch.tensor(5.0).log()).mean()
+    torch.testing.assert_close(outputs.loss, bound)
+    torch.testing.assert_close(outputs.kl, kl_divergence(q, model.prior()).mean())
+    torch.testing.assert_close(outputs.reconstruction_loss, -log_p.mean())
+    # The decoder's gradient is that of the bound itself.
+    model.zero_grad()
+    bound.backward()
+    for name, parameter in model.named_parameters():
+        if "encoder" not in name:
+            torch.testing.assert_close(gradients[name], parameter.grad, rtol=1e-3, atol=1e-5, msg=name)
+        else:
+            assert gradients[name].isfinite().all()
+
+
+def test_one_step_on_the_importance_weighted_loss_lowers_it(batch):
+    model = make_model(num_train_samples=4, **DRY)
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
+    before, _ = trained_once(model, batch)
+    optimizer.step()
+    assert trained_once(model, batch)[0].loss < before.loss
+
+
+def test_mmd_and_bag_of_words_are_of_the_training_loss_only(batch):
+    model = make_model(mmd_weight=2.0, bag_of_words_weight=0.5, **DRY)
+    outputs, _ = trained_once(model, batch)
+    bound = outputs.reconstruction_loss + outputs.kl
+    assert (outputs.loss - bound).abs() > 1
+    model.config.mmd_weight = 0.0
+    without_mmd, _ = trained_once(model, batch)
+    log_p = model.bag_of_words(without_mmd.latents).log_softmax(-1)
+    words = [row[(row >= 4)] for row in batch["input_ids"]]  # no marks
+    bag = -torch.stack([log_p[i, ids].sum() for i, ids in enumerate(words)]).mean()
+    torch.testing.assert_close(without_mmd.loss, without_mmd.reconstruction_loss + without_mmd.kl + 0.5 * bag)
+    outputs = model.eval()(**batch, labels=labels_of(model, batch))
+    torch.testing.assert_close(outputs.loss, outputs.reconstruction_loss + outputs.kl)
+
+
+def test_a_capacity_takes_the_place_of_the_kl(batch):
+    model = make_model(**DRY)
+    model.kl_weight, model.kl_capacity = 3.0, 50.0
+    outputs, _ = trained_once(model, batch)
+    torch.testing.assert_close(outputs.loss, outputs.reconstruction_loss + 3 * (outputs.kl - 50).abs())
+
+
+def test_scheduled_sampling_mixes_in_what_the_model_says(batch):
+    model = make_model(**DRY).train()
+    labels, latents = labels_of(model, batch), torch.randn(4, 6)
+    inputs = model.prepare_decoder_input_ids_from_labels(labels)
+    with torch.no_grad():  # a model that always says 7
+        model.lm_head.weight.zero_()
+        model.model.decoder.rnn.layers[0].bias_ih_l0.fill_(3)
+        hidden, _, _ = model.model.decoder(latents, inputs, labels != -100)
+        model.lm_head.weight[7] = 1000 * model.features(hidden, latents)[0, 0].sign()
+        model.lm_head.weight[7, 16:] = 0
+    model.sampling_probability = 1.0
+    mixed = model._mix_in_own_words(inputs, labels, latents)
+    real = labels != -100
+    first = real & (real.cumsum(1) == 1)
+    assert (mixed[first] == model.config.decoder_start_token_id).all()
+    assert (mixed[real & ~first] == 7).all()
+    assert torch.equal(mixed[~real], inputs[~real])
+    model.sampling_probability = 0.5
+    share = (model._mix_in_own_words(inputs.repeat(99, 1), labels.repeat(99, 1), latents.repeat(99, 1)) == 7).sum()
+    assert 0.4 < share / (99 * (real & ~first).sum()) < 0.6
+
+
+def test_refined_posteriors_are_nearer_to_the_true_one(batch):
+    model = make_model(**DRY)
+    q, labels = model.encode(**batch), labels_of(model, batch)
+    better = model.refine(q, labels, 20)
+
+    def negative_elbo(posterior):
+        torch.manual_seed(1)
+        z = posterior.sample((64,))
+        return -model.log_importance_weights(latents=z, posterior=posterior, **batch).mean(0)
+
+    before, after = negative_elbo(q), negative_elbo(better)
+    assert (after < before + 0.01).all() and after.mean() < before.mean() - 0.5
+    assert not better.mean.requires_grad and all(p.grad is None for p in model.parameters())
+
+
+def test_refinement_of_a_sequence_does_not_depend_on_its_neighbours(batch):
+    model = make_model(**DRY)
+    q, labels = model.encode(**batch), labels_of(model, batch)
+    generators = [torch.Generator().manual_seed(row) for row in range(4)]
+    together = model.refine(q, labels, 5, generators)
+    alone = model.refine(
+        DiagonalGaussian(q.mean[2:3], q.logvar[2:3]), labels[2:3], 5, [torch.Generator().manual_seed(2)]
+    )
+    torch.testing.assert_close(together.mean[2:3], alone.mean, rtol=1e-4, atol=1e-4)
+
+
+def test_gradients_flow_through_the_steps_of_refinement():
+    """One step without momentum on f = |mean - a|^2 / 2: mean_1 = mean_0 - (mean_0 - a), whatever mean_0 was."""
+    a = torch.tensor([[0.3, -0.2]], dtype=torch.float64, requires_grad=True)
+    start = DiagonalGaussian(torch.zeros(1, 2, dtype=torch.float64, requires_grad=True), torch.zeros(1, 2).double())
+    once = refine(start, lambda q, z: 0.5 * (q.mean - a).square().sum(-1), 1, differentiable=True)
+    torch.testing.assert_close(once.mean, a)
+    once.mean.sum().backward()
+    torch.testing.assert_close(a.grad, torch.ones_like(a))
+    torch.testing.assert_close(start.mean.grad, torch.zeros_like(start.mean))
+
+
+@pytest.mark.parametrize("rnn_type", ["lstm", "gru"])
+def test_semi_amortised_training_reaches_the_encoder_through_its_steps(rnn_type, batch):
+    model = make_model(svi_steps=2, kernels="plain", rnn_type=rnn_type, **DRY)
+    outputs, gradients = trained_once(model, batch)
+    assert all(gradient is not None and gradient.isfinite().all() for gradient in gradients.values())
+    # The gradient of the whole, by finite differences in one weight of the encoder.
+    weight, step = model.model.encoder.posterior.weight, 1e-2
+    with torch.no_grad():
+        weight[3, 5] += step
+    more = trained_once(model, batch)[0].loss
+    with torch.no_grad():
+        weight[3, 5] -= 2 * step
+    less = trained_once(model, batch)[0].loss
+    slope = gradients["model.encoder.posterior.weight"][3, 5]
+    torch.testing.assert_close(slope, (more - less) / (2 * step), rtol=0.05, atol=5e-3)
+
+
+@pytest.mark.parametrize("options", LANGUAGE_MODELS.values(), ids=LANGUAGE_MODELS.keys())
+def test_a_language_model_is_a_decoder_alone(options, batch, tmp_path):
+    model = make_model(**options)
+    assert not [name for name in model.state_dict() if "encoder" in name or "initial_state" in name]
+    labels = labels_of(model, batch)
+    outputs = model(**batch, labels=labels)
+    assert outputs.kl == 0 and torch.equal(outputs.loss, outputs.reconstruction_loss)
+    weights = model.log_importance_weights(3, **batch)
+    torch.testing.assert_close(weights, weights[:1].expand(3, -1))  # log p(x) itself, whatever is drawn
+    torch.testing.assert_close(-weights[0].mean(), outputs.loss)
+    assert model.prior().sample((5,)).shape == (5, 0)
+    model.save_pretrained(tmp_path)
+    again = VRAEForSequenceGeneration.from_pretrained(tmp_path)
+    torch.testing.assert_close(again(**batch, labels=labels).loss, outputs.loss)
+    tied = again.lm_head.weight is again.get_input_embeddings().weight
+    assert tied == model.config.tie_word_embeddings
+    again.resize_token_embeddings(50)
+    assert again(**batch, labels=labels).logits.shape[-1] == 50
+
+
+def test_a_language_model_learns_all_of_its_weights(batch):
+    model = make_model(latent_size=0, decoder_layers=2, **DRY)
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-2)
+    before, gradients = trained_once(model, batch)
+    assert all(gradient is not None and gradient.abs().max() > 0 for gradient in gradients.values())
+    optimizer.step()
+    assert trained_once(model, batch)[0].loss < before.loss
+
+
+def test_skip_connections_add_what_a_layer_was_given(batch):
+    model = make_model(decoder_layers=2, skip_connections=True)
+    decoder, latents = model.model.decoder, torch.randn(4, 6)
+    hidden, _, layers = decoder(latents, batch["input_ids"], output_hidden_states=True)
+    decoder.rnn.skip_connections = False
+    plain, _, plain_layers = decoder(latents, batch["input_ids"], output_hidden_states=True)
+    torch.testing.assert_close(hidden, plain + plain_layers[1])
+    nn.init.zeros_(model.model.decoder.rnn.layers[1].weight_ih_l0)  # a second layer that says nothing yet
+    assert len(layers) == 3
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ({"skip_connections": True}, "raise `decoder_layers` above 1"),
+        ({"latent_size": 0, "posterior": "delta"}, "language model without z: `posterior`"),
+        ({"latent_size": 0, "free_bits": 1.0}, "there is no KL for `free_bits`"),
+        ({"posterior": "vmf", "latent_size": 2}, "3 or more dimensions, got 2"),
+        ({"posterior": "vmf", "free_bits": 0.1}, "constant KL, which `free_bits` 0.1 cannot change"),
+        ({"learn_batch_norm_scale": True}, "is of `posterior` batch_norm, got gaussian"),
+        ({"num_train_samples": 4, "free_bits": 0.1}, "`num_train_samples` 4 .* `free_bits` 0.1"),
+        ({"num_train_samples": 4, "mmd_weight": 0.1}, "`mmd_weight` and `svi_steps` are of the ELBO"),
+        ({"svi_steps": 4}, "needs `kernels` plain, got auto"),
+        ({"svi_steps": 4, "kernels": "plain", "posterior": "delta"}, "out of the family delta"),
+    ],
+    ids=str,
+)
+def test_combinations_without_sense_are_refused(options, reason):
+    with pytest.raises(ValueError, match=reason):
+        make_model(**options)
