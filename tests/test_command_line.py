@@ -43,7 +43,7 @@ def desk(tmp_path, monkeypatch, tokenizer):
         ("train --train_file good.txt --output_dir run", "already holds a run"),
         ("train --output_dir good.txt", "`output_dir` 'good.txt' is a file"),
         ("train --latent_sise 8", "did you mean '--latent_size'"),
-        ("train --latent_size 0", "`latent_size` must be at least 1, got 0"),
+        ("train --latent_size -1", "`latent_size` must not be negative, got -1"),
         ("train --latent_conditioning inputs", "latent_conditioning"),
         ("train --resume_from_checkpoint latest", "holds no checkpoint"),
         ("train --mixed_precision fp16", "fp16 needs a GPU"),

@@ -74,7 +74,13 @@ STOREYS = {
 # Within modeling: those without an entry import no sibling.
 SIBLINGS = {
     "modeling_vrae": {
-        "configuration_vrae", "distributions", "generation", "inference", "kernels", "objectives", "posteriors",
+        "configuration_vrae",
+        "distributions",
+        "generation",
+        "inference",
+        "kernels",
+        "objectives",
+        "posteriors",
         "recurrent",
     },
     "posteriors": {"distributions"},

@@ -13,7 +13,7 @@ def active_units(means: torch.Tensor, threshold: float = 0.01) -> int:
         means: posterior mean of each of N sequences, [N, D].
         threshold: 0.01 in the paper; the count depends on it.
     """
-    if means.shape[0] < 2:
+    if means.shape[0] < 2 or means.shape[1] == 0:
         return 0
     return int((means.double().var(dim=0) > threshold).sum())
 

@@ -90,7 +90,8 @@ class VRAEConfig(PreTrainedConfig):
         default=0.6, metadata={"help": "batch_norm: scale of the normalised means (Zhu et al. 2020)"}
     )
     learn_batch_norm_scale: bool = field(
-        default=False, metadata={"help": "batch_norm: learn each dimension's scale, their root mean square being gamma"}
+        default=False,
+        metadata={"help": "batch_norm: learn each dimension's scale, their root mean square being gamma"},
     )
     committed_rate: float | int = field(
         default=0.15, metadata={"help": "delta: the least KL of a dimension, nats (Razavi et al. 2019)"}

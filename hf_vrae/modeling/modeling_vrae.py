@@ -208,7 +208,12 @@ class NoEncoder(nn.Module):
 
     @can_return_tuple
     def forward(
-        self, input_ids=None, attention_mask=None, inputs_embeds=None, output_hidden_states=None, output_attentions=None
+        self,
+        input_ids=None,
+        attention_mask=None,
+        inputs_embeds=None,
+        output_hidden_states=None,
+        output_attentions=None,
     ) -> VRAEEncoderOutput:
         given = input_ids if inputs_embeds is None else inputs_embeds
         if given is None:

@@ -146,7 +146,6 @@ class TrainArguments:
         if self.resume_from_checkpoint and self.overwrite_output_dir:
             raise ValueError("`resume_from_checkpoint` goes on with the run that `overwrite_output_dir` deletes.")
 
-
     def _combinations(self) -> list[tuple[bool, str]]:
         """Whether each combination of remedies that makes no sense is there, and why it makes none."""
         capacity, several = self.kl_schedule == "capacity", self.num_train_samples > 1

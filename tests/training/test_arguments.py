@@ -76,6 +76,16 @@ def test_mistakes_in_a_recipe(content, message, write):
         ("--test_file b", "`test_file` is given without a `train_file`"),
         ("--validation_split_percentage 100", "`validation_split_percentage` must be between 0 and 100"),
         ("--resume_from_checkpoint latest --overwrite_output_dir", "goes on with the run"),
+        ("--kl_schedule capacity", "`kl_schedule` capacity and a `kl_capacity` above 0 belong together"),
+        ("--kl_capacity 3", "`kl_schedule` capacity and a `kl_capacity` above 0 belong together"),
+        ("--minimum_rate 3 --free_bits 0.1", "`free_bits` 0.1 leaves some KL free"),
+        ("--kl_schedule capacity --kl_capacity 3 --minimum_rate 2", "both prescribe the KL"),
+        ("--minimum_rate 3 --num_train_samples 5", "`minimum_rate` could hold"),
+        ("--kl_weight 0 --free_bits 0.1", "`kl_weight` 0 charges nothing"),
+        ("--aggressive --svi_steps 2", "two ways to bring q(z|x) up to date"),
+        ("--aggressive --eval_strategy no", "set `eval_strategy`"),
+        ("--scheduled_sampling 0.2 --num_train_samples 5", "one decoder pass of one latent"),
+        ("--scheduled_sampling 2", "must be in [0, 1], got 2.0"),
     ],
 )
 def test_mistakes_in_flags(flags, message):

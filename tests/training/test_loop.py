@@ -93,6 +93,12 @@ def test_accumulation_makes_the_update_of_one_big_batch(steps, tiny, tmp_path, m
         "--rnn_type gru --tie_word_embeddings --gradient_accumulation_steps 2",
         "--optim adam --layer_norm --mixed_precision bf16",
         "--optim sgd --momentum 0.9 --lr_scheduler_type reduce_lr_on_plateau --lr_decay_patience 1 --learning_rate 2",
+        "--aggressive --posterior batch_norm --learn_batch_norm_scale True",
+        "--minimum_rate 3 --scheduled_sampling 0.5 --mmd_weight 2 --bag_of_words_weight 0.1 --posterior delta",
+        "--kl_schedule capacity --kl_capacity 4 --svi_steps 2 --kernels plain",
+        "--num_train_samples 3 --skip_connections True --decoder_layers 2",
+        "--latent_size 0 --kl_schedule constant",
+        "--posterior vmf --kl_schedule constant",
     ],
 )
 def test_resumption_is_exact(flags, tiny, tmp_path):
@@ -140,10 +146,10 @@ def test_an_interrupted_run_saves_itself_and_goes_on(number, tiny, tmp_path):
 def test_a_loss_that_is_no_number_stops_the_run(tiny, tmp_path, monkeypatch):
     update = TrainingLoop.update
 
-    def poisoned(self, micro_batches):
+    def poisoned(self, *args):
         if self.state.step == 9:
             next(self.plain_model.parameters()).data.fill_(float("nan"))
-        return update(self, micro_batches)
+        return update(self, *args)
 
     monkeypatch.setattr(TrainingLoop, "update", poisoned)
     with pytest.raises(FloatingPointError) as caught:
@@ -222,6 +228,110 @@ def test_decay_on_a_plateau_restores_the_best_model(tiny, tmp_path, monkeypatch)
     assert [row["learning_rate"] for row in lines(tmp_path / "run", "train")] == [0.8] * 4 + [0.4] * 3
     assert results["run"]["steps"] == 14 and results["run"]["best_step"] == 10
     assert [Path(folder).name for folder in restored] == ["checkpoint-4", "checkpoint-10", "checkpoint-10"]
+
+
+def test_aggressive_training_brings_the_encoder_up_before_each_step_of_the_decoder(tiny, monkeypatch):
+    seen = []
+    train_encoder, update = TrainingLoop.train_encoder, TrainingLoop.update
+
+    def snapshot(self):
+        parts = self.plain_model.named_parameters()
+        return {name: parameter.detach().clone() for name, parameter in parts}
+
+    def moved(before, after):
+        return {name.split(".")[1] if "." in name else name for name in before if not before[name].equal(after[name])}
+
+    def watched(self, micro_batches):
+        before, count = snapshot(self), self.state.encoder_updates
+        train_encoder(self, micro_batches)
+        seen.append((moved(before, snapshot(self)), self.state.encoder_updates - count))
+        inside.clear()
+
+    def watched_update(self, *args):
+        inside.append(snapshot(self))
+        row = update(self, *args)
+        if len(inside) == 1:  # the encoder's own updates are over
+            outer.append(moved(inside[0], snapshot(self)))
+        return row
+
+    inside, outer = [], []
+    monkeypatch.setattr(TrainingLoop, "train_encoder", watched)
+    monkeypatch.setattr(TrainingLoop, "update", watched_update)
+    mi = iter([1.0, 0.5, 2.0])
+    original = loop_module.evaluate
+    monkeypatch.setattr(
+        loop_module, "evaluate", lambda *args, **kwargs: original(*args, **kwargs) | {"mutual_information": next(mi)}
+    )
+    run(tiny("--aggressive --max_steps 6 --eval_strategy steps --eval_steps 2"))
+    assert len(seen) == 4  # it rose to 1.0 at step 2, fell at step 4, and is never looked at again
+    assert all(parts == {"encoder"} for parts, _ in seen)
+    assert all(count % 15 == 0 or count == 99 for _, count in seen) and min(count for _, count in seen) >= 30
+    assert "decoder" in outer[1] and "encoder" not in outer[1]
+
+
+def test_aggressive_training_ends_with_its_last_epoch(tiny, monkeypatch):
+    mi = iter(range(1, 99))
+    original = loop_module.evaluate
+    monkeypatch.setattr(
+        loop_module, "evaluate", lambda *args, **kwargs: original(*args, **kwargs) | {"mutual_information": next(mi)}
+    )
+    calls, train_encoder = [], TrainingLoop.train_encoder
+    monkeypatch.setattr(TrainingLoop, "train_encoder", lambda *args: (calls.append(1), train_encoder(*args)))
+    run(tiny("--aggressive --aggressive_max_epochs 0.2 --max_steps 6 --eval_strategy steps --eval_steps 3"))
+    assert len(calls) == 3  # an epoch is 15 updates
+
+
+def test_a_minimum_rate_is_held_where_the_posterior_would_collapse(tiny, tmp_path):
+    flags = "--max_steps 150 --logging_steps 10 --kl_schedule constant --kl_weight 2 --initializer_range 0.01"
+    run(tiny(flags, "free"))
+    run(tiny(flags + " --minimum_rate 3", "held"))
+    free, held = (lines(tmp_path / name, "train")[-1] for name in ("free", "held"))
+    assert free["kl"] < 0.5 and held["kl"] > 1.5
+    assert held["kl_weight"] < 2
+
+
+def test_a_capacity_draws_the_kl_up(tiny, tmp_path):
+    flags = "--max_steps 100 --logging_steps 10 --kl_schedule capacity --kl_capacity 6 --kl_weight 10"
+    run(tiny(flags))
+    last = lines(tmp_path / "run", "train")[-1]
+    assert last["kl_capacity"] == 6 and last["kl_weight"] == 10
+    assert last["kl"] == pytest.approx(6, abs=1)
+
+
+def test_a_language_model_trains_and_is_called_no_collapse(tiny, caplog, tmp_path):
+    with caplog.at_level("WARNING"):
+        results = run(tiny("--latent_size 0 --kl_schedule constant --eval_strategy steps --eval_steps 6"))
+    assert results["kl"] == results["mutual_information"] == results["active_units"] == 0
+    assert results["nll_iw"] == pytest.approx(results["neg_elbo"])
+    assert "collapsed" not in caplog.text and results["run"]["best_step"] == 12
+
+
+def test_scheduled_sampling_rises_to_its_share(tiny, monkeypatch):
+    shares = []
+    mix = VRAEForSequenceGeneration._mix_in_own_words
+    monkeypatch.setattr(
+        VRAEForSequenceGeneration,
+        "_mix_in_own_words",
+        lambda self, *args: (shares.append(self.sampling_probability), mix(self, *args))[1],
+    )
+    run(tiny("--scheduled_sampling 0.6"))
+    assert shares == pytest.approx([0.6 * step / 12 for step in range(1, 12)])
+
+
+@pytest.mark.parametrize(
+    ("flags", "reason"),
+    [
+        ("--posterior vmf", "Set `kl_schedule` constant, got linear"),
+        ("--latent_size 0", "no KL to schedule and no encoder"),
+        ("--aggressive --tie_word_embeddings --eval_strategy epoch", "shares its table with the decoder"),
+        ("--posterior batch_norm --per_device_train_batch_size 1", "raise `per_device_train_batch_size`"),
+        ("--mmd_weight 1 --per_device_train_batch_size 1", "compares a batch with the prior"),
+        ("--num_train_samples 4 --free_bits 0.1", "has no KL term that `free_bits` 0.1"),
+    ],
+)
+def test_a_run_refuses_what_makes_no_sense_for_its_model(flags, reason, tiny, tmp_path):
+    with pytest.raises(ValueError, match=reason):
+        run(tiny(flags))
 
 
 def test_collapse_is_said_in_plain_words(tiny, caplog):

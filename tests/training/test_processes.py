@@ -50,10 +50,15 @@ def test_the_script_trains_in_two_processes(tmp_path):
     assert made["num_processes"] == 2
 
 
-def test_two_processes_train_and_evaluate_like_one(tmp_path):
-    two, one = str(tmp_path / "two"), str(tmp_path / "one")
-    launch_two(__file__, two, str(tmp_path / "noise"), "--per_device_train_batch_size", "8")
-    results = train_and_evaluate(one, ["--per_device_train_batch_size", "16"])
+@pytest.mark.parametrize(
+    "flags",
+    ["", "--posterior batch_norm --minimum_rate 3", "--aggressive --max_steps 4 --eval_steps 2"],
+    ids=["vae", "batch norm, minimum rate", "aggressive"],
+)
+def test_two_processes_train_and_evaluate_like_one(flags, tmp_path):
+    two, one, flags = str(tmp_path / "two"), str(tmp_path / "one"), flags.split()
+    launch_two(__file__, two, str(tmp_path / "noise"), "--per_device_train_batch_size", "8", *flags)
+    results = train_and_evaluate(one, ["--per_device_train_batch_size", "16", *flags])
 
     ours, theirs = (load_file(f"{folder}/model.safetensors") for folder in (one, two))
     for name in ours:

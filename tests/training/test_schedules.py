@@ -53,3 +53,11 @@ def test_geometric_is_musicvaes():
         assert schedule(step) == pytest.approx(0.2 * (1 - rate**step), abs=1e-9)
     assert not schedule.has_arrived(460_000) and schedule.has_arrived(461_000)
     assert KLSchedule("geometric", 10, weight=0.2, warmup=0)(0) == 0.2
+
+
+def test_capacity_rises_while_the_weight_stays():
+    schedule = KLSchedule("capacity", 100, weight=20, warmup=0.4, capacity=8)
+    assert [schedule(step) for step in (0, 10, 99)] == [20, 20, 20]
+    assert [schedule.target(step) for step in (0, 10, 20, 40, 99)] == [0, 2, 4, 8, 8]
+    assert [schedule.has_arrived(step) for step in (39, 40)] == [False, True]
+    assert KLSchedule("linear", 100).target(50) is None
