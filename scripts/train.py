@@ -1,7 +1,7 @@
 """Train a VRAE: `accelerate launch scripts/train.py`, with no argument on the built-in corpus.
 
 accelerate launch scripts/train.py --train_file my.txt --output_dir my_model
-accelerate launch scripts/train.py --config recipes/text/ptb.yaml --train_file ptb/train.txt ...
+accelerate launch scripts/train.py --config recipes/text/ptb/bn_vae_06.yaml --train_file ptb/train.txt ...
 accelerate launch scripts/train.py --help
 """
 

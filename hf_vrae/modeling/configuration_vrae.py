@@ -91,7 +91,7 @@ class VRAEConfig(PreTrainedConfig):
     )
     learn_batch_norm_scale: bool = field(
         default=False,
-        metadata={"help": "batch_norm: learn each dimension's scale, their root mean square being gamma"},
+        metadata={"help": "batch_norm: learn each dimension's scale, their rms being gamma"},
     )
     committed_rate: float | int = field(
         default=0.15, metadata={"help": "delta: the least KL of a dimension, nats (Razavi et al. 2019)"}

@@ -141,8 +141,8 @@ class HypersphericalUniform(Distribution):
 class VonMisesFisher(Distribution):
     """vMF(loc, concentration) over unit vectors z of D dimensions, with density C_D(kappa) exp(kappa loc . z).
 
-    As the posterior of a text VAE with one kappa for all (Xu & Durrett 2018) its KL to the uniform prior is a constant,
-    which no training can bring to zero.
+    As the posterior of a text VAE with one kappa for all (Xu & Durrett 2018) its KL to the uniform prior is a
+    constant, which no training can bring to zero.
 
     Args:
         loc: unit vectors, [*batch, D], D at least 3.

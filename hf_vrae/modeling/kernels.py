@@ -146,7 +146,7 @@ def linear_cross_entropy(
 class _LinearCrossEntropy(Function):
     @staticmethod
     def forward(ctx, hidden, weight, labels, scale):
-        # Small numbers vanish in float16, so there the largest scale waits for the backward pass, as GradScaler's does.
+        # Small numbers vanish in float16: there the largest scale waits for the backward pass, as GradScaler's does.
         ctx.factor = 1.0
         if hidden.dtype == torch.float16:
             ctx.factor = scale.amax() if len(scale) else 1.0

@@ -498,7 +498,7 @@ class VRAEForSequenceGeneration(VRAEPreTrainedModel, GenerationMixin):
                         posterior = self.refine(posterior, labels, self.config.svi_steps, differentiable=True)
                     latents = posterior.rsample()
                 else:
-                    # At the mean, the reconstruction would bound nothing: z is sampled, yet evaluation can be repeated.
+                    # At the mean the reconstruction would bound nothing: z is sampled, but repeatably.
                     latents = posterior.rsample(generator=torch.Generator().manual_seed(0))
             if self.training and self.sampling_probability > 0 and decoder_input_ids is not None:
                 decoder_input_ids = self._mix_in_own_words(decoder_input_ids, labels, latents)
@@ -658,11 +658,15 @@ class VRAEForSequenceGeneration(VRAEPreTrainedModel, GenerationMixin):
 
     @torch.no_grad()
     def reset_decoder(self) -> None:
-        """Make p(x|z) anew, as at the start, and keep q(z|x): after training as an autoencoder (Li et al. 2019)."""
-        if self.config.tie_word_embeddings:
-            raise ValueError("`tie_word_embeddings` shares the table that the encoder keeps and the decoder loses.")
+        """Make p(x|z) anew, as at the start, and keep q(z|x): after training as an autoencoder (Li et al. 2019).
+
+        A table of words that the encoder shares (`tie_word_embeddings`) is kept with it.
+        """
+        tied = self.config.tie_word_embeddings
         for part in (self.model.decoder, self.projection, self.lm_head):
             for module in part.modules():
+                if tied and (module is self.lm_head or isinstance(module, nn.Embedding)):
+                    continue
                 for parameter in module.parameters(recurse=False):
                     parameter._is_hf_initialized = False
                 self._init_weights(module)

@@ -73,8 +73,8 @@ def doubly_reparameterised_weights(log_weights: torch.Tensor, latents: torch.Ten
     """Normalised importance weights [K, B] without gradient, `latents` being made to take each its own once more.
 
     A loss sum_k weight_k (-log w_k), with q's parameters held fixed in log w_k, then has the gradient of the
-    importance-weighted bound in the decoder, and its doubly reparameterised estimate, sum_k weight_k^2 d log w_k / dz_k,
-    in the encoder (Tucker et al. 2019, eq. 8), whose noise does not take over as K grows.
+    importance-weighted bound in the decoder, and in the encoder its doubly reparameterised estimate, sum_k weight_k^2
+    d log w_k / dz_k (Tucker et al. 2019, eq. 8), whose noise does not take over as K grows.
 
     Args:
         log_weights: log p(x, z_k) - log q(z_k|x), [K, B].

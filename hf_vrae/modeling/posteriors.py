@@ -78,7 +78,7 @@ class BatchNormPosterior(GaussianPosterior):
 
 
 class CommittedRatePosterior(GaussianPosterior):
-    """delta-VAE (Razavi et al. 2019) for independent dimensions: no q of the family is nearer to N(0, I) than the rate.
+    """delta-VAE (Razavi et al. 2019), independent dimensions: no q of the family is nearer to N(0, I) than its rate.
 
     With s the variance, KL_j = delta + max(0, a) / 2, whatever s in [s_l, s_u], the roots of ln s - s + 2 delta + 1.
     The floor can be met by one and the same q for all x: a KL at the floor says nothing of what z says about x.

@@ -4,6 +4,7 @@ import dataclasses
 import difflib
 import sys
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Literal, get_origin
 
 import yaml
@@ -64,6 +65,9 @@ class TrainArguments:
     output_dir: str = _arg("output", "Folder for the model, its checkpoints and its numbers")
     overwrite_output_dir: bool = _arg(False, "Delete an earlier run in output_dir; otherwise it is refused")
     model_name_or_path: str | None = _arg(None, "Start from this model and its tokenizer, with a fresh optimizer")
+    autoencoder_epochs: float = _arg(
+        0.0, "Begin as an autoencoder, whose KL costs nothing, for so many epochs; then make its decoder anew"
+    )
     reset_decoder: bool = _arg(False, "Make the decoder of model_name_or_path anew, and keep its encoder")
     resume_from_checkpoint: str | None = _arg(None, "Go on with an interrupted run: a checkpoint folder, or 'latest'")
     num_train_epochs: float = _arg(12.0, "Passes over the training data")
@@ -134,7 +138,7 @@ class TrainArguments:
             raise ValueError(f"`max_steps` must be above 0, or -1 for `num_train_epochs`; got {self.max_steps}.")
         for name in (
             "max_grad_norm", "weight_decay", "warmup_steps", "kl_warmup_steps", "kl_weight", "kl_start", "free_bits",
-            "kl_capacity", "minimum_rate", "mmd_weight", "svi_steps",
+            "kl_capacity", "minimum_rate", "mmd_weight", "svi_steps", "autoencoder_epochs",
         ):  # fmt: skip
             if getattr(self, name) < 0:
                 raise ValueError(f"`{name}` must not be negative, got {getattr(self, name)}.")
@@ -169,6 +173,11 @@ class TrainArguments:
                 (capacity or self.minimum_rate > 0) and several,
                 f"`num_train_samples` {self.num_train_samples} trains the importance-weighted bound, which has no KL "
                 "term that `kl_capacity` or `minimum_rate` could hold. Set one of them to its default.",
+            ),
+            (
+                self.autoencoder_epochs > 0 and bool(self.model_name_or_path),
+                f"`autoencoder_epochs` {self.autoencoder_epochs} trains the encoder that `model_name_or_path` "
+                f"{self.model_name_or_path!r} would bring. Keep one of them.",
             ),
             (
                 self.kl_weight == 0 and self.free_bits > 0,
@@ -209,6 +218,10 @@ class TrainArguments:
                     config.latent_size == 0 and (floor or self.kl_schedule != "constant" or self.aggressive),
                     "`latent_size` 0 is a language model without z, which has no KL to schedule and no encoder to "
                     f"train. Set `kl_schedule` constant, got {self.kl_schedule}.",
+                ),
+                (
+                    config.latent_size == 0 and self.autoencoder_epochs > 0,
+                    "`latent_size` 0 is a language model without z, which `autoencoder_epochs` cannot pre-train.",
                 ),
                 (
                     self.aggressive and config.tie_word_embeddings,
@@ -306,7 +319,7 @@ def parse_recipe(argv: list[str] | None = None) -> Recipe:
 
 
 def _recipe_flags(path: str) -> list[str]:
-    """A recipe as flags, each of its keys checked."""
+    """A recipe as flags, each of its keys checked; those of the recipe that its `base` names come first."""
     try:
         with open(path) as file:
             recipe = yaml.safe_load(file) or {}
@@ -314,7 +327,8 @@ def _recipe_flags(path: str) -> list[str]:
         raise ValueError(f"The recipe {path!r} cannot be read: {' '.join(str(error).split())}") from error
     if not isinstance(recipe, dict):
         raise ValueError(f"The recipe {path!r} must have the sections {', '.join(SECTIONS)}.")
-    flags = []
+    base, *_ = (recipe.pop(key, None) for key in ("base", "title", "published"))  # the last two are for readers
+    flags = [] if base is None else _recipe_flags(str(Path(path).parent / base))
     for section, values in recipe.items():
         if section not in SECTIONS:
             raise ValueError(f"{path}: " + _unknown("section", section, list(SECTIONS)))

@@ -1,5 +1,6 @@
 """From a recipe to a trained, evaluated and documented model in one folder."""
 
+import dataclasses
 import hashlib
 import json
 import logging
@@ -24,13 +25,23 @@ from ..data.tokenization import load_tokenizer, train_tokenizer
 from ..evaluation.likelihood import evaluate
 from ..modeling.configuration_vrae import VRAEConfig
 from ..modeling.modeling_vrae import VRAEForSequenceGeneration
-from .arguments import DataArguments, Recipe
-from .checkpoints import find_checkpoint, prepare_output_dir
+from .arguments import DataArguments, Recipe, TrainArguments
+from .checkpoints import checkpoints, find_checkpoint, prepare_output_dir
 from .loop import TrainingLoop, make_accelerator, use_all_of_the_cpu
 
 logger = logging.getLogger(__name__)
 
 PACKAGES = ("torch", "transformers", "tokenizers", "datasets", "accelerate", "huggingface_hub", "numpy")
+_OF_BOTH_STAGES = [
+    field.name
+    for field in dataclasses.fields(TrainArguments)
+    if not field.name.startswith(("kl_", "free_bits", "push_", "hub_", "aggressive"))
+    and field.name not in {
+        "output_dir", "overwrite_output_dir", "num_train_epochs", "max_steps", "num_importance_samples",
+        "resume_from_checkpoint", "autoencoder_epochs", "minimum_rate", "scheduled_sampling", "num_train_samples",
+    }
+]  # fmt: skip
+
 OF_THE_LOSS = ("free_bits", "free_bits_form", "mmd_weight", "num_train_samples", "svi_steps")
 """What of the configuration the run's arguments set, whatever model it starts from."""
 
@@ -47,7 +58,11 @@ def run(recipe: Recipe) -> dict:
     output_dir = Path(args.output_dir)
     if accelerator.is_main_process and not args.resume_from_checkpoint:
         prepare_output_dir(output_dir, args.overwrite_output_dir)
+        recipe.save(output_dir / "recipe.yaml")
     accelerator.wait_for_everyone()
+    if args.autoencoder_epochs:
+        args = pretrain_autoencoder(recipe)
+        recipe = dataclasses.replace(recipe, training=args)
     if args.report_to != "none":
         accelerator.init_trackers("hf_vrae", config=recipe.flat())
 
@@ -57,8 +72,6 @@ def run(recipe: Recipe) -> dict:
         data = tokenize_splits(text, tokenizer, recipe.data)
     set_seed(args.seed)
     model = make_model(recipe, tokenizer, int(np.max(data["train"].with_format("numpy")["length"][:])))
-    if accelerator.is_main_process and not args.resume_from_checkpoint:
-        recipe.save(output_dir / "recipe.yaml")
     loop = TrainingLoop(
         model, tokenizer, data["train"], data["validation"], args, accelerator, fingerprint(data["train"])
     )
@@ -87,6 +100,30 @@ def run(recipe: Recipe) -> dict:
     for tracker in accelerator.trackers:
         tracker.finish()
     return results
+
+
+def pretrain_autoencoder(recipe: Recipe) -> TrainArguments:
+    """Train an autoencoder in `output_dir/autoencoder`, unless that is done; returns the arguments of what follows.
+
+    The first stage of Li et al. 2019: the same model, z still sampled, its KL free of charge.
+    """
+    args = recipe.training
+    folder = Path(args.output_dir) / "autoencoder"
+    then = dataclasses.replace(args, autoencoder_epochs=0.0, model_name_or_path=str(folder), reset_decoder=True)
+    if not checkpoints(args.output_dir):  # nothing of what follows is there yet to be resumed
+        then.resume_from_checkpoint = None
+    if not (folder / "results.json").is_file():
+        autoencoder = TrainArguments(
+            **{name: getattr(args, name) for name in _OF_BOTH_STAGES},
+            output_dir=str(folder),
+            num_train_epochs=args.autoencoder_epochs,
+            kl_schedule="constant",
+            kl_weight=0.0,
+            num_importance_samples=1,
+            resume_from_checkpoint="latest" if checkpoints(folder) else None,
+        )
+        run(dataclasses.replace(recipe, training=autoencoder))
+    return then
 
 
 def evaluate_file(

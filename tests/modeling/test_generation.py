@@ -59,12 +59,8 @@ def test_our_loop_is_that_of_transformers(model, mode, ends, monkeypatch):
     def no_nines(input_ids, scores, **kwargs):
         return (input_ids[:, -2:] == 9).all(-1)
 
-    options = {
-        "latents": torch.randn(5, model.config.latent_size),
-        "eos_token_id": ends,
-        "pad_token_id": 0,
-        "stopping_criteria": [no_nines],
-    }
+    options = {"eos_token_id": ends, "pad_token_id": 0, "stopping_criteria": [no_nines]}
+    options["latents"] = torch.randn(5, model.config.latent_size)
     theirs = generate(model, **options, **mode, return_dict_in_generate=True).sequences
     monkeypatch.setattr(GenerationMixin, "_sample", None)  # not called any more
     assert torch.equal(generate(model, **options, **mode), theirs)

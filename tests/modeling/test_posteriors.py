@@ -25,7 +25,7 @@ def summary(rows=64):
 def test_batch_norm_is_torchs_with_a_fixed_scale():
     posterior, torchs = BatchNormPosterior(8, 4, gamma=0.6), torch.nn.BatchNorm1d(4)
     torch.nn.init.constant_(torchs.weight, 0.6)
-    for step in range(3):
+    for _ in range(3):
         x = summary()
         wanted = torchs((x @ posterior.weight.t())[:, :4])
         torch.testing.assert_close(posterior(x)[0], wanted, rtol=1e-4, atol=1e-5)

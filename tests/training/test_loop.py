@@ -247,9 +247,9 @@ def test_aggressive_training_brings_the_encoder_up_before_each_step_of_the_decod
         seen.append((moved(before, snapshot(self)), self.state.encoder_updates - count))
         inside.clear()
 
-    def watched_update(self, *args):
+    def watched_update(self, *args, **options):
         inside.append(snapshot(self))
-        row = update(self, *args)
+        row = update(self, *args, **options)
         if len(inside) == 1:  # the encoder's own updates are over
             outer.append(moved(inside[0], snapshot(self)))
         return row
