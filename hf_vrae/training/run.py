@@ -103,7 +103,8 @@ def evaluate_file(
 ) -> dict:
     """[`evaluate`] a trained model on a file, or without one on the test sentences of the built-in corpus.
 
-    With `num_text_samples`, "text" holds the metrics of [`evaluate_text`] on the first so many texts, with `judge`. One process measures them, and its results alone have them.
+    With `num_text_samples`, "text" holds the metrics of [`evaluate_text`] on the first so many texts, with `judge`.
+    One process measures them, and its results alone have them.
     """
     if num_text_samples is not None:
         bleu_signature()  # says at once, not after the likelihoods, if the extra is missing
