@@ -131,6 +131,12 @@ def test_self_bleu_is_the_mean_of_sacrebleus_sentence_scores(pairs, order):
 def test_self_bleu_at_its_ends():
     assert self_bleu(["a b c d"] * 3)["self_bleu"] == pytest.approx(100)
     assert self_bleu(["a b", "c d", "e f"])["self_bleu"] == 0
+    # Precisions of 1 for all but the longest text; the closest *other* length, of two as close the shorter one.
+    longest = (4 / 6 * 3 / 5 * 2 / 4 * 1 / 3) ** 0.25
+    assert self_bleu(["a b c d", "a b c d e f"])["self_bleu"] == pytest.approx(50 * (math.exp(1 - 6 / 4) + longest))
+    longest = (4 / 5 * 3 / 4 * 2 / 3 * 1 / 2) ** 0.25
+    expected = 100 * (math.exp(1 - 4 / 3) + 1 + longest) / 3
+    assert self_bleu(["a b c", "a b c d", "a b c d e"])["self_bleu"] == pytest.approx(expected)
     with pytest.raises(ValueError, match="at least two"):
         self_bleu(["a"])
 
@@ -191,12 +197,13 @@ def test_attribute_transfer():
 
 
 def test_reconstructions_are_those_of_generate(trained, tokenizer, pairs):
-    texts = pairs[1][:10]
+    # As references, what beams find: random weights would reconstruct no text either way.
+    texts = [row["reconstruction"] for row in reconstruct_texts(trained, tokenizer, pairs[1][:10], num_beams=4)]
     results = reconstruction_quality(trained, tokenizer, texts, batch_size=4, seed=1)
     for name, beams in (("mean_greedy", 1), ("mean_beams", 4)):
         rows = reconstruct_texts(trained, tokenizer, texts, num_beams=beams)
         assert results[name] == pytest.approx(metrics.compare([row["reconstruction"] for row in rows], texts))
-    assert results["sample_greedy"] != results["mean_greedy"]
+    assert results["sample_greedy"] != results["mean_greedy"] != results["mean_beams"]
     assert (results["num_texts"], results["num_beams"]) == (10, 4)
     assert reconstruction_quality(trained, tokenizer, texts, batch_size=10, seed=1) == results
     assert reconstruction_quality(trained, tokenizer, texts, seed=2)["sample_greedy"] != results["sample_greedy"]
@@ -209,6 +216,7 @@ def test_samples_are_repeatable_and_leave_random_state_and_mode_alone(trained, t
     torch.rand(1)
     assert draw_samples(trained, tokenizer, 9, batch_size=4, seed=3) == texts and len(set(texts)) > 5
     assert draw_samples(trained, tokenizer, 9, batch_size=4, seed=4) != texts
+    assert draw_samples(trained, tokenizer, 9, batch_size=4, seed=3, top_k=50) != texts
     torch.set_rng_state(state)
     draw_samples(trained, tokenizer, 2)
     assert torch.equal(torch.get_rng_state(), state) and trained.training

@@ -8,8 +8,8 @@ from typing import Any
 
 from .strings import bleu
 
-# scikit-learn's 1 is stiff for TF-IDF vectors, of unit length: on 480 sentences of the built-in corpus a judge of "will"
-# is then hardly better than the majority (0.83 on held-out sentences beside 0.82), with 10 it reaches 0.97.
+# scikit-learn's 1 is stiff for TF-IDF vectors of length 1: from 480 sentences of the built-in corpus it makes a
+# judge of "will" hardly better than the majority (0.83 on held-out ones beside 0.82), and 10 makes one of 0.97.
 INVERSE_PENALTY = 10.0
 
 
@@ -84,7 +84,7 @@ def attribute_transfer(
         raise ValueError(f"`labels` must be one a moved text, got {len(labels)} for {len(moved)} texts.")
     source_bleu = bleu(moved, source)
     right = sum(a == b for a, b in zip(classifier.pipeline.predict(list(moved)), labels, strict=True))
-    accuracy = right / len(moved)
+    accuracy = int(right) / len(moved)
     return {
         "accuracy": accuracy,
         "classifier_accuracy": classifier.accuracy,
