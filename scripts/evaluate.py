@@ -1,4 +1,4 @@
-"""Measure a trained model: likelihood bounds, perplexity, KL, mutual information, active units.
+"""Measure a trained model: likelihood bounds, perplexity, KL, mutual information, active units, text.
 
     accelerate launch scripts/evaluate.py --model output --data my_test.txt --num_samples 100 --output results.json
 
@@ -29,9 +29,15 @@ def main():
     parser.add_argument("--svi_steps", type=int, default=0, help="Refine each posterior by gradient steps first")
     parser.add_argument("--batch_size", type=int, default=32, help="Changes the speed and nothing else")
     parser.add_argument("--seed", type=int, default=42, help="Of the noise")
+    parser.add_argument("--text_metrics", action="store_true", help="Also measure reconstructions and samples")
+    parser.add_argument("--num_text_samples", type=int, default=1000, help="Texts, and samples, that these are of")
+    parser.add_argument("--judge", help="Model, of --text_metrics, that tells how likely the samples are")
     parser.add_argument("--output", help="Write the numbers to this .json file")
     args = vars(parser.parse_args())
     output = args.pop("output")
+    if not args.pop("text_metrics"):
+        args["num_text_samples"] = None
+    args["judge"] = load(args["judge"]) if args["judge"] else None
     results = evaluate_file(*load(args.pop("model")), args.pop("data"), **args)
     if PartialState().is_main_process:
         print(json.dumps({name: value for name, value in results.items() if name != "run"}, indent=2))

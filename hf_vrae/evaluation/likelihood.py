@@ -71,7 +71,7 @@ def evaluate(
     for indices in tqdm(batches, desc=description, disable=not accelerator.is_local_main_process, leave=False):
         batch = collator(sequences[indices]["input_ids"])
         batch = {name: tensor.to(accelerator.device) for name, tensor in batch.items()}
-        columns, posterior = _evaluate_batch(model, batch, _generators(seed, indices), num_samples, svi_steps)
+        columns, posterior = _evaluate_batch(model, batch, noise_generators(seed, indices), num_samples, svi_steps)
         rows.append({"index": indices, **columns})
     model.train(was_training)
     rows = gather_object(rows)
@@ -83,7 +83,7 @@ def evaluate(
     return broadcast_object_list(results)[0]
 
 
-def _generators(seed: int, indices: np.ndarray) -> list[torch.Generator]:
+def noise_generators(seed: int, indices: np.ndarray) -> list[torch.Generator]:
     """A stream of noise for each sequence, the same in whatever batch or process it is evaluated."""
     seeds = [int(np.random.SeedSequence([seed, int(index)]).generate_state(1)[0]) for index in indices]
     return [torch.Generator().manual_seed(state) for state in seeds]

@@ -21,8 +21,9 @@ from transformers import GenerationConfig, PreTrainedTokenizerFast
 from ..data.collators import AutoencodingCollator
 from ..data.datasets import load_text, split_validation, tokenize
 from ..data.grammar import generate_corpus
-from ..data.tokenization import load_tokenizer, train_tokenizer
+from ..data.tokenization import decode, load_tokenizer, train_tokenizer
 from ..evaluation.likelihood import evaluate
+from ..evaluation.text import bleu_signature, evaluate_text
 from ..modeling.configuration_vrae import VRAEConfig
 from ..modeling.modeling_vrae import VRAEForSequenceGeneration
 from .arguments import DataArguments, Recipe, TrainArguments
@@ -138,8 +139,20 @@ def evaluate_file(
     batch_size: int = 32,
     seed: int = 42,
     svi_steps: int = 0,
+    num_text_samples: int | None = None,
+    judge: tuple | None = None,
 ) -> dict:
-    """[`evaluate`] a trained model on a file, or without one on the test sentences of the built-in corpus."""
+    """[`evaluate`] a trained model on a file, or without one on the test sentences of the built-in corpus.
+
+    With `num_text_samples`, "text" holds the metrics of [`evaluate_text`] on the first so many texts, with `judge`.
+    One process measures them, and its results alone have them.
+    """
+    if num_text_samples is not None:
+        bleu_signature()  # says at once, not after the likelihoods, if the extra is missing
+        if num_text_samples < 2:
+            raise ValueError(f"`num_text_samples` must be at least 2, for self-BLEU, got {num_text_samples}.")
+    elif judge is not None:
+        raise ValueError("`judge` reads the samples of the text metrics: pass --text_metrics too.")
     if num_samples < 1 or batch_size < 1:
         raise ValueError(f"`num_samples` and `batch_size` must be above 0, got {num_samples} and {batch_size}.")
     accelerator = Accelerator()
@@ -153,6 +166,10 @@ def evaluate_file(
         data = tokenize(text, tokenizer, max_length, "test")
     collator = AutoencodingCollator(tokenizer.pad_token_id)
     metrics = evaluate(model, data, collator, num_samples, batch_size, seed, accelerator, svi_steps=svi_steps)
+    if num_text_samples is not None and accelerator.is_main_process:
+        rows = data.select(range(min(num_text_samples, data.num_rows)))
+        texts = [decode(tokenizer, [row["input_ids"]])[0] if row["truncated"] else row["text"] for row in rows]
+        metrics["text"] = evaluate_text(model, tokenizer, texts, batch_size, seed, judge)
     return {**metrics, "run": describe_run(accelerator, model, DatasetDict(test=data), seed)}
 
 

@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from hf_vrae import VRAEConfig
-from hf_vrae.training.arguments import DataArguments, TrainArguments, parse_recipe
+from hf_vrae.training.arguments import SECTIONS, DataArguments, TrainArguments, parse_recipe
 
 RECIPES = sorted(Path("recipes").rglob("*.yaml"))
 
@@ -97,7 +97,11 @@ def test_mistakes_in_flags(flags, message):
 def test_recipes_list_only_what_differs_from_the_defaults(path):
     import yaml
 
-    defaults = {name: vars(section) for name, section in vars(parse_recipe([])).items()}
-    for section, values in yaml.safe_load(path.read_text()).items():
+    recipe = yaml.safe_load(path.read_text())
+    assert set(recipe) <= {"base", "title", "published", *SECTIONS}
+    base = ["--config", str(path.parent / recipe["base"])] if "base" in recipe else []
+    defaults = {name: vars(section) for name, section in vars(parse_recipe(base)).items()}
+    for section in SECTIONS.keys() & recipe.keys():
+        values = recipe[section]
         same = [key for key, value in values.items() if defaults[section][key] == value]
         assert not same, f"{path} repeats the defaults of {same}"

@@ -1,0 +1,153 @@
+"""Metrics of the texts that a model decodes, and of texts under a model."""
+
+import contextlib
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from tqdm.auto import tqdm
+
+from ...data.collators import AutoencodingCollator
+from ...data.tokenization import decode
+from ..likelihood import noise_generators, perplexity
+from .strings import bleu_signature, compare, sample_quality
+
+
+def evaluate_text(
+    model, tokenizer, texts: Sequence[str], batch_size: int = 32, seed: int = 0, judge: tuple | None = None
+) -> dict:
+    """Reconstructions of texts and as many samples of a model, measured.
+
+    Args:
+        model, tokenizer: as in [`reconstruction_quality`].
+        texts: real ones, at least two.
+        batch_size: sequences a batch; changes the speed and nothing else.
+        seed: of the latents and of the samples.
+        judge: another model, trained on real text, and its tokenizer; see [`forward_perplexity`].
+
+    Returns:
+        `reconstruction` of [`reconstruction_quality`], `samples` of [`sample_quality`], `bleu_signature`, and with a
+        judge `forward_perplexity` of the samples and, to hold it against, `reference_perplexity`, that of the texts.
+    """
+    samples = draw_samples(model, tokenizer, len(texts), seed=seed)
+    results = {
+        "reconstruction": reconstruction_quality(model, tokenizer, texts, batch_size, seed=seed),
+        "samples": sample_quality(samples, texts),
+        "bleu_signature": bleu_signature(),
+    }
+    if judge is not None:
+        results["forward_perplexity"] = forward_perplexity(*judge, samples, batch_size=batch_size, seed=seed)
+        results["reference_perplexity"] = forward_perplexity(*judge, texts, batch_size=batch_size, seed=seed)
+    return results
+
+
+@torch.no_grad()
+def reconstruction_quality(
+    model, tokenizer, texts: Sequence[str], batch_size: int = 32, num_beams: int = 4, seed: int = 0, **options
+) -> dict:
+    """How much of a text survives encoding and decoding, from the posterior mean and from one sample of q(z|x).
+
+    Args:
+        model: has `encode` and `generate`; decodes in evaluation mode.
+        tokenizer: writes `<s> w1 .. wn </s>`.
+        texts: also the references, as they stand: a word unknown to the tokenizer cannot be reconstructed.
+        batch_size: texts a batch.
+        num_beams: of beam search.
+        seed: of the sample, which depends on it and the text's position only.
+        options: of `generate`; by default it stops at the model's `generation_config.max_length`.
+
+    Returns:
+        [`compare`]'s metrics under `mean_greedy`, `mean_beams`, `sample_greedy` and `sample_beams`; `num_beams` and
+        `num_texts`.
+    """
+    searches = {"greedy": 1, "beams": num_beams}
+    decoded = {f"{latent}_{search}": [] for latent in ("mean", "sample") for search in searches}
+    with _in_evaluation_mode(model):
+        for indices, batch in _batches(model, tokenizer, texts, batch_size, "Reconstructing"):
+            q = model.encode(**batch)
+            latents = {"mean": q.mean, "sample": q.sample((), noise_generators(seed, indices))}
+            for (latent, z), (search, beams) in ((z, search) for z in latents.items() for search in searches.items()):
+                ids = model.generate(latents=z, do_sample=False, num_beams=beams, **options)
+                decoded[f"{latent}_{search}"] += decode(tokenizer, ids)
+    scores = {name: compare(predictions, texts) for name, predictions in decoded.items()}
+    return {**scores, "num_beams": num_beams, "num_texts": len(texts)}
+
+
+def draw_samples(model, tokenizer, count: int, batch_size: int = 64, seed: int = 0, **options) -> list[str]:
+    """Texts x ~ p(x|z), z ~ p(z), each word from the whole distribution; the process's random state stays as it was.
+
+    Args:
+        batch_size: samples at once; other sizes give other samples.
+        options: of `generate`, over `do_sample=True, top_k=0`.
+    """
+    options = {"do_sample": True, "top_k": 0, **options}
+    latents = model.prior().sample((count,), torch.Generator().manual_seed(seed))  # [N, D]
+    texts = []
+    devices = [model.device] if model.device.type == "cuda" else []
+    with _in_evaluation_mode(model), torch.random.fork_rng(devices):
+        torch.manual_seed(seed)
+        for z in tqdm(latents.split(batch_size), desc="Sampling", leave=False):
+            texts += decode(tokenizer, model.generate(latents=z, **options))
+    return texts
+
+
+@torch.no_grad()
+def forward_perplexity(
+    judge, tokenizer, texts: Sequence[str], num_samples: int = 1, batch_size: int = 32, seed: int = 0
+) -> dict[str, float]:
+    """Perplexity of generated texts under a language model of real text: are they fluent? (Zhao et al. 2018)
+
+    Reverse perplexity is the same function called the other way round: real texts under a judge that was trained on
+    samples of the model (`train.py --train_file samples.txt`). It rises where samples are dull or leave things out,
+    and falls with the number of samples: state it, and let it be no less than that of the real texts.
+
+    Args:
+        judge: has `log_importance_weights`. Of a model with latents this gives an upper bound of its perplexity, the
+            tighter the more `num_samples`.
+        tokenizer: the judge's own. Perplexities of different tokenizers are not comparable, and a word unknown to it
+            costs what `<unk>` does.
+        texts: each counts its `</s>`, also where generation was cut at its longest length.
+        num_samples: K of the importance-weighted bound, -log (1/K) sum_k w_k; 1 gives the ELBO's.
+        batch_size: texts a batch.
+        seed: of the judge's latents.
+
+    Returns:
+        `perplexity`, `nll` (nats a sequence), `num_samples`, `num_sequences`, `num_tokens`.
+    """
+    nats, tokens = 0.0, 0
+    with _in_evaluation_mode(judge):
+        for indices, batch in _batches(judge, tokenizer, texts, batch_size, "Judging"):
+            noise = noise_generators(seed, indices)
+            weights = judge.log_importance_weights(num_samples, generator=noise, **batch).double()  # [K, B]
+            nats += float((math.log(num_samples) - weights.logsumexp(0)).sum())
+            tokens += int((batch["labels"] != -100).sum())
+    nll = nats / len(texts)
+    return {
+        "perplexity": perplexity(nll, len(texts), tokens),
+        "nll": nll,
+        "num_samples": num_samples,
+        "num_sequences": len(texts),
+        "num_tokens": tokens,
+    }
+
+
+@contextlib.contextmanager
+def _in_evaluation_mode(model):
+    was_training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(was_training)
+
+
+def _batches(model, tokenizer, texts: Sequence[str], batch_size: int, description: str):
+    """Positions in `texts`, and the model's batch of them."""
+    if isinstance(texts, str) or not len(texts):
+        raise ValueError(f"`texts` must be a list of at least one text, got {texts!r}.")
+    collator = AutoencodingCollator(tokenizer.pad_token_id)
+    for start in tqdm(range(0, len(texts), batch_size), desc=description, leave=False):
+        part = list(texts[start : start + batch_size])
+        batch = collator(tokenizer(part)["input_ids"])
+        yield np.arange(start, start + len(part)), {name: t.to(model.device) for name, t in batch.items()}

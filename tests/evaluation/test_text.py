@@ -1,0 +1,303 @@
+"""Metrics of text: by hand where they are our own, against the reference libraries, and of models by definition."""
+
+import json
+import math
+import os
+import random
+import socket
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from sacrebleu.metrics import BLEU
+
+from hf_vrae.data.grammar import generate_corpus
+from hf_vrae.evaluation import text as metrics
+from hf_vrae.evaluation.text import (
+    attribute_transfer,
+    bleu,
+    bleu_signature,
+    cider_d,
+    distinct_n,
+    exact_match,
+    forward_perplexity,
+    interpolation_smoothness,
+    reconstruction_quality,
+    rouge,
+    sample_quality,
+    self_bleu,
+    token_accuracy,
+    train_text_classifier,
+)
+from hf_vrae.evaluation.text.generated import draw_samples
+from hf_vrae.latent import reconstruct_texts
+from hf_vrae.training.run import evaluate_file
+from tests.models import make_model
+from tests.scripts import script
+
+
+@pytest.fixture(scope="module")
+def pairs(corpus):
+    """Real sentences, and the same with words lost, doubled and replaced."""
+    rng, references = random.Random(0), corpus["train"]["text"][:80]
+    words = " ".join(references).split()
+    change = lambda w: rng.choice(([w], [w], [w], [w], [], [w, w], [rng.choice(words)]))  # noqa: E731
+    return [" ".join(sum(map(change, text.split()), [])) for text in references], references
+
+
+@pytest.fixture
+def trained(tokenizer):
+    model = make_model(vocab_size=len(tokenizer))
+    model.generation_config.max_length = 12
+    return model
+
+
+def test_bleu_by_hand():
+    """First 5 of 6 words match, 3 of 5 pairs and 1 of 4 triples; no 4-gram, which counts as half a match of 3."""
+    expected = 100 * (5 / 6 * 3 / 5 * 1 / 4 * 0.5 / 3) ** 0.25
+    assert bleu(["the cat sat on a mat"], ["the cat sat in a mat"]) == pytest.approx(expected)
+    assert bleu(["a b c d x y"], ["a b c d"]) == pytest.approx(100 * (4 / 6 * 3 / 5 * 2 / 4 * 1 / 3) ** 0.25)
+    assert bleu(["a b c d"], ["a b c d e f"]) == pytest.approx(100 * math.exp(1 - 6 / 4))
+
+
+def test_bleu_takes_tokens_and_case_as_they_are():
+    assert bleu(["it 's a b c-d , e."], ["it 's a b c-d , e."]) == pytest.approx(100)
+    assert bleu(["a b c D"], ["a b c d"]) < bleu(["a b c d ."], ["a b c d ."])
+    assert bleu(["don't go there now."], ["don 't go there now ."]) < 30  # 13a would make them alike
+    assert bleu_signature().startswith("nrefs:1|case:mixed|eff:no|tok:none|smooth:exp|version:")
+
+
+def test_rouge_by_hand():
+    """Text 1: 3 of 4 and 6 words, 1 of 3 and 5 pairs, subsequence of 3. Text 2: the same text."""
+    scores = rouge(["the cat mat on", "Run ?"], ["the cat sat on the mats", "Run ?"])
+    assert scores["rouge1"] == pytest.approx((2 * 3 / 10 + 1) / 2)
+    assert scores["rouge2"] == pytest.approx((2 * 1 / 8 + 1) / 2)
+    assert scores["rougeL"] == pytest.approx((2 * 3 / 10 + 1) / 2)
+    assert rouge(["mat sat"], ["sat mat"]) == {"rouge1": 1.0, "rouge2": 0.0, "rougeL": 0.5}
+    assert rouge(["run"], ["Runs"])["rouge1"] == 0  # neither stemmed nor in lower case
+
+
+def test_cider_d_by_hand():
+    """Two references, no n-gram of both: all weights are log 2. Counts: x 2 y 1 beside x 1 y 1, clipped at 1."""
+    one, two = 2 / math.sqrt(5 * 2), 1 / math.sqrt(2)  # cosines of uni- and bigrams; there are no longer ones
+    first = 10 * math.exp(-1 / (2 * 36)) * (one + two) / 4
+    assert cider_d(["x x y", "other"], ["x y", "z"]) == pytest.approx(first / 2)
+
+
+def test_cider_d_weighs_by_document_frequency():
+    """`a` is in all three references, `b` in two, `c` and `d` in one: weights 0, log 1.5, log 3, log 3."""
+    b, c = math.log(3 / 2), math.log(3)
+    expected = 10 / 4 * b * b / (b * b + c * c)  # "b c" and "b d" share the unigram b alone
+    scores = [cider_d([text, "-", "-"], ["a b c", "a b", "a d"]) * 3 for text in ("a", "b d", "d")]
+    assert scores == pytest.approx([0, math.exp(-1 / 72) * expected, 0])
+
+
+def test_cider_d_of_equal_texts(pairs):
+    assert cider_d(pairs[1], pairs[1]) == pytest.approx(10)
+    assert cider_d(["x y", "z w"], ["x y", "z w"]) == pytest.approx(5)  # no tri- and 4-grams
+    with pytest.raises(ValueError, match="at least two"):
+        cider_d(["a"], ["a"])
+
+
+def test_token_accuracy_and_exact_match():
+    predictions, references = ["a b c", "b c", "a b c d e", ""], ["a b c", "a b c", "a b c", "a"]
+    assert token_accuracy(predictions, references) == (3 + 0 + 3 + 0) / (3 + 3 + 5 + 1)
+    assert exact_match(predictions, references) == 1 / 4
+    assert exact_match(["a  b"], ["a b "]) == 1
+
+
+@pytest.mark.parametrize(
+    ("predictions", "references", "message"),
+    [(["a"], ["a", "b"], "got 1 and 2"), ([], [], "at least one"), ("a", ["a"], "lists"), (["a"], [" "], "number 0")],
+)
+def test_pairs_that_make_no_sense(predictions, references, message):
+    for metric in (bleu, rouge, cider_d, token_accuracy, exact_match):
+        with pytest.raises(ValueError, match=message):
+            metric(predictions, references)
+
+
+@pytest.mark.parametrize("order", [2, 4, 5])
+def test_self_bleu_is_the_mean_of_sacrebleus_sentence_scores(pairs, order):
+    texts = [*pairs[0][:30], *pairs[1][:20], pairs[1][0], "a", "the", "the king", ""]
+    reference = BLEU(tokenize="none", smooth_method="floor", max_ngram_order=order, effective_order=True)
+    scores = [reference.sentence_score(text, texts[:i] + texts[i + 1 :]).score for i, text in enumerate(texts)]
+    result = self_bleu(texts, order)
+    assert 0 < result["self_bleu"] == pytest.approx(np.mean(scores))
+    assert result["max_order"] == order and result["num_texts"] == len(texts)
+
+
+def test_self_bleu_at_its_ends():
+    assert self_bleu(["a b c d"] * 3)["self_bleu"] == pytest.approx(100)
+    assert self_bleu(["a b", "c d", "e f"])["self_bleu"] == 0
+    # Precisions of 1 for all but the longest text; the closest *other* length, of two as close the shorter one.
+    longest = (4 / 6 * 3 / 5 * 2 / 4 * 1 / 3) ** 0.25
+    assert self_bleu(["a b c d", "a b c d e f"])["self_bleu"] == pytest.approx(50 * (math.exp(1 - 6 / 4) + longest))
+    longest = (4 / 5 * 3 / 4 * 2 / 3 * 1 / 2) ** 0.25
+    expected = 100 * (math.exp(1 - 4 / 3) + 1 + longest) / 3
+    assert self_bleu(["a b c", "a b c d", "a b c d e"])["self_bleu"] == pytest.approx(expected)
+    with pytest.raises(ValueError, match="at least two"):
+        self_bleu(["a"])
+
+
+def test_distinct_n():
+    texts = ["a b a b", "a b", "c"]  # words a b c; pairs ab ba; 7 tokens
+    assert [distinct_n(texts, n) for n in (1, 2, 3, 5)] == [3 / 7, 2 / 7, 2 / 7, 0]
+    assert distinct_n([""], 1) == 0
+
+
+def test_sample_quality():
+    results = sample_quality(["a b", "a b", "c"], ["a b c d"] * 2, training_texts=["a  b", "d"])
+    assert results["distinct_1"] == 3 / 5 and results["mean_length"] == 5 / 3 and results["verbatim"] == 2 / 3
+    assert results["self_bleu"] == pytest.approx(200 / 3) and results["reference_self_bleu"] == pytest.approx(100)
+    assert (results["num_texts"], results["reference_num_texts"]) == (3, 2)
+    assert "verbatim" not in sample_quality(["a", "b"], ["a", "b"])
+
+
+def test_interpolation_smoothness():
+    """Steps: one of three words replaced; two of three lost; the same; one added and one replaced of two."""
+    path = ["a b c", "a x c", "x", "x", "y z"]
+    result = interpolation_smoothness(path)
+    assert result["mean_step"] == pytest.approx((1 / 3 + 2 / 3 + 0 + 1) / 4) and result["max_step"] == 1
+    reference = BLEU(tokenize="none", smooth_method="floor", effective_order=True)
+    for name, end in (("bleu_to_start", path[0]), ("bleu_to_end", path[-1])):
+        assert result[name] == pytest.approx([reference.sentence_score(text, [end]).score for text in path])
+    assert result["bleu_to_start"][0] == pytest.approx(100) and 0 < result["bleu_to_start"][1] < 100
+    with pytest.raises(ValueError, match="both ends"):
+        interpolation_smoothness(["a"])
+
+
+def test_edit_distance_of_a_shifted_text_is_two():
+    assert interpolation_smoothness(["a b c d", "b c d e"])["mean_step"] == 2 / 4
+
+
+def test_the_classifier_learns_an_attribute_and_no_noise():
+    texts = generate_corpus(600, 1, 1)["train"]["text"][:]
+    classifier = train_text_classifier(texts, [" will " in f" {text}" for text in texts])
+    assert classifier.accuracy > 0.95 and (classifier.num_train, classifier.num_held_out) == (480, 120)
+    assert classifier.majority == pytest.approx(np.mean([" will " not in f" {text}" for text in texts]), abs=0.01)
+    noise = train_text_classifier(texts, [i % 2 for i in range(600)])
+    assert 0.3 < noise.accuracy < 0.7  # on texts it did not see
+    with pytest.raises(ValueError, match="at least two values"):
+        train_text_classifier(texts, [1] * 600)
+
+
+def test_attribute_transfer():
+    source = [f"{word} b c d e" for word in "uvwx"]
+    classifier = train_text_classifier(["good a"] * 10 + ["bad a"] * 10, [1] * 10 + [0] * 10)
+    assert classifier.accuracy == 1
+    moved = ["good b c d e", "good b c d e", "good b c d e", "bad b c d e"]
+    result = attribute_transfer(source, moved, [1] * 4, classifier)
+    similarity = 100 * (4 / 5 * 3 / 4 * 2 / 3 * 1 / 2) ** 0.25
+    assert result["accuracy"] == 0.75 and result["source_bleu"] == pytest.approx(similarity)
+    assert result["g_score"] == pytest.approx(math.sqrt(75 * similarity)) and result["classifier_accuracy"] == 1
+    with pytest.raises(ValueError, match="one a moved text"):
+        attribute_transfer(source, moved, [1], classifier)
+
+
+def test_reconstructions_are_those_of_generate(trained, tokenizer, pairs):
+    # As references, what beams find: random weights would reconstruct no text either way.
+    texts = [row["reconstruction"] for row in reconstruct_texts(trained, tokenizer, pairs[1][:10], num_beams=4)]
+    results = reconstruction_quality(trained, tokenizer, texts, batch_size=4, seed=1)
+    for name, beams in (("mean_greedy", 1), ("mean_beams", 4)):
+        rows = reconstruct_texts(trained, tokenizer, texts, num_beams=beams)
+        assert results[name] == pytest.approx(metrics.compare([row["reconstruction"] for row in rows], texts))
+    assert results["sample_greedy"] != results["mean_greedy"] != results["mean_beams"]
+    assert (results["num_texts"], results["num_beams"]) == (10, 4)
+    assert reconstruction_quality(trained, tokenizer, texts, batch_size=10, seed=1) == results
+    assert reconstruction_quality(trained, tokenizer, texts, seed=2)["sample_greedy"] != results["sample_greedy"]
+
+
+def test_samples_are_repeatable_and_leave_random_state_and_mode_alone(trained, tokenizer):
+    trained.train()
+    state = torch.get_rng_state()
+    texts = draw_samples(trained, tokenizer, 9, batch_size=4, seed=3)
+    torch.rand(1)
+    assert draw_samples(trained, tokenizer, 9, batch_size=4, seed=3) == texts and len(set(texts)) > 5
+    assert draw_samples(trained, tokenizer, 9, batch_size=4, seed=4) != texts
+    assert draw_samples(trained, tokenizer, 9, batch_size=4, seed=3, top_k=50) != texts
+    torch.set_rng_state(state)
+    draw_samples(trained, tokenizer, 2)
+    assert torch.equal(torch.get_rng_state(), state) and trained.training
+
+
+def test_forward_perplexity_by_its_definition(trained, tokenizer, pairs):
+    texts = pairs[1][:9]
+    results = forward_perplexity(trained, tokenizer, texts, num_samples=500, batch_size=4)
+    nats = 0
+    for text in texts:
+        weights = trained.log_importance_weights(2000, **tokenizer([text], return_tensors="pt")).double()
+        nats -= (weights.logsumexp(0) - math.log(2000)).item()
+    tokens = sum(len(text.split()) + 1 for text in texts)
+    assert results["num_tokens"] == tokens and results["num_sequences"] == 9
+    assert results["nll"] == pytest.approx(nats / 9, rel=0.02)
+    assert results["perplexity"] == pytest.approx(math.exp(results["nll"] * 9 / tokens))
+    other = forward_perplexity(trained, tokenizer, texts, num_samples=500, batch_size=9)
+    assert other == pytest.approx(results)
+    assert forward_perplexity(trained, tokenizer, texts)["nll"] > results["nll"]  # one sample: a looser bound
+    with pytest.raises(ValueError, match="at least one text"):
+        forward_perplexity(trained, tokenizer, [])
+
+
+def test_evaluate_loads_the_folder_offline(pairs, tmp_path, monkeypatch):
+    import evaluate
+
+    assert os.environ["HF_HUB_OFFLINE"] == "1"
+    monkeypatch.setattr(socket.socket, "connect", lambda *_: pytest.fail("asked the network"))
+    monkeypatch.setattr(evaluate.config, "HF_MODULES_CACHE", tmp_path / "modules")
+    monkeypatch.syspath_prepend(tmp_path / "modules")
+    metric = evaluate.load(str(Path(metrics.__file__).parent), cache_dir=str(tmp_path))
+    copied = sys.modules[type(metric).__module__]
+    assert Path(copied.__file__).is_relative_to(tmp_path) and copied.compare is not metrics.compare
+    metric.add_batch(predictions=pairs[0][:30], references=pairs[1][:30])
+    metric.add_batch(predictions=pairs[0][30:], references=pairs[1][30:])
+    results = metric.compute()
+    assert results.pop("bleu_signature") == bleu_signature()
+    assert results == metrics.compare(*pairs)
+
+
+@pytest.mark.parametrize(
+    ("missing", "metric"),
+    [
+        ("sacrebleu", lambda: bleu(["a"], ["a"])),
+        ("rouge_score", lambda: rouge(["a"], ["a"])),
+        ("sklearn", lambda: train_text_classifier(["a", "b"], [0, 1])),
+    ],
+)
+def test_a_missing_extra_is_named(missing, metric, monkeypatch):
+    for name in [name for name in sys.modules if name.split(".")[0] == missing]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, missing, None)
+    with pytest.raises(ValueError, match=r"pip install 'hf_vrae\[metrics\]'"):
+        metric()
+
+
+def test_the_script_measures_text(trained, tokenizer, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    trained.save_pretrained("model")
+    tokenizer.save_pretrained("model")
+    texts = generate_corpus(12, 1, 1)["train"]["text"][:]
+    Path("texts.txt").write_text("\n".join(texts))
+    command = "scripts/evaluate.py --model model --data texts.txt --num_samples 2 --output results.json".split()
+    assert script([*command, "--text_metrics", "--num_text_samples", "8", "--judge", "model"]) == 0
+    text = json.loads(Path("results.json").read_text())["text"]
+    assert set(text) == {
+        *("reconstruction", "samples", "bleu_signature", "forward_perplexity", "reference_perplexity"),
+    }
+    assert text["reconstruction"] == reconstruction_quality(trained, tokenizer, texts[:8], seed=42)
+    samples = draw_samples(trained, tokenizer, 8, seed=42)
+    assert text["samples"] == sample_quality(samples, texts[:8])
+    assert text["forward_perplexity"] == pytest.approx(forward_perplexity(trained, tokenizer, samples, seed=42))
+    assert text["reference_perplexity"]["num_tokens"] == sum(len(words.split()) + 1 for words in texts[:8])
+    assert script(command) == 0 and "text" not in json.loads(Path("results.json").read_text())
+    capsys.readouterr()
+    assert script([*command, "--judge", "model"]) == 1 and "--text_metrics" in capsys.readouterr().err
+    assert script([*command, "--text_metrics", "--num_text_samples", "1"]) == 1
+    assert "`num_text_samples` must be at least 2" in capsys.readouterr().err
+
+
+def test_a_text_that_was_cut_is_measured_as_the_model_read_it(trained, tokenizer, tmp_path):
+    (tmp_path / "long.txt").write_text("\n".join(["the king sold a letter .", "the queen found the old map ."]))
+    results = evaluate_file(trained, tokenizer, str(tmp_path / "long.txt"), max_length=5, num_text_samples=2)
+    assert results["text"]["samples"]["reference_mean_length"] == 3
