@@ -28,6 +28,7 @@ def main():
     parser.add_argument("--num_samples", type=int, default=100, help="K of the importance-weighted likelihood")
     parser.add_argument("--batch_size", type=int, default=32, help="Changes the speed and nothing else")
     parser.add_argument("--seed", type=int, default=42, help="Of the noise")
+    parser.add_argument("--disentanglement", action="store_true", help="MIG and DCI, on the built-in corpus")
     parser.add_argument("--output", help="Write the numbers to this .json file")
     args = vars(parser.parse_args())
     output = args.pop("output")

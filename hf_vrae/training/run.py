@@ -21,6 +21,7 @@ from ..data.collators import AutoencodingCollator
 from ..data.datasets import load_text, split_validation, tokenize
 from ..data.grammar import generate_corpus
 from ..data.tokenization import load_tokenizer, train_tokenizer
+from ..evaluation.disentanglement import evaluate_disentanglement
 from ..evaluation.likelihood import evaluate
 from ..modeling.configuration_vrae import VRAEConfig
 from ..modeling.modeling_vrae import VRAEForSequenceGeneration
@@ -97,8 +98,17 @@ def evaluate_file(
     num_samples: int = 100,
     batch_size: int = 32,
     seed: int = 42,
+    disentanglement: bool = False,
 ) -> dict:
-    """[`evaluate`] a trained model on a file, or without one on the test sentences of the built-in corpus."""
+    """[`evaluate`] a trained model on a file, or without one on the test sentences of the built-in corpus.
+
+    `disentanglement` adds [`evaluate_disentanglement`] under that name.
+    """
+    if disentanglement and path is not None:
+        raise ValueError(
+            f"`disentanglement` needs the true factors, which only the built-in corpus has; got the file {path!r}. "
+            "Leave out one of the two."
+        )
     if num_samples < 1 or batch_size < 1:
         raise ValueError(f"`num_samples` and `batch_size` must be above 0, got {num_samples} and {batch_size}.")
     accelerator = Accelerator()
@@ -111,7 +121,10 @@ def evaluate_file(
         text = text.select(range(min(max_samples or text.num_rows, text.num_rows)))
         data = tokenize(text, tokenizer, max_length, "test")
     collator = AutoencodingCollator(tokenizer.pad_token_id)
-    metrics = evaluate(model, data, collator, num_samples, batch_size, seed, accelerator)
+    metrics = {}
+    if disentanglement and accelerator.is_main_process:  # first: it says at once where its extra is missing
+        metrics["disentanglement"] = evaluate_disentanglement(model, data, collator, batch_size, seed)
+    metrics = evaluate(model, data, collator, num_samples, batch_size, seed, accelerator) | metrics
     return {**metrics, "run": describe_run(accelerator, model, DatasetDict(test=data), seed)}
 
 
