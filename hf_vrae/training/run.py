@@ -15,6 +15,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
 from datasets import Dataset, DatasetDict
+from torch.distributions import Distribution
 from transformers import GenerationConfig, PreTrainedTokenizerFast
 
 from ..data.collators import AutoencodingCollator
@@ -22,6 +23,7 @@ from ..data.datasets import load_text, split_validation, tokenize
 from ..data.grammar import generate_corpus
 from ..data.tokenization import load_tokenizer, train_tokenizer
 from ..evaluation.disentanglement import evaluate_disentanglement
+from ..evaluation.information import encode_dataset
 from ..evaluation.likelihood import evaluate
 from ..modeling.configuration_vrae import VRAEConfig
 from ..modeling.modeling_vrae import VRAEForSequenceGeneration
@@ -126,6 +128,24 @@ def evaluate_file(
         metrics["disentanglement"] = evaluate_disentanglement(model, data, collator, batch_size, seed)
     metrics = evaluate(model, data, collator, num_samples, batch_size, seed, accelerator) | metrics
     return {**metrics, "run": describe_run(accelerator, model, DatasetDict(test=data), seed)}
+
+
+def encode_file(
+    model,
+    tokenizer: PreTrainedTokenizerFast,
+    path: str | None = None,
+    text_column: str | None = None,
+    max_samples: int | None = None,
+    seed: int = 42,
+) -> tuple[Dataset, Distribution]:
+    """The rows of a file, or without one of the built-in corpus' test split, with all their columns, and their q(z|x).
+
+    Rows without a word are left out.
+    """
+    text = load_text(test_file=path, text_column=text_column)["test"] if path else generate_corpus(seed=seed)["test"]
+    text = text.select(range(min(max_samples or text.num_rows, text.num_rows)))
+    data = tokenize(text, tokenizer, DataArguments().max_length, "test")
+    return data, encode_dataset(model, data, AutoencodingCollator(tokenizer.pad_token_id))
 
 
 def load_corpus(data: DataArguments, seed: int) -> DatasetDict:
