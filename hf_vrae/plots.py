@@ -84,14 +84,14 @@ def plot_kl_per_dimension(kl: Sequence[float], variances: Sequence[float], pictu
     axis = figure.subplots()
     for is_active, colour, label in ((True, COLOURS[0], "active"), (False, GREY, "inactive")):
         places = np.flatnonzero(active[order] == is_active)
-        axis.bar(places, kl[order][places], color=colour, label=f"{label}: {len(places)}")
+        axis.bar(places, kl[order][places], color=colour, label=f"{label} units: {len(places)}")
     every = -(-len(kl) // 64)  # numbers of more than 64 bars would touch
     axis.set_xticks(range(0, len(kl), every), order[::every], fontsize=8, rotation=90 if len(kl) > 40 else 0)
     axis.set(title=f"KL {kl.sum():.2f} nats a sequence, by latent dimension", xlabel="dimension", ylabel="nats")
     axis.margins(x=0.01)
     axis.grid(axis="y", alpha=0.3)
     axis.set_axisbelow(True)
-    axis.legend(title="units", frameon=False)
+    axis.legend(frameon=False)
     return _saved(figure, picture)
 
 
@@ -257,13 +257,14 @@ def _label_points(figure, axis, xs, ys, names, colours) -> None:
     circle = [(math.cos(a), math.sin(a)) for a in np.linspace(0, 2 * math.pi, 16, endpoint=False)]
     places = [(radius * dx, radius * dy) for radius in (12, 24, 36, 54, 72, 96) for dx, dy in circle]
     frame = axis.get_window_extent()
-    for point, x, y, name, colour in zip(points, xs, ys, names, colours, strict=True):
+    for x, y, name, colour in zip(xs, ys, names, colours, strict=True):
         for dx, dy in places:
             arrow = {"arrowstyle": "-", "color": colour, "linewidth": 0.8} if math.hypot(dx, dy) > 12 else None
             text = axis.annotate(
                 *(name, (x, y), (dx, dy)), textcoords="offset points", color=colour, fontsize=9, arrowprops=arrow,
                 ha="left" if dx > 1 else "right" if dx < -1 else "center", va="center", zorder=4,
             )  # fmt: skip
+            text.update_positions(figure.canvas.get_renderer())
             box = Text.get_window_extent(text)  # without its line
             inside = frame.x0 < box.x0 and box.x1 < frame.x1 and frame.y0 < box.y0 and box.y1 < frame.y1
             free = not any(box.overlaps(other) for other in taken) and not any(
@@ -308,10 +309,10 @@ def _figure(width: float, height: float):
     """A figure of its own: pyplot would keep it, and need a display or to be told of none."""
     from matplotlib.figure import Figure
 
-    return Figure(figsize=(width, height), layout="constrained")
+    return Figure(figsize=(width, height), dpi=110, layout="constrained")
 
 
 def _saved(figure, picture: str | Path | None):
     if picture is not None:
-        figure.savefig(picture, dpi=110)
+        figure.savefig(picture)
     return figure
