@@ -136,7 +136,7 @@ def plot_latent_map(
 
 def _draw_classes(axis, points, labels, attribute, dots) -> None:
     """The commonest classes in colours of their own with their centres, all others in grey beneath them."""
-    counts = Counter(labels.tolist()).most_common()
+    counts = sorted(Counter(labels.tolist()).items(), key=lambda item: (-item[1], item[0]))
     shown = counts if len(counts) <= len(COLOURS) else counts[: len(COLOURS) - 1]
     colours = dict(zip((name for name, _ in shown), COLOURS, strict=False))
     if others := sum(count for _, count in counts[len(shown) :]):
@@ -264,7 +264,7 @@ def _label_points(figure, axis, xs, ys, names, colours) -> None:
                 *(name, (x, y), (dx, dy)), textcoords="offset points", color=colour, fontsize=9, arrowprops=arrow,
                 ha="left" if dx > 1 else "right" if dx < -1 else "center", va="center", zorder=4,
             )  # fmt: skip
-            text.update_positions(figure.canvas.get_renderer())
+            text.get_window_extent()  # brings it to its place
             box = Text.get_window_extent(text)  # without its line
             inside = frame.x0 < box.x0 and box.x1 < frame.x1 and frame.y0 < box.y0 and box.y1 < frame.y1
             free = not any(box.overlaps(other) for other in taken) and not any(

@@ -67,7 +67,7 @@ def test_a_map_draws_each_sequence_in_its_class(tmp_path):
     assert len(points.get_offsets()) == 40
     sides = [x > 0 for x, _ in points.get_offsets()]
     assert len({(side, tuple(colour)) for side, colour in zip(sides, points.get_facecolors(), strict=True)}) == 2
-    assert legend(axis) == ["right (20)", "left (20)"] and "% of the variance" in axis.get_xlabel()
+    assert legend(axis) == ["left (20)", "right (20)"] and "% of the variance" in axis.get_xlabel()
 
 
 def test_rare_classes_of_a_map_are_grey_and_many_numbers_a_scale():
@@ -82,7 +82,7 @@ def test_rare_classes_of_a_map_are_grey_and_many_numbers_a_scale():
 
 def test_tsne_keeps_groups_together():
     pytest.importorskip("sklearn")
-    means = np.random.default_rng(0).standard_normal((60, 5)) + 30 * np.arange(60)[:, None].__mod__(2)
+    means = np.random.default_rng(0).standard_normal((60, 5)) + 30 * (np.arange(60) % 2)[:, None]
     (axis,) = plot_latent_map(means, ["even", "odd"] * 30, "tsne").axes
     points, colours = axis.collections[0].get_offsets(), axis.collections[0].get_facecolors()[:, 0]
     first = colours == colours[0]
