@@ -217,10 +217,10 @@ def plot_rate_distortion(rows: Sequence[dict], picture: str | Path | None = None
             it, `true_nll`, below which no sum can lie.
         picture: PNG to write.
     """
-    from matplotlib.ticker import MaxNLocator
-
     if not rows:
         raise ValueError("`rows` must hold one model at least, got none.")
+    from matplotlib.ticker import MaxNLocator
+
     rate, distortion = (np.array([row[name] for row in rows]) for name in ("kl", "reconstruction"))
     figure = _figure(8, 6)
     axis = figure.subplots()
@@ -307,8 +307,10 @@ def plot_schedules(curves: dict[str, Sequence[float]], picture: str | Path | Non
 
 def _figure(width: float, height: float):
     """A figure of its own: pyplot would keep it, and need a display or to be told of none."""
-    from matplotlib.figure import Figure
-
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise ImportError("Pictures need matplotlib: pip install 'hf_vrae[viz]'") from error
     return Figure(figsize=(width, height), dpi=110, layout="constrained")
 
 
