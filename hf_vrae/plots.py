@@ -1,28 +1,39 @@
-"""Pictures of a run; they need the extra `viz`."""
+"""Pictures of a run and of its latents, and a table; they need the extra `viz`.
 
+Each returns matplotlib's `Figure`, and writes it where it is given the name of a PNG.
+"""
+
+import difflib
 import json
+import math
+import re
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 
-def plot_training_curves(metrics_file: str | Path, picture: str | Path) -> None:
+# Okabe & Ito's colours, told apart by the colour-blind too, without black; then three more for up to ten classes.
+COLOURS = "#0072B2 #E69F00 #009E73 #D55E00 #CC79A7 #56B4E9 #B8A900 #7F4FC9 #8C564B #222222".split()
+GREY = "#BBBBBB"
+ACTIVE_VARIANCE = 0.01  # Var_x(E[z_j|x]) of an active unit (Burda et al. 2016, sec. 5.3)
+
+
+def plot_training_curves(metrics_file: str | Path, picture: str | Path | None = None):
     """Draw a run's metrics.jsonl: the bound and its parts, KL with its weight, and what the latent says.
 
     Args:
         metrics_file: written by the training loop.
         picture: PNG to write.
     """
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
     lines = [json.loads(line) for line in Path(metrics_file).read_text().splitlines()]
     train, validation = ([line for line in lines if line["kind"] == kind] for kind in ("train", "eval"))
 
     def curve(axis, rows, name, label, **style):
         axis.plot([row["step"] for row in rows], [row[name] for row in rows], label=label, **style)
 
-    figure, (bound, kl, information) = plt.subplots(1, 3, figsize=(15, 4.2), layout="constrained")
+    figure = _figure(15, 4.2)
+    bound, kl, information = figure.subplots(1, 3)
     curve(bound, train, "reconstruction", "reconstruction, training", color="tab:blue", alpha=0.4)
     dots = {"marker": "o", "markersize": 3}
     curve(bound, validation, "reconstruction", "reconstruction, validation", color="tab:blue", **dots)
@@ -40,17 +51,270 @@ def plot_training_curves(metrics_file: str | Path, picture: str | Path) -> None:
     weight = kl.twinx()
     curve(weight, train, "kl_weight", "KL weight (right)", color="tab:gray", linestyle="--")
     weight.set_ylim(0, 1.05 * max([1.0] + [row["kl_weight"] for row in train]))
+    weight.set_ylabel("weight")
     curve(information, validation, "mutual_information", "mutual information", color="tab:purple", **dots)
-    information.set(title="What the latent says", ylabel="nats")
+    information.set(title="What the latent says", ylabel="mutual information, nats")
     information.set_ylim(bottom=0)
     units = information.twinx()
     curve(units, validation, "active_units", "active units (right)", color="tab:orange", linestyle="--", **dots)
-    units.set_ylim(bottom=0)
+    # Room above, so that all units active is a line and not the frame; whole numbers only.
+    units.set_ylim(0, 1.1 * max([1] + [row["active_units"] for row in validation]))
+    units.yaxis.get_major_locator().set_params(integer=True)
+    units.set_ylabel("active units")
     for axes in ((bound,), (kl, weight), (information, units)):
         axes[0].set_xlabel("step")
         axes[0].grid(alpha=0.3)
         handles, labels = zip(*(axis.get_legend_handles_labels() for axis in axes), strict=True)
         below = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.12), "ncols": 3, "frameon": False}
         axes[0].legend(sum(handles, []), sum(labels, []), fontsize=8, **below)
-    figure.savefig(picture, dpi=110)
-    plt.close(figure)
+    return _saved(figure, picture)
+
+
+def plot_kl_per_dimension(kl: Sequence[float], variances: Sequence[float], picture: str | Path | None = None):
+    """Bars of what each latent dimension costs, the dearest first; active units are coloured.
+
+    Args:
+        kl: mean over the data of KL(q(z_j|x) || p(z_j)) in nats, [D].
+        variances: Var_x(E[z_j|x]), [D]; an active unit's is above 0.01 (Burda et al. 2016, sec. 5.3).
+        picture: PNG to write.
+    """
+    kl, active = np.asarray(kl), np.asarray(variances) > ACTIVE_VARIANCE
+    order = np.argsort(-kl, kind="stable")
+    figure = _figure(max(6, 2 + 0.24 * len(kl)), 4)
+    axis = figure.subplots()
+    for is_active, colour, label in ((True, COLOURS[0], "active"), (False, GREY, "inactive")):
+        places = np.flatnonzero(active[order] == is_active)
+        axis.bar(places, kl[order][places], color=colour, label=f"{label} units: {len(places)}")
+    every = -(-len(kl) // 64)  # numbers of more than 64 bars would touch
+    axis.set_xticks(range(0, len(kl), every), order[::every], fontsize=8, rotation=90 if len(kl) > 40 else 0)
+    axis.set(title=f"KL {kl.sum():.2f} nats a sequence, by latent dimension", xlabel="dimension", ylabel="nats")
+    axis.margins(x=0.01)
+    axis.grid(axis="y", alpha=0.3)
+    axis.set_axisbelow(True)
+    axis.legend(frameon=False)
+    return _saved(figure, picture)
+
+
+def plot_latent_map(
+    means, labels: Sequence, method: str = "pca", picture: str | Path | None = None, attribute: str = "", seed: int = 0
+):
+    """Latents in the plane, coloured by an attribute.
+
+    Args:
+        means: posterior means, [N, D].
+        labels: the attribute of each, N strings, or numbers: of more than ten values they make a colour bar.
+        method: "pca", or "tsne" (van der Maaten & Hinton 2008), whose distances between groups mean nothing.
+        picture: PNG to write.
+        attribute: its name, for the legend.
+        seed: of t-SNE, and of the order in which points are drawn.
+    """
+    means, labels = np.asarray(means, dtype=np.float64), np.asarray(labels)
+    if len(means) != len(labels) or len(means) < 3:
+        raise ValueError(f"`labels` must be one a row of `means`, 3 at least; got {len(labels)} and {len(means)}.")
+    if method == "pca":
+        points, shares = principal_components(means)
+        names = [f"component {i + 1} ({100 * share:.1f} % of the variance)" for i, share in enumerate(shares)]
+    elif method == "tsne":
+        points, names = _tsne(means, seed), ["t-SNE 1", "t-SNE 2"]
+    else:
+        raise ValueError(f"`method` must be 'pca' or 'tsne', got {method!r}.")
+    shuffled = np.random.default_rng(seed).permutation(len(points))  # no class lies on top of the others
+    points, labels = points[shuffled], labels[shuffled]
+    figure = _figure(8, 6)
+    axis = figure.subplots()
+    dots = {"s": float(np.clip(20_000 / len(points), 8, 40)), "alpha": 0.7, "linewidths": 0}
+    if labels.dtype.kind in "iuf" and len(np.unique(labels)) > len(COLOURS):
+        drawn = axis.scatter(*points.T, c=labels, cmap="viridis", **dots)
+        figure.colorbar(drawn, label=attribute).solids.set_alpha(1)
+    else:
+        _draw_classes(axis, points, labels.astype(str), attribute, dots)
+    axis.set(xlabel=names[0], ylabel=names[1], title=f"{len(points):,} posterior means by {attribute or 'label'}")
+    axis.set_aspect("equal", adjustable="datalim")
+    axis.grid(alpha=0.2)
+    return _saved(figure, picture)
+
+
+def _draw_classes(axis, points, labels, attribute, dots) -> None:
+    """The commonest classes in colours of their own with their centres, all others in grey beneath them."""
+    counts = sorted(Counter(labels.tolist()).items(), key=lambda item: (-item[1], item[0]))
+    shown = counts if len(counts) <= len(COLOURS) else counts[: len(COLOURS) - 1]
+    colours = dict(zip((name for name, _ in shown), COLOURS, strict=False))
+    if others := sum(count for _, count in counts[len(shown) :]):
+        label = f"{len(counts) - len(shown)} others ({others:,})"
+        axis.scatter(*points[~np.isin(labels, list(colours))].T, color=GREY, label=label, **(dots | {"alpha": 0.4}))
+    own = np.isin(labels, list(colours))
+    axis.scatter(*points[own].T, c=[colours[name] for name in labels[own]], **dots)
+    for name, count in shown:
+        centre = points[labels == name].mean(0)
+        axis.scatter(*centre, s=110, color=colours[name], edgecolors="white", linewidths=1.5, zorder=3)
+        axis.scatter([], [], s=40, color=colours[name], label=f"{name} ({count:,})")
+    handles, names = axis.get_legend_handles_labels()
+    if others:
+        handles, names = handles[1:] + handles[:1], names[1:] + names[:1]
+    beside = {"loc": "upper left", "bbox_to_anchor": (1.01, 1), "frameon": False}
+    title = f"{attribute}\n(large: the mean)".strip()
+    axis.legend(handles, names, title=title, alignment="left", **beside)
+
+
+def principal_components(means: np.ndarray, count: int = 2) -> tuple[np.ndarray, np.ndarray]:
+    """The first principal components, of the singular value decomposition of the centred means.
+
+    Args:
+        means: [N, D].
+        count: components; where D is less, the last ones are zero.
+
+    Returns:
+        the points [N, count], and the share of the variance that each component has [count].
+    """
+    centred = means - means.mean(0)
+    _, s, directions = np.linalg.svd(centred, full_matrices=False)
+    # A direction and its opposite are one: the largest coordinate is made positive.
+    signs = np.sign(directions[np.arange(len(directions)), np.abs(directions).argmax(1)])
+    points, shares = centred @ (directions * signs[:, None])[:count].T, s[:count] ** 2 / max((s**2).sum(), 1e-30)
+    missing = count - len(shares)
+    return np.pad(points, ((0, 0), (0, missing))), np.pad(shares, (0, missing))
+
+
+def _tsne(means: np.ndarray, seed: int) -> np.ndarray:
+    try:
+        from sklearn.manifold import TSNE
+    except ImportError as error:
+        raise ValueError("`method` 'tsne' needs scikit-learn: pip install 'hf_vrae[metrics]'") from error
+    # 30 neighbours are the method's usual choice; it wants fewer than the points.
+    return TSNE(perplexity=min(30, (len(means) - 1) / 3), init="pca", random_state=seed).fit_transform(means)
+
+
+def interpolation_table(rows: Sequence[dict]) -> str:
+    """An interpolation as a Markdown table; words that are not in the row above, at their place, are bold.
+
+    Args:
+        rows: with `t` and `text`, as `latent.interpolate_texts` returns them.
+    """
+    lines, before = ["| t | text |", "| ---: | --- |"], None
+    for row in rows:
+        words = row["text"].split()
+        changed = set()
+        for kind, _, _, start, end in difflib.SequenceMatcher(
+            None, words if before is None else before, words, False
+        ).get_opcodes():
+            changed |= set(range(start, end)) if kind != "equal" else set()
+        shown = [f"**{_plain(word)}**" if i in changed else _plain(word) for i, word in enumerate(words)]
+        lines.append(f"| {row['t']:.2f} | {' '.join(shown).replace('** **', ' ')} |")
+        before = words
+    return "\n".join(lines) + "\n"
+
+
+def _plain(word: str) -> str:
+    """A word that Markdown takes for itself."""
+    return re.sub(r"([\\|*_`<\[\]])", r"\\\1", word)
+
+
+def plot_rate_distortion(rows: Sequence[dict], picture: str | Path | None = None):
+    """Models as points of rate and distortion, with lines of equal -ELBO, their sum (Alemi et al. 2018, fig. 1).
+
+    Args:
+        rows: a model each: `name`, `kl` and `reconstruction`, nats a sequence, as in results.json; where the data know
+            it, `true_nll`, below which no sum can lie.
+        picture: PNG to write.
+    """
+    if not rows:
+        raise ValueError("`rows` must hold one model at least, got none.")
+    from matplotlib.ticker import MaxNLocator
+
+    rate, distortion = (np.array([row[name] for row in rows]) for name in ("kl", "reconstruction"))
+    figure = _figure(8, 6)
+    axis = figure.subplots()
+    axis.set_title("Rate and distortion; on a grey line, -ELBO is the same")
+    axis.set(xlabel="rate: KL, nats a sequence", ylabel="distortion: reconstruction, nats a sequence")
+    colours = [COLOURS[i % len(COLOURS)] for i in range(len(rows))]
+    axis.scatter(rate, distortion, color=colours, s=60, zorder=3)
+    room = max(np.ptp(rate), np.ptp(distortion), 1.0)
+    right, low, high = rate.max() + 0.3 * room, distortion.min() - 0.15 * room, distortion.max() + 0.2 * room
+    axis.set(xlim=(min(0, rate.min()) - 0.02 * room, right), ylim=(low, high))
+    levels = MaxNLocator(8).tick_values(low, right + high)
+    truth = [row["true_nll"] for row in rows if "true_nll" in row][:1]
+    lines = [(level, {"color": GREY, "linewidth": 0.8}, f"{level:g}") for level in levels]
+    best = {"color": "black", "linewidth": 1.2, "linestyle": "--"}
+    for level, style, text in lines + [(level, best, f"best possible {level:.2f}") for level in truth]:
+        ends = [max(axis.get_xlim()[0], level - high), min(right, level - low)]
+        if ends[1] - ends[0] < 0.03 * right:
+            continue
+        axis.plot(ends, [level - end for end in ends], zorder=1, **style)
+        x = ends[0] + 0.04 * (ends[1] - ends[0])
+        angled = {"rotation": -45, "rotation_mode": "anchor", "transform_rotates_text": True, "fontsize": 8}
+        axis.text(x, level - x, text, color=style["color"], va="bottom", clip_on=True, **angled)
+    _label_points(figure, axis, rate, distortion, [row["name"] for row in rows], colours)
+    return _saved(figure, picture)
+
+
+def _label_points(figure, axis, xs, ys, names, colours) -> None:
+    """Write each name at the nearest place around its point where it covers no point and no other name."""
+    from matplotlib.text import Text
+
+    figure.draw_without_rendering()
+    figure.set_layout_engine("none")  # the places found here stay
+    points, taken = axis.transData.transform(np.column_stack([xs, ys])), []
+    circle = [(math.cos(a), math.sin(a)) for a in np.linspace(0, 2 * math.pi, 16, endpoint=False)]
+    places = [(radius * dx, radius * dy) for radius in (12, 24, 36, 54, 72, 96) for dx, dy in circle]
+    frame = axis.get_window_extent()
+    for x, y, name, colour in zip(xs, ys, names, colours, strict=True):
+        for dx, dy in places:
+            arrow = {"arrowstyle": "-", "color": colour, "linewidth": 0.8} if math.hypot(dx, dy) > 12 else None
+            text = axis.annotate(
+                *(name, (x, y), (dx, dy)), textcoords="offset points", color=colour, fontsize=9, arrowprops=arrow,
+                ha="left" if dx > 1 else "right" if dx < -1 else "center", va="center", zorder=4,
+            )  # fmt: skip
+            text.get_window_extent()  # brings it to its place
+            box = Text.get_window_extent(text)  # without its line
+            inside = frame.x0 < box.x0 and box.x1 < frame.x1 and frame.y0 < box.y0 and box.y1 < frame.y1
+            free = not any(box.overlaps(other) for other in taken) and not any(
+                box.padded(5).contains(*other) for other in points
+            )
+            if inside and free:
+                break
+            if (dx, dy) != places[-1]:
+                text.remove()
+        taken.append(box)
+
+
+def plot_schedules(curves: dict[str, Sequence[float]], picture: str | Path | None = None):
+    """Each course of the KL weight over a run, a panel each.
+
+    Args:
+        curves: by the schedule's name, its value at equal steps from the run's start to its end.
+        picture: PNG to write.
+    """
+    if not curves:
+        raise ValueError("`curves` must hold one schedule at least, got none.")
+    columns = min(3, len(curves))
+    rows = -(-len(curves) // columns)
+    figure = _figure(3.6 * columns, 2.6 * rows)
+    panels = figure.subplots(rows, columns, sharex=True, squeeze=False).flat
+    for place, (name, values) in enumerate(curves.items()):
+        axis = panels[place]
+        axis.plot(np.linspace(0, 100, len(values)), values, color=COLOURS[0], linewidth=2)
+        axis.set(title=name, xlim=(0, 100), ylim=(0, 1.1 * max([1e-9, *values])))
+        axis.grid(alpha=0.3)
+        if place % columns == 0:
+            axis.set_ylabel("KL weight")
+        if place + columns >= len(curves):
+            axis.set_xlabel("share of the run, %")
+            axis.tick_params(labelbottom=True)
+    for axis in list(panels)[len(curves) :]:
+        axis.set_visible(False)
+    return _saved(figure, picture)
+
+
+def _figure(width: float, height: float):
+    """A figure of its own: pyplot would keep it, and need a display or to be told of none."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise ImportError("Pictures need matplotlib: pip install 'hf_vrae[viz]'") from error
+    return Figure(figsize=(width, height), dpi=110, layout="constrained")
+
+
+def _saved(figure, picture: str | Path | None):
+    if picture is not None:
+        figure.savefig(picture)
+    return figure

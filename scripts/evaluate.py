@@ -32,6 +32,7 @@ def main():
     parser.add_argument("--text_metrics", action="store_true", help="Also measure reconstructions and samples")
     parser.add_argument("--num_text_samples", type=int, default=1000, help="Texts, and samples, that these are of")
     parser.add_argument("--judge", help="Model, of --text_metrics, that tells how likely the samples are")
+    parser.add_argument("--disentanglement", action="store_true", help="MIG and DCI, on the built-in corpus")
     parser.add_argument("--output", help="Write the numbers to this .json file")
     args = vars(parser.parse_args())
     output = args.pop("output")

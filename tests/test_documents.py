@@ -21,8 +21,9 @@ README = (ROOT / "README.md").read_text()
 SMALL = {
     "train.py": "--corpus_size 300 --max_steps 4 --save_steps 2 --num_importance_samples 2 --embedding_size 16 "
     "--encoder_hidden_size 16 --decoder_hidden_size 16 --overwrite_output_dir",
-    "evaluate.py": "--num_samples 2 --max_samples 20",
+    "evaluate.py": "--num_samples 2 --max_samples 200",
     "generate.py": "--max_length 8",
+    "plot.py": "--max_samples 60",
 }
 
 
@@ -66,6 +67,7 @@ def test_every_command_of_the_readme(desk, monkeypatch, capsys):
     assert seen == {path.name for path in (ROOT / "scripts").glob("*.py")}
     assert pushed == [("output", "org/vrae-mine", False)]
     assert {"README.md", "results.json", "curves.png", "model.safetensors"} <= set(os.listdir("output"))
+    assert {"kl.png", "kl.json", "map.png", "interpolation.md"} <= set(os.listdir("output"))
     assert {"my_model", "my_bpe_model", "results.json"} <= set(os.listdir())
 
 

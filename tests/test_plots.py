@@ -1,11 +1,25 @@
 import json
 
+import numpy as np
 import pytest
 
-from hf_vrae.plots import plot_training_curves
+from hf_vrae.plots import (
+    COLOURS,
+    interpolation_table,
+    plot_kl_per_dimension,
+    plot_latent_map,
+    plot_rate_distortion,
+    plot_schedules,
+    plot_training_curves,
+    principal_components,
+)
 
 TRAIN = {"loss": 30.0, "reconstruction": 25.0, "kl": 5.0, "kl_weight": 0.5}
 EVAL = {"neg_elbo": 30.0, "reconstruction": 24.0, "kl": 6.0, "mutual_information": 4.0, "active_units": 3}
+
+
+def legend(axis):
+    return [text.get_text() for text in axis.get_legend().get_texts()]
 
 
 @pytest.mark.parametrize("kinds", [("train", "eval"), ("train",), ()], ids=str)
@@ -14,6 +28,107 @@ def test_curves_are_drawn_of_whatever_a_run_left(kinds, tmp_path):
 
     rows = [{"kind": kind, "step": s} | {"train": TRAIN, "eval": EVAL}[kind] for s in range(1, 50) for kind in kinds]
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    plot_training_curves(tmp_path / "metrics.jsonl", tmp_path / "curves.png")
+    figure = plot_training_curves(tmp_path / "metrics.jsonl", tmp_path / "curves.png")
     with Image.open(tmp_path / "curves.png") as picture:
         assert picture.size[0] > 1000 and len(picture.convert("RGB").getcolors(2**24)) > 10
+    (units,) = (axis for axis in figure.axes if axis.get_ylabel() == "active units")
+    if "eval" in kinds:
+        assert set(units.lines[0].get_ydata()) == {3} and units.get_ylim()[1] > 3  # below the frame
+
+
+def test_kl_by_dimension_is_sorted_and_tells_active_units(tmp_path):
+    figure = plot_kl_per_dimension([0.1, 2.0, 0.0, 0.5], [0.02, 0.9, 0.001, 0.009], tmp_path / "kl.png")
+    (axis,) = figure.axes
+    active, inactive = axis.containers
+    assert [(bar.get_x() + bar.get_width() / 2, bar.get_height()) for bar in active] == [(0, 2.0), (2, 0.1)]
+    assert [bar.get_height() for bar in inactive] == [0.5, 0.0]
+    assert [tick.get_text() for tick in axis.get_xticklabels()] == ["1", "3", "0", "2"]
+    assert legend(axis) == ["active units: 2", "inactive units: 2"] and "2.60 nats" in axis.get_title()
+    assert (tmp_path / "kl.png").stat().st_size > 1000
+
+
+def test_principal_components_against_known_directions():
+    rng = np.random.default_rng(0)
+    plane = rng.standard_normal((5000, 2)) * [3, 1]
+    turn = np.linalg.qr(rng.standard_normal((5, 5)))[0][:2]
+    points, shares = principal_components(plane @ turn + 7)
+    assert shares == pytest.approx([0.9, 0.1], abs=0.01)
+    assert abs(np.corrcoef(points[:, 0], plane[:, 0])[0, 1]) > 0.999
+    assert points.var(0) == pytest.approx([9, 1], rel=0.1)
+    points, shares = principal_components(plane[:, :1])  # one dimension has no second component
+    assert points.shape == (5000, 2) and shares == pytest.approx([1, 0])
+
+
+def test_a_map_draws_each_sequence_in_its_class(tmp_path):
+    means = np.array([[5.0, 0, 0], [-5, 0, 0], [5, 1, 0], [-5, -1, 0]] * 10)
+    figure = plot_latent_map(means, ["right", "left"] * 20, picture=tmp_path / "map.png", attribute="side")
+    (axis,) = figure.axes
+    points = axis.collections[0]
+    assert len(points.get_offsets()) == 40
+    sides = [x > 0 for x, _ in points.get_offsets()]
+    assert len({(side, tuple(colour)) for side, colour in zip(sides, points.get_facecolors(), strict=True)}) == 2
+    assert legend(axis) == ["left (20)", "right (20)"] and "% of the variance" in axis.get_xlabel()
+
+
+def test_rare_classes_of_a_map_are_grey_and_many_numbers_a_scale():
+    means = np.random.default_rng(0).standard_normal((300, 4))
+    names = [f"class {min(i // 10, 25)}" for i in range(300)]
+    (axis,) = plot_latent_map(means, names).axes
+    assert len(legend(axis)) == len(COLOURS) and legend(axis)[-1] == "17 others (170)"
+    numbers, bar = plot_latent_map(means, np.arange(300) / 3, attribute="length").axes
+    assert bar.get_ylabel() == "length" and numbers.get_legend() is None
+    assert sorted(numbers.collections[0].get_array()) == pytest.approx(np.arange(300) / 3)
+
+
+def test_tsne_keeps_groups_together():
+    pytest.importorskip("sklearn")
+    means = np.random.default_rng(0).standard_normal((60, 5)) + 30 * (np.arange(60) % 2)[:, None]
+    (axis,) = plot_latent_map(means, ["even", "odd"] * 30, "tsne").axes
+    points, colours = axis.collections[0].get_offsets(), axis.collections[0].get_facecolors()[:, 0]
+    first = colours == colours[0]
+    centres = points[first].mean(0), points[~first].mean(0)
+    spread = np.linalg.norm(points[first] - centres[0], axis=1).mean()
+    assert np.linalg.norm(centres[0] - centres[1]) > 2 * spread
+
+
+def test_what_cannot_be_mapped_is_said():
+    with pytest.raises(ValueError, match="`labels`"):
+        plot_latent_map(np.zeros((4, 2)), ["a"])
+    with pytest.raises(ValueError, match="'pca' or 'tsne'"):
+        plot_latent_map(np.zeros((4, 2)), list("abab"), method="umap")
+
+
+def test_an_interpolation_is_a_table_with_what_changes_in_bold():
+    texts = ["the king sold a letter .", "the king sold two old letters .", "the king sold two letters .", "a|b *"]
+    lines = interpolation_table([{"t": i / 3, "text": text} for i, text in enumerate(texts)]).splitlines()
+    assert lines[:2] == ["| t | text |", "| ---: | --- |"]
+    assert lines[2] == "| 0.00 | the king sold a letter . |"
+    assert lines[3] == "| 0.33 | the king sold **two old letters** . |"
+    assert lines[4] == "| 0.67 | the king sold two letters . |"
+    assert lines[5] == r"| 1.00 | **a\|b \*** |"
+
+
+def test_rate_and_distortion_are_points_with_names_that_do_not_meet(tmp_path):
+    rows = [{"name": f"model {i}", "kl": 5 + 0.02 * i, "reconstruction": 18.0, "true_nll": 22.5} for i in range(6)]
+    figure = plot_rate_distortion(rows, tmp_path / "rate_distortion.png")
+    (axis,) = figure.axes
+    assert axis.collections[0].get_offsets().tolist() == [[row["kl"], 18.0] for row in rows]
+    for line in axis.lines:
+        assert np.ptp(line.get_xdata() + np.asarray(line.get_ydata())) < 1e-9  # -ELBO is the same along it
+    assert any("best possible 22.50" in text.get_text() for text in axis.texts)
+    from matplotlib.text import Text
+
+    names = [text for text in axis.texts if text.get_text().startswith("model")]
+    boxes = [Text.get_window_extent(text) for text in names]
+    assert len(boxes) == 6
+    assert not any(a.overlaps(b) for i, a in enumerate(boxes) for b in boxes[:i])
+    frame = axis.get_window_extent()
+    assert all(frame.x0 < box.x0 and box.x1 < frame.x1 for box in boxes)
+
+
+def test_schedules_have_a_panel_each(tmp_path):
+    figure = plot_schedules({"constant": [1, 1], "linear": [0, 0.5, 1], "a": [1], "b": [2, 4]}, tmp_path / "s.png")
+    shown = [axis for axis in figure.axes if axis.get_visible()]
+    assert [axis.get_title() for axis in shown] == ["constant", "linear", "a", "b"]
+    assert shown[1].lines[0].get_xydata().tolist() == [[0, 0], [50, 0.5], [100, 1]]
+    assert shown[3].get_ylim()[1] > 4

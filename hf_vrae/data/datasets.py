@@ -6,7 +6,7 @@ import logging
 from pathlib import Path
 
 import numpy as np
-from datasets import Dataset, DatasetDict, Value, load_dataset, load_from_disk
+from datasets import ClassLabel, Dataset, DatasetDict, Value, load_dataset, load_from_disk
 from datasets.exceptions import DatasetGenerationError
 from transformers import PreTrainedTokenizerFast
 
@@ -127,6 +127,20 @@ def _with_text(data: Dataset, column: str | None, split: str) -> Dataset:
     if column == "text":
         return data
     return data.remove_columns([name for name in ("text",) if name in data.column_names]).rename_column(column, "text")
+
+
+def attribute_values(data: Dataset, column: str) -> list:
+    """What each row has in a column of names or numbers; a class is given by its name.
+
+    Raises:
+        ValueError: where there is no such column, or it holds something else.
+    """
+    named = {name: f for name, f in data.features.items() if isinstance(f, (ClassLabel, Value)) and name != "text"}
+    if column not in named:
+        raise ValueError(f"`label` must be a column of names or numbers, one of {sorted(named)}; got {column!r}.")
+    if data.features[column] == Value("bool") or None in (values := data[column][:]):
+        return [str(value) for value in data[column][:]]
+    return data.features[column].int2str(values) if isinstance(named[column], ClassLabel) else values
 
 
 def split_validation(data: DatasetDict, percentage: float, seed: int) -> DatasetDict:

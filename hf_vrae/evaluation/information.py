@@ -6,6 +6,27 @@ import torch
 from torch.distributions import Distribution
 
 
+@torch.no_grad()
+def encode_dataset(model, dataset, collator, batch_size: int = 64) -> Distribution:
+    """q(z|x) of every sequence of a data set, in its order and on the CPU: a distribution of batch shape [N].
+
+    Args:
+        model: has `encode`; it is put into evaluation mode and back.
+        dataset: rows with `input_ids`.
+        collator: makes a batch of a list of sequences of token ids.
+        batch_size: sequences a batch.
+    """
+    was_training, device = model.training, model.device
+    model.eval()
+    sequences, parts = dataset.with_format("numpy", columns=["input_ids"]), []
+    for start in range(0, len(sequences), batch_size):
+        batch = collator(sequences[start : start + batch_size]["input_ids"])
+        parts.append(model.encode(**{name: tensor.to(device) for name, tensor in batch.items()}))
+    model.train(was_training)
+    names = parts[0].arg_constraints
+    return type(parts[0])(**{name: torch.cat([getattr(q, name).cpu() for q in parts]) for name in names})
+
+
 def active_units(means: torch.Tensor, threshold: float = 0.01) -> int:
     """Number of dimensions j with Var_x(E[z_j|x]) above the threshold (Burda et al. 2016, sec. 5.3).
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from datasets import Dataset, DatasetDict, concatenate_datasets
 
-from hf_vrae.data.datasets import TokenRows, load_file, load_text, split_validation, tokenize
+from hf_vrae.data.datasets import TokenRows, attribute_values, load_file, load_text, split_validation, tokenize
 from hf_vrae.data.tokenization import train_tokenizer
 
 TEXTS = ["the king sold a letter .", "a queen", 'she said " yes "']
@@ -159,3 +159,12 @@ def test_token_rows_are_the_rows():
     rows = TokenRows(split)
     assert len(rows) == 12
     assert [row.tolist() for row in rows.__getitems__(indices)] == [split[i]["input_ids"] for i in indices]
+
+
+def test_attributes_are_named_as_in_the_data(corpus):
+    data = corpus["test"]
+    assert set(attribute_values(data, "tense")) == {"past", "present", "future"}
+    assert attribute_values(data, "log_prob") == data["log_prob"][:]
+    for column in ("text", "topic"):
+        with pytest.raises(ValueError, match="`label`.*'tense'"):
+            attribute_values(data, column)

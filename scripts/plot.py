@@ -1,0 +1,76 @@
+"""Pictures of a trained model: they lie in its folder, with their numbers beside them as .json or .md.
+
+    python scripts/plot.py output curves
+    python scripts/plot.py output kl
+    python scripts/plot.py output map --label tense
+    python scripts/plot.py output map --data my.tsv --label topic --method tsne
+    python scripts/plot.py output interpolation --texts "the king sold a letter ." "will our nurses hide many keys ?"
+    python scripts/plot.py output my_model rate_distortion
+    python scripts/plot.py docs schedules
+
+Without --data, `kl` and `map` take the test sentences of the built-in corpus. `rate_distortion` compares the
+results.json of several folders; `schedules` needs no model.
+"""
+
+import argparse
+import json
+from pathlib import Path
+from typing import get_args
+
+from hf_vrae.command_line import run_script
+
+
+def main():
+    from hf_vrae import latent, plots
+    from hf_vrae.data.datasets import attribute_values
+    from hf_vrae.hub import load
+    from hf_vrae.modeling.distributions import kl_per_dimension
+    from hf_vrae.training.run import encode_file
+    from hf_vrae.training.schedules import KLSchedule, ScheduleKind
+
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folders", nargs="+", help="What train.py wrote; the picture goes to the first")
+    parser.add_argument("mode", choices=["curves", "kl", "map", "interpolation", "rate_distortion", "schedules"])
+    parser.add_argument("--data", help=".txt, .csv, .tsv, .json, .jsonl or .parquet; by default the built-in corpus")
+    parser.add_argument("--text_column", help="Column of the text; by default 'text', or the only one of strings")
+    parser.add_argument("--label", default="tense", help="Column to colour a map by; of the corpus also a factor")
+    parser.add_argument("--method", default="pca", choices=["pca", "tsne"], help="How a map is made flat")
+    parser.add_argument("--max_samples", type=int, help="Take only the first so many sequences")
+    parser.add_argument("--texts", nargs=2, default=[], help="Ends of an interpolation")
+    parser.add_argument("--steps", type=int, default=7, help="Points of an interpolation, its ends included")
+    parser.add_argument("--seed", type=int, default=42, help="Of the built-in corpus and of t-SNE")
+    args = parser.parse_args()
+
+    folder, numbers = Path(args.folders[0]), None
+    picture = folder / f"{args.mode}.png"
+    if args.mode in ("kl", "map", "interpolation"):
+        model, tokenizer = load(str(folder))
+    if args.mode in ("kl", "map"):
+        data, q = encode_file(model.cpu(), tokenizer, args.data, args.text_column, args.max_samples, args.seed)
+    if args.mode == "curves":
+        plots.plot_training_curves(folder / "metrics.jsonl", picture)
+    elif args.mode == "kl":
+        kl, variance = kl_per_dimension(q, model.prior()).double().mean(0), q.mean.double().var(0)
+        numbers = {"kl": kl.tolist(), "variance": variance.tolist(), "num_sequences": len(data)}
+        plots.plot_kl_per_dimension(kl, variance, picture)
+    elif args.mode == "map":
+        plots.plot_latent_map(q.mean, attribute_values(data, args.label), args.method, picture, args.label, args.seed)
+    elif args.mode == "interpolation":
+        table = plots.interpolation_table(latent.interpolate_texts(model, tokenizer, args.texts, args.steps))
+        picture = folder / "interpolation.md"
+        picture.write_text(table)
+        print(table)
+    elif args.mode == "rate_distortion":
+        numbers = [{"name": Path(f).name, **json.loads((Path(f) / "results.json").read_text())} for f in args.folders]
+        plots.plot_rate_distortion(numbers, picture)
+    else:
+        folder.mkdir(parents=True, exist_ok=True)
+        courses = {kind: KLSchedule(kind, 1000) for kind in get_args(ScheduleKind)}
+        plots.plot_schedules({kind: [course(t) for t in range(1000)] for kind, course in courses.items()}, picture)
+    if numbers:
+        picture.with_suffix(".json").write_text(json.dumps(numbers, indent=2) + "\n")
+    print(f"Written to {picture}")
+
+
+if __name__ == "__main__":
+    run_script(main)
