@@ -278,7 +278,7 @@ def _label_points(figure, axis, xs, ys, names, colours) -> None:
 
 
 def plot_schedules(curves: dict[str, Sequence[float]], picture: str | Path | None = None):
-    """Each course of the KL weight over a run, a panel each.
+    """Each course of the KL weight, or of a KL capacity, over a run, a panel each.
 
     Args:
         curves: by the schedule's name, its value at equal steps from the run's start to its end.
@@ -296,7 +296,7 @@ def plot_schedules(curves: dict[str, Sequence[float]], picture: str | Path | Non
         axis.set(title=name, xlim=(0, 100), ylim=(0, 1.1 * max([1e-9, *values])))
         axis.grid(alpha=0.3)
         if place % columns == 0:
-            axis.set_ylabel("KL weight")
+            axis.set_ylabel("KL weight, or C / last C")
         if place + columns >= len(curves):
             axis.set_xlabel("share of the run, %")
             axis.tick_params(labelbottom=True)

@@ -65,8 +65,9 @@ def main():
         plots.plot_rate_distortion(numbers, picture)
     else:
         folder.mkdir(parents=True, exist_ok=True)
-        courses = {kind: KLSchedule(kind, 1000) for kind in get_args(ScheduleKind)}
-        plots.plot_schedules({kind: [course(t) for t in range(1000)] for kind, course in courses.items()}, picture)
+        courses = {kind: KLSchedule(kind, 1000, capacity=1.0) for kind in get_args(ScheduleKind)}
+        curves = {k: [s(t) if s.target(t) is None else s.target(t) for t in range(1000)] for k, s in courses.items()}
+        plots.plot_schedules(curves, picture)
     if numbers:
         picture.with_suffix(".json").write_text(json.dumps(numbers, indent=2) + "\n")
     print(f"Written to {picture}")

@@ -17,8 +17,8 @@ def factor_information(codes: np.ndarray, factors: np.ndarray) -> tuple[np.ndarr
     """Mutual information of each latent dimension, cut into 20 bins of equal width, with each factor, in nats.
 
     I = sum_bv p(b, v) log [p(b, v) / (p(b) p(v))] with the frequencies for p (Locatello et al. 2019, appendix C). It
-    exceeds the truth by about 19 (V - 1) / (2 N) for a factor of V values; in a gap between two dimensions that
-    cancels.
+    exceeds the truth by about 19 (V - 1) / (2 N) for a factor of V values; in a gap between two dimensions most
+    of that cancels.
 
     Args:
         codes: a code for each of N sequences, [N, D].

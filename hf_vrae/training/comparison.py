@@ -1,0 +1,139 @@
+"""Recipes trained one after the other, and their results in one table beside the published ones."""
+
+import json
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+
+import yaml
+from accelerate import PartialState
+
+from .arguments import parse_recipe
+from .checkpoints import RUN_FILES, checkpoints
+from .run import run
+
+# Column, key of results.json, digits.
+COLUMNS = [
+    ("NLL (IW)", "nll_iw", 2),
+    ("PPL (IW)", "ppl_iw", 2),
+    ("-ELBO", "neg_elbo", 2),
+    ("reconstruction", "reconstruction", 2),
+    ("KL", "kl", 2),
+    ("MI", "mutual_information", 2),
+    ("MI of 32", "mutual_information_32", 2),
+    ("AU", "active_units", 0),
+]
+
+
+def find_recipes(folder: str | Path) -> list[Path]:
+    """The folder's recipes that are rows, those with a `title`, by name.
+
+    Raises:
+        ValueError: where there is none.
+    """
+    recipes = [path for path in sorted(Path(folder).glob("*.yaml")) if "title" in (_read(path) or {})]
+    if not recipes:
+        raise ValueError(f"The folder {str(folder)!r} holds no recipe (.yaml) with a `title`.")
+    return recipes
+
+
+def train_rows(recipes: Sequence[Path], output_dir: str | Path, seeds: Sequence[int], flags: Sequence[str]) -> None:
+    """Train and evaluate each recipe with each seed in `output_dir/NAME-SEED`, unless that is done already.
+
+    An interrupted row goes on from its last checkpoint.
+
+    Args:
+        recipes: paths.
+        flags: of scripts/train.py, for all rows.
+    """
+    for path in recipes:
+        for seed in seeds:
+            folder = Path(output_dir) / f"{path.stem}-{seed}"
+            if (folder / "results.json").is_file():
+                continue
+            own = ["--config", str(path), *flags, "--output_dir", str(folder), "--seed", str(seed)]
+            if checkpoints(folder) or checkpoints(folder / "autoencoder"):
+                own += ["--resume_from_checkpoint", "latest"]
+            elif any((folder / name).exists() for name in RUN_FILES):
+                own += ["--overwrite_output_dir"]  # it stopped before its first checkpoint
+            run(parse_recipe(own))
+            PartialState().wait_for_everyone()
+
+
+def collect(recipes: Sequence[Path], results_dir: str | Path) -> list[dict]:
+    """A row for each recipe: its `title` and `published` numbers, and the results of its seeds.
+
+    Args:
+        results_dir: holds NAME-SEED/results.json as [`train_rows`] leaves them, or NAME-SEED.json.
+    """
+    rows = []
+    for path in recipes:
+        recipe = _read(path)
+        found = sorted([*Path(results_dir).glob(f"{path.stem}-*/results.json"), *Path(results_dir).glob("*.json")])
+        runs = [
+            json.loads(file.read_text())
+            for file in found
+            if (file.parent.name if file.name == "results.json" else file.stem).rpartition("-")[0] == path.stem
+        ]
+        rows.append({"name": recipe["title"], "published": recipe.get("published") or {}, "runs": runs})
+    return rows
+
+
+def comparison_table(rows: Sequence[dict]) -> str:
+    """Markdown: a line a row, the mean of its seeds with their standard deviation, each published number in brackets.
+
+    Args:
+        rows: what [`collect`] returns; one without runs stays empty and says so.
+    """
+    names = ["", *(name for name, _, _ in COLUMNS), "parameters", "minutes", "seeds"]
+    lines = ["| " + " | ".join(names) + " |", "| --- |" + " ---: |" * (len(names) - 1)]
+    for row in rows:
+        cells = [row["name"]]
+        for _, key, digits in COLUMNS:
+            published = row["published"].get(key)
+            beside = "" if published is None else f" ({published:.{digits}f})"
+            cells.append(_mean([run[key] for run in row["runs"] if key in run], digits) + beside)
+        described = [run["run"] for run in row["runs"]]
+        cells.append(f"{described[0]['num_parameters']:,}" if described else "")
+        cells.append(_mean([run["training_seconds"] / 60 for run in described], 0))
+        cells.append(", ".join(str(run["seed"]) for run in described) or "not run")
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def comparison_notes(rows: Sequence[dict]) -> str:
+    """What the table's numbers are of: samples, sequences, hardware, versions."""
+    runs = [run for row in rows for run in row["runs"]]
+    if not runs:
+        return "No row has been run.\n"
+    distinct = {
+        "K": {run["num_samples"] for run in runs},
+        "sequences": {run["num_sequences"] for run in runs},
+        "sequences of MI": {run["mi_num_sequences"] for run in runs},
+        "hardware": {run["run"]["hardware"] for run in runs},
+        "torch": {run["run"]["versions"]["torch"] for run in runs},
+        "SHA-256 of the evaluated split": {run["run"]["data"][run["split"]]["sha256"][:12] for run in runs},
+    }
+    said = [f"{name}: {', '.join(map(str, sorted(values)))}" for name, values in distinct.items()]
+    return "; ".join(said) + ". In brackets: published. Nats a sequence where nothing else is said.\n"
+
+
+def points(rows: Sequence[dict]) -> list[dict]:
+    """Each row's mean rate and distortion, as `plots.plot_rate_distortion` takes them."""
+    names = ("kl", "reconstruction")
+    return [
+        {"name": row["name"], **{name: statistics.mean(run[name] for run in row["runs"]) for name in names}}
+        for row in rows
+        if row["runs"]
+    ]
+
+
+def _mean(values: list[float], digits: int) -> str:
+    if not values:
+        return ""
+    spread = f" ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else ""
+    return f"{statistics.mean(values):.{digits}f}{spread}"
+
+
+def _read(path: Path) -> dict:
+    return yaml.safe_load(path.read_text())

@@ -1,0 +1,56 @@
+"""Train a folder of recipes one after the other, and set their results in one table beside the published ones.
+
+    accelerate launch scripts/compare.py recipes/text/ptb --output_dir ptb --rows lm bn_vae_06 --seeds 1 2 3 \\
+        --train_file ptb/train.txt --validation_file ptb/validation.txt --test_file ptb/test.txt
+    python scripts/compare.py recipes/text/ptb --output_dir recipes/text/ptb/results --table_only
+
+Further flags are those of scripts/train.py, for every row. A row that is done is not trained again, one that was
+interrupted goes on. The folder then holds table.md, table.json, and with the extra `viz` rate_distortion.png.
+"""
+
+import argparse
+import json
+from pathlib import Path
+
+from hf_vrae.command_line import run_script
+
+
+def main():
+    from accelerate import PartialState
+
+    from hf_vrae import plots
+    from hf_vrae.training import comparison
+
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("recipes", help="Folder of recipes; those with a title are rows")
+    parser.add_argument("--output_dir", required=True, help="Holds a folder a row and seed")
+    parser.add_argument("--rows", nargs="+", help="Names of the recipes to train; by default all")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[42])
+    parser.add_argument("--table_only", action="store_true", help="Train nothing")
+    args, flags = parser.parse_known_args()
+
+    recipes, folder = comparison.find_recipes(args.recipes), Path(args.output_dir)
+    unknown = set(args.rows or []) - {path.stem for path in recipes}
+    if unknown:
+        raise ValueError(f"`rows` names {sorted(unknown)[0]!r}; there are {', '.join(p.stem for p in recipes)}.")
+    chosen = [path for path in recipes if args.rows is None or path.stem in args.rows]
+    if not args.table_only:
+        comparison.train_rows(chosen, folder, args.seeds, flags)
+    elif flags:
+        raise ValueError(f"`table_only` trains nothing, so {flags[0]} has no effect.")
+    if not PartialState().is_main_process:
+        return
+    rows = comparison.collect(recipes, folder)
+    table = comparison.comparison_table(rows) + "\n" + comparison.comparison_notes(rows)
+    (folder / "table.md").write_text(table)
+    (folder / "table.json").write_text(json.dumps(rows, indent=2) + "\n")
+    try:
+        if comparison.points(rows):
+            plots.plot_rate_distortion(comparison.points(rows), folder / "rate_distortion.png")
+    except ImportError:
+        print("No picture: it needs matplotlib, pip install 'hf_vrae[viz]'")
+    print(table)
+
+
+if __name__ == "__main__":
+    run_script(main)

@@ -1,0 +1,88 @@
+"""Rows that are trained once, resumed where they stopped, and set beside what was published."""
+
+import json
+
+import pytest
+
+from hf_vrae.training import comparison
+from hf_vrae.training.loop import Interrupted, TrainingLoop
+from tests.scripts import fresh_accelerator
+from tests.training.conftest import TINY
+
+
+@pytest.fixture
+def folder(tmp_path):
+    recipes = tmp_path / "recipes"
+    recipes.mkdir()
+    (recipes / "base.yaml").write_text("training:\n  learning_rate: 0.01\n")
+    (recipes / "vae.yaml").write_text("base: base.yaml\ntitle: VAE\npublished: {nll_iw: 101.2, active_units: 0}\n")
+    text = "base: base.yaml\ntitle: LM\nmodel:\n  latent_size: 0\ntraining:\n  kl_schedule: constant\n"
+    (recipes / "lm.yaml").write_text(text)
+    return recipes
+
+
+# A row's own settings come from its recipe: the flags of all rows leave them alone.
+FLAGS = TINY.replace("--latent_size 4", "").split()
+
+
+def test_rows_are_recipes_with_a_title(folder, tmp_path):
+    assert [path.stem for path in comparison.find_recipes(folder)] == ["lm", "vae"]
+    with pytest.raises(ValueError, match="no recipe"):
+        comparison.find_recipes(tmp_path)
+
+
+def test_rows_are_trained_once_and_interrupted_ones_go_on(folder, tmp_path, monkeypatch):
+    recipes, calls = comparison.find_recipes(folder), []
+    flush = TrainingLoop.flush
+
+    def stop_once(self):
+        calls.append(self.state.step)
+        return flush(self) or (15 if calls == [4, 6, 8] else 0)
+
+    monkeypatch.setattr(TrainingLoop, "flush", stop_once)
+    with pytest.raises(Interrupted):
+        comparison.train_rows(recipes, tmp_path / "out", [1], FLAGS)
+    for _ in range(2):
+        fresh_accelerator()
+        comparison.train_rows(recipes, tmp_path / "out", [1], FLAGS)
+    assert calls == [4, 6, 8, 12, 4, 6, 8, 12]  # the first went on from step 8, and a third call trained nothing
+    rows = comparison.collect(recipes, tmp_path / "out")
+    assert [row["name"] for row in rows] == ["LM", "VAE"]
+    assert [run["run"]["seed"] for row in rows for run in row["runs"]] == [1, 1]
+    assert rows[0]["runs"][0]["kl"] == 0 < rows[1]["runs"][0]["kl"]
+
+
+def test_the_table_has_means_deviations_published_numbers_and_empty_rows(folder, tmp_path):
+    numbers = {key: 1.0 for _, key, _ in comparison.COLUMNS}
+    described = {"num_parameters": 1234, "training_seconds": 120.0}
+    for seed, nll in ((1, 100.0), (2, 102.0)):
+        results = numbers | {"nll_iw": nll, "run": described | {"seed": seed}}
+        (tmp_path / f"vae-{seed}.json").write_text(json.dumps(results))
+    rows = comparison.collect(comparison.find_recipes(folder), tmp_path)
+    head, _, lm, vae = comparison.comparison_table(rows).splitlines()
+    assert "| 101.00 ± 1.41 (101.20) |" in vae and "| 1 ± 0 (0) |" in vae and vae.endswith("| 1,234 | 2 ± 0 | 1, 2 |")
+    assert lm.count("|") == head.count("|") and lm.endswith("| not run |") and "1" not in lm
+    assert comparison.points(rows) == [{"name": "VAE", "kl": 1.0, "reconstruction": 1.0}]
+
+
+def test_an_autoencoder_first_is_part_of_the_run_and_of_its_resumption(tiny, tmp_path, monkeypatch):
+    from hf_vrae.training.run import run
+
+    flags = "--autoencoder_epochs 0.4 --free_bits 0.1 --eval_strategy epoch"
+    whole = run(tiny(flags, "whole"))
+    assert json.loads((tmp_path / "whole" / "autoencoder" / "results.json").read_text())["run"]["steps"] == 6
+    flush = TrainingLoop.flush
+    for stop_at in (("autoencoder", 4), ("resumed", 6)):  # in the first stage, then in the second
+
+        def stop(self, stop_at=stop_at):
+            return flush(self) or (15 if (self.output_dir.name, self.state.step) == stop_at else 0)
+
+        monkeypatch.setattr(TrainingLoop, "flush", stop)
+        fresh_accelerator()
+        resumed = "" if stop_at[0] == "autoencoder" else " --resume_from_checkpoint latest"
+        with pytest.raises(Interrupted):
+            run(tiny(flags + resumed, "resumed"))
+    monkeypatch.setattr(TrainingLoop, "flush", flush)
+    fresh_accelerator()
+    again = run(tiny(flags + " --resume_from_checkpoint latest", "resumed"))
+    assert again["nll_iw"] == pytest.approx(whole["nll_iw"])
