@@ -149,6 +149,7 @@ class VRAEEncoder(nn.Module):
         super().__init__()
         self.config = config
         self.embed_tokens = nn.Embedding(config.vocab_size, config.embedding_size)
+        self.dropout = Dropout(config.encoder_dropout, config.kernels)
         self.rnn = RecurrentEncoder(
             config.rnn_type,
             config.layer_norm,
@@ -187,8 +188,9 @@ class VRAEEncoder(nn.Module):
                 attention_mask = input_ids != self.config.pad_token_id
         if output_hidden_states is None:
             output_hidden_states = self.config.output_hidden_states
-        summary, hidden_states = self.rnn(inputs_embeds, attention_mask, output_hidden_states)  # [B, H]
-        mean, logvar = self.posterior(summary)  # [B, D]
+        inputs = self.dropout(inputs_embeds)
+        summary, hidden_states = self.rnn(inputs, attention_mask, output_hidden_states)  # [B, H]
+        mean, logvar = self.posterior(self.dropout(summary))  # [B, D]
         return VRAEEncoderOutput(
             last_hidden_state=mean.unsqueeze(1),
             mean=mean,

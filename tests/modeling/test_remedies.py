@@ -185,6 +185,17 @@ def test_a_language_model_learns_all_of_its_weights(batch):
     assert trained_once(model, batch)[0].loss < before.loss
 
 
+def test_encoder_dropout_is_of_training_and_of_the_encoder(batch):
+    model = make_model(encoder_dropout=0.5, **DRY)
+    quiet = model.encode(**batch)
+    torch.testing.assert_close(model.encode(**batch).mean, quiet.mean)
+    model.train()
+    first, second = model.encode(**batch), model.encode(**batch)
+    assert not torch.equal(first.mean, second.mean)
+    decoder = [model(latents=quiet.mean, decoder_input_ids=batch["input_ids"]).logits for _ in range(2)]
+    torch.testing.assert_close(*decoder)
+
+
 def test_skip_connections_add_what_a_layer_was_given(batch):
     model = make_model(decoder_layers=2, skip_connections=True)
     decoder, latents = model.model.decoder, torch.randn(4, 6)
