@@ -10,7 +10,9 @@ from pathlib import Path
 import pytest
 import yaml
 
+from hf_vrae import VRAEConfig
 from hf_vrae.data.grammar import generate_corpus
+from hf_vrae.training import comparison
 from hf_vrae.training.arguments import parse_recipe
 from hf_vrae.training.run import make_model, run
 from tests.scripts import fresh_accelerator, script
@@ -24,6 +26,7 @@ SMALL = {
     "evaluate.py": "--num_samples 2 --max_samples 200",
     "generate.py": "--max_length 8",
     "plot.py": "--max_samples 60",
+    "compare.py": "--rows lm bn_vae --corpus_size 300 --max_steps 2 --num_importance_samples 2",
 }
 
 
@@ -49,6 +52,7 @@ def desk(tmp_path_factory):
     (folder / "my.csv").write_text("id,body\n" + "\n".join(f"{i},{text}" for i, text in enumerate(texts)))
     (folder / "will.txt").write_text("\n".join(text for text in texts if " will " in text))
     (folder / "did.txt").write_text("\n".join(text for text in texts if " did " in text))
+    (folder / "recipes").symlink_to(ROOT / "recipes")
     return folder
 
 
@@ -109,6 +113,24 @@ def test_the_ptb_recipe_is_the_protocol(tokenizer):
     assert (training.optim, training.learning_rate, training.max_grad_norm) == ("sgd", 1.0, 5.0)
     assert (training.kl_schedule, training.kl_start, training.kl_weight) == ("linear", 0.1, 1.0)
     assert training.kl_warmup_steps == 10 * -(-42_068 // training.per_device_train_batch_size)
+
+
+@pytest.mark.parametrize(("document", "folder"), [("PAPERS.md", "ptb"), ("docs/remedies.md", "corpus")])
+def test_tables_are_those_of_the_results_beside_the_recipes(document, folder):
+    recipes = ROOT / "recipes/text" / folder
+    rows = comparison.collect(comparison.find_recipes(recipes), recipes / "results")
+    assert any(row["runs"] for row in rows)
+    assert (
+        comparison.comparison_table(rows) + "\n" + comparison.comparison_notes(rows) in (ROOT / document).read_text()
+    )
+
+
+def test_every_remedy_has_flags_that_exist():
+    flags = re.findall(r"`(--[^`]*)`", (ROOT / "docs/remedies.md").read_text())
+    assert len(flags) >= 20
+    for line in flags:
+        recipe = parse_recipe(line.split())
+        recipe.training.check_model(VRAEConfig(vocab_size=50, **vars(recipe.model)))
 
 
 def test_cards_are_those_of_runs():

@@ -12,6 +12,7 @@ from .arguments import parse_recipe
 from .checkpoints import RUN_FILES, checkpoints
 from .run import run
 
+MARK = "<!-- compare.py -->\n"
 # Column, key of results.json, digits.
 COLUMNS = [
     ("NLL (IW)", "nll_iw", 2),
@@ -95,7 +96,7 @@ def comparison_table(rows: Sequence[dict]) -> str:
             cells.append(_mean([run[key] for run in row["runs"] if key in run], digits) + beside)
         described = [run["run"] for run in row["runs"]]
         cells.append(f"{described[0]['num_parameters']:,}" if described else "")
-        cells.append(_mean([run["training_seconds"] / 60 for run in described], 0))
+        cells.append(_mean([run["training_seconds"] / 60 for run in described], 1))
         cells.append(", ".join(str(run["seed"]) for run in described) or "not run")
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
@@ -126,6 +127,18 @@ def points(rows: Sequence[dict]) -> list[dict]:
         for row in rows
         if row["runs"]
     ]
+
+
+def insert_table(document: str | Path, table: str) -> None:
+    """Put the table in the place of what stands between two lines `<!-- compare.py -->` of a Markdown document.
+
+    Raises:
+        ValueError: where there are not two such lines.
+    """
+    parts = Path(document).read_text().split(MARK)
+    if len(parts) != 3:
+        raise ValueError(f"{str(document)!r} must have two lines {MARK.strip()!r}, got {len(parts) - 1}.")
+    Path(document).write_text(MARK.join([parts[0], "\n" + table + "\n", parts[2]]))
 
 
 def _mean(values: list[float], digits: int) -> str:

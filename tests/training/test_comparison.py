@@ -60,9 +60,23 @@ def test_the_table_has_means_deviations_published_numbers_and_empty_rows(folder,
         (tmp_path / f"vae-{seed}.json").write_text(json.dumps(results))
     rows = comparison.collect(comparison.find_recipes(folder), tmp_path)
     head, _, lm, vae = comparison.comparison_table(rows).splitlines()
-    assert "| 101.00 ± 1.41 (101.20) |" in vae and "| 1 ± 0 (0) |" in vae and vae.endswith("| 1,234 | 2 ± 0 | 1, 2 |")
+    assert (
+        "| 101.00 ± 1.41 (101.20) |" in vae and "| 1 ± 0 (0) |" in vae and vae.endswith("| 1,234 | 2.0 ± 0.0 | 1, 2 |")
+    )
     assert lm.count("|") == head.count("|") and lm.endswith("| not run |") and "1" not in lm
     assert comparison.points(rows) == [{"name": "VAE", "kl": 1.0, "reconstruction": 1.0}]
+
+
+def test_a_table_takes_its_place_in_a_document(tmp_path):
+    document = tmp_path / "doc.md"
+    document.write_text("before\n<!-- compare.py -->\nold\n<!-- compare.py -->\nafter\n")
+    for _ in range(2):
+        comparison.insert_table(document, "| new |\n")
+        text = "before\n<!-- compare.py -->\n\n| new |\n\n<!-- compare.py -->\nafter\n"
+        assert document.read_text() == text
+    document.write_text("no place")
+    with pytest.raises(ValueError, match="must have two lines"):
+        comparison.insert_table(document, "| new |\n")
 
 
 def test_an_autoencoder_first_is_part_of_the_run_and_of_its_resumption(tiny, tmp_path, monkeypatch):
