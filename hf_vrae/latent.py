@@ -43,13 +43,13 @@ def attribute_vector(with_attribute: torch.Tensor, without: torch.Tensor) -> tor
 
 @torch.no_grad()
 def encode_texts(model, tokenizer, texts: list[str], batch_size: int = 64) -> torch.Tensor:
-    """Posterior means of texts, [N, D]."""
+    """Posterior means of texts, or of a vMF posterior directions, [N, D]: what stands for a text in latent space."""
     if not texts or not all(text.strip() for text in texts):
         raise ValueError(f"`texts` must hold at least one text and no empty one, got {texts[:3]}.")
     means = []
     for start in range(0, len(texts), batch_size):
         batch = tokenizer(texts[start : start + batch_size], return_tensors="pt", padding=True)
-        means.append(model.encode(**batch.to(model.device)).mean)
+        means.append(model.encode(**batch.to(model.device)).mode)
     return torch.cat(means)
 
 

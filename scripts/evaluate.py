@@ -16,7 +16,7 @@ def main():
     from accelerate import PartialState
 
     from hf_vrae.hub import load
-    from hf_vrae.training.run import evaluate_file
+    from hf_vrae.measure import evaluate_file, transfer_file
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", required=True, help="Folder, or repository of the Hub")
@@ -31,15 +31,25 @@ def main():
     parser.add_argument("--seed", type=int, default=42, help="Of the noise")
     parser.add_argument("--text_metrics", action="store_true", help="Also measure reconstructions and samples")
     parser.add_argument("--num_text_samples", type=int, default=1000, help="Texts, and samples, that these are of")
-    parser.add_argument("--judge", help="Model, of --text_metrics, that tells how likely the samples are")
+    parser.add_argument("--judge", help="Model that tells how likely the samples, or the moved texts, are")
     parser.add_argument("--disentanglement", action="store_true", help="MIG and DCI, on the built-in corpus")
+    parser.add_argument("--transfer_train", help="Labelled .tsv or .csv: also move the texts of --data between labels")
+    parser.add_argument("--label", default="label", help="Column of the label, of --transfer_train and --data")
+    parser.add_argument("--label_values", nargs=2, help="The two labels; by default the column's two")
     parser.add_argument("--output", help="Write the numbers to this .json file")
     args = vars(parser.parse_args())
     output = args.pop("output")
+    judge = args["judge"] = load(args["judge"]) if args["judge"] else None
+    model, path = load(args.pop("model")), args.pop("data")
+    train, *label = [args.pop(name) for name in ("transfer_train", "label", "label_values")]
+    if train and not path:
+        raise ValueError("`transfer_train` moves the texts of --data, which is not given.")
     if not args.pop("text_metrics"):
         args["num_text_samples"] = None
-    args["judge"] = load(args["judge"]) if args["judge"] else None
-    results = evaluate_file(*load(args.pop("model")), args.pop("data"), **args)
+        args["judge"] = None if train else judge
+    results = evaluate_file(*model, path, **args)
+    if train and PartialState().is_main_process:
+        results["transfer"] = transfer_file(*model, train, path, *label, judge=judge)
     if PartialState().is_main_process:
         print(json.dumps({name: value for name, value in results.items() if name != "run"}, indent=2))
         if output:

@@ -25,7 +25,7 @@ def main():
     from hf_vrae.data.datasets import attribute_values
     from hf_vrae.hub import load
     from hf_vrae.modeling.distributions import kl_per_dimension
-    from hf_vrae.training.run import encode_file
+    from hf_vrae.measure import encode_file
     from hf_vrae.training.schedules import KLSchedule, ScheduleKind
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)

@@ -68,6 +68,7 @@ STOREYS = {
     "plots": set(),
     "hub": set(),
     "training": {"modeling", "data", "evaluation"},
+    "measure": {"data", "evaluation", "latent", "training"},
     "command_line": {"training"},
     "__init__": {"modeling"},
 }

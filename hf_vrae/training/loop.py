@@ -47,7 +47,7 @@ decoder's words (--word_dropout); show it z at every place (--latent_conditionin
 # Aggressive training (He et al. 2019, released code): the encoder's loss is compared over windows of 15 updates, of
 # which there are fewer than 100 before each of the decoder's.
 ENCODER_WINDOW, MAX_ENCODER_UPDATES = 15, 99
-MULTIPLIER_STEP = 0.01  # of gradient ascent, a nat below or above the minimum rate
+MULTIPLIER_STEP = 0.003  # of gradient ascent, a nat below or above the minimum rate
 SHOWN = 3  # reconstructions and prior samples printed at each evaluation
 
 
@@ -219,7 +219,7 @@ class TrainingLoop:
 
     def kl_weight(self, step: int) -> float:
         """KL weight of update number `step`, less the multiplier of a minimum rate."""
-        return self.kl_schedule(step) - self.state.rate_multiplier
+        return max(0.0, self.kl_schedule(step) - self.state.rate_multiplier)
 
     def train_encoder(self, micro_batches: Iterator[dict[str, torch.Tensor]]) -> None:
         """Bring q(z|x) up to date with the decoder: steps of the encoder alone until its loss, the mean over a window
@@ -240,10 +240,12 @@ class TrainingLoop:
 
     def hold_rate(self, terms: torch.Tensor, count: int) -> None:
         """Gradient ascent on the multiplier u >= 0 of u (r - KL), r the minimum desired rate (Pelsmaeker & Aziz 2020,
-        sec. 3.3): below the rate a nat of KL costs less and less, and in the end pays."""
+        sec. 3.3): below the rate a nat of KL costs less and less. At u = beta it costs nothing and u stops: were KL to
+        pay, q(z|x) would take it without telling anything.
+        """
         kl = self.accelerator.reduce(terms[2], "sum").item() / count
         step = MULTIPLIER_STEP * (self.args.minimum_rate - kl)
-        self.state.rate_multiplier = max(0.0, self.state.rate_multiplier + step)
+        self.state.rate_multiplier = min(max(0.0, self.state.rate_multiplier + step), self.args.kl_weight)
 
     # The run.
 

@@ -16,22 +16,17 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
 from datasets import Dataset, DatasetDict
-from torch.distributions import Distribution
 from transformers import GenerationConfig, PreTrainedTokenizerFast
 
-from ..data.collators import AutoencodingCollator
 from ..data.datasets import load_text, split_validation, tokenize
 from ..data.grammar import generate_corpus
-from ..data.tokenization import decode, load_tokenizer, train_tokenizer
-from ..evaluation.disentanglement import evaluate_disentanglement
-from ..evaluation.information import encode_dataset
+from ..data.tokenization import load_tokenizer, train_tokenizer
 from ..evaluation.likelihood import evaluate
-from ..evaluation.text import bleu_signature, evaluate_text
 from ..modeling.configuration_vrae import VRAEConfig
 from ..modeling.modeling_vrae import VRAEForSequenceGeneration
 from .arguments import DataArguments, Recipe, TrainArguments
 from .checkpoints import checkpoints, find_checkpoint, prepare_output_dir
-from .loop import TrainingLoop, make_accelerator, use_all_of_the_cpu
+from .loop import TrainingLoop, make_accelerator
 
 logger = logging.getLogger(__name__)
 
@@ -128,80 +123,6 @@ def pretrain_autoencoder(recipe: Recipe) -> TrainArguments:
         )
         run(dataclasses.replace(recipe, training=autoencoder))
     return then
-
-
-def evaluate_file(
-    model,
-    tokenizer: PreTrainedTokenizerFast,
-    path: str | None = None,
-    text_column: str | None = None,
-    encoding: str = "utf-8",
-    max_length: int = 128,
-    max_samples: int | None = None,
-    num_samples: int = 100,
-    batch_size: int = 32,
-    seed: int = 42,
-    svi_steps: int = 0,
-    num_text_samples: int | None = None,
-    judge: tuple | None = None,
-    disentanglement: bool = False,
-) -> dict:
-    """[`evaluate`] a trained model on a file, or without one on the test sentences of the built-in corpus.
-
-    With `num_text_samples`, "text" holds the metrics of [`evaluate_text`] on the first so many texts, with `judge`;
-    `disentanglement` adds [`evaluate_disentanglement`] under that name. One process measures these, and its results
-    alone have them.
-    """
-    if num_text_samples is not None:
-        bleu_signature()  # says at once, not after the likelihoods, if the extra is missing
-        if num_text_samples < 2:
-            raise ValueError(f"`num_text_samples` must be at least 2, for self-BLEU, got {num_text_samples}.")
-    elif judge is not None:
-        raise ValueError("`judge` reads the samples of the text metrics: pass --text_metrics too.")
-    if disentanglement and path is not None:
-        raise ValueError(
-            f"`disentanglement` needs the true factors, which only the built-in corpus has; got the file {path!r}. "
-            "Leave out one of the two."
-        )
-    if num_samples < 1 or batch_size < 1:
-        raise ValueError(f"`num_samples` and `batch_size` must be above 0, got {num_samples} and {batch_size}.")
-    accelerator = Accelerator()
-    use_all_of_the_cpu(accelerator)
-    with accelerator.main_process_first():
-        if path is None:
-            text = generate_corpus(seed=seed)["test"]
-        else:
-            text = load_text(test_file=path, text_column=text_column, encoding=encoding)["test"]
-        text = text.select(range(min(max_samples or text.num_rows, text.num_rows)))
-        data = tokenize(text, tokenizer, max_length, "test")
-    collator = AutoencodingCollator(tokenizer.pad_token_id)
-    metrics = {}
-    if disentanglement and accelerator.is_main_process:  # first: it says at once where its extra is missing
-        metrics["disentanglement"] = evaluate_disentanglement(model, data, collator, batch_size, seed)
-    metrics |= evaluate(model, data, collator, num_samples, batch_size, seed, accelerator, svi_steps=svi_steps)
-    if num_text_samples is not None and accelerator.is_main_process:
-        rows = data.select(range(min(num_text_samples, data.num_rows)))
-        texts = [decode(tokenizer, [row["input_ids"]])[0] if row["truncated"] else row["text"] for row in rows]
-        metrics["text"] = evaluate_text(model, tokenizer, texts, batch_size, seed, judge)
-    return {**metrics, "run": describe_run(accelerator, model, DatasetDict(test=data), seed)}
-
-
-def encode_file(
-    model,
-    tokenizer: PreTrainedTokenizerFast,
-    path: str | None = None,
-    text_column: str | None = None,
-    max_samples: int | None = None,
-    seed: int = 42,
-) -> tuple[Dataset, Distribution]:
-    """The rows of a file, or without one of the built-in corpus' test split, with all their columns, and their q(z|x).
-
-    Rows without a word are left out.
-    """
-    text = load_text(test_file=path, text_column=text_column)["test"] if path else generate_corpus(seed=seed)["test"]
-    text = text.select(range(min(max_samples or text.num_rows, text.num_rows)))
-    data = tokenize(text, tokenizer, DataArguments().max_length, "test")
-    return data, encode_dataset(model, data, AutoencodingCollator(tokenizer.pad_token_id))
 
 
 def load_corpus(data: DataArguments, seed: int) -> DatasetDict:

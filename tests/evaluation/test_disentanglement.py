@@ -14,7 +14,7 @@ from hf_vrae.evaluation.disentanglement import (
     mutual_information_gap,
 )
 from hf_vrae.evaluation.information import encode_dataset
-from hf_vrae.training.run import evaluate_file
+from hf_vrae.measure import evaluate_file
 from tests.models import make_model
 
 VALUES = (2, 3, 5)

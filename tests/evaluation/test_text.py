@@ -33,7 +33,7 @@ from hf_vrae.evaluation.text import (
 )
 from hf_vrae.evaluation.text.generated import draw_samples
 from hf_vrae.latent import reconstruct_texts
-from hf_vrae.training.run import evaluate_file
+from hf_vrae.measure import evaluate_file
 from tests.models import make_model
 from tests.scripts import script
 

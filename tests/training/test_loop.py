@@ -282,12 +282,12 @@ def test_aggressive_training_ends_with_its_last_epoch(tiny, monkeypatch):
 
 
 def test_a_minimum_rate_is_held_where_the_posterior_would_collapse(tiny, tmp_path):
-    flags = "--max_steps 150 --logging_steps 10 --kl_schedule constant --kl_weight 2 --initializer_range 0.01"
+    flags = "--max_steps 400 --logging_steps 50 --kl_schedule constant"
     run(tiny(flags, "free"))
     run(tiny(flags + " --minimum_rate 3", "held"))
     free, held = (lines(tmp_path / name, "train")[-1] for name in ("free", "held"))
-    assert free["kl"] < 0.5 and held["kl"] > 1.5
-    assert held["kl_weight"] < 2
+    assert free["kl"] < 1 and 2 < held["kl"] < 6
+    assert 0 <= held["kl_weight"] < 1
 
 
 def test_a_capacity_draws_the_kl_up(tiny, tmp_path):

@@ -66,7 +66,7 @@ def reconstruction_quality(
     with _in_evaluation_mode(model):
         for indices, batch in _batches(model, tokenizer, texts, batch_size, "Reconstructing"):
             q = model.encode(**batch)
-            latents = {"mean": q.mean, "sample": q.sample((), noise_generators(seed, indices))}
+            latents = {"mean": q.mode, "sample": q.sample((), noise_generators(seed, indices))}
             for (latent, z), (search, beams) in ((z, search) for z in latents.items() for search in searches.items()):
                 ids = model.generate(latents=z, do_sample=False, num_beams=beams, **options)
                 decoded[f"{latent}_{search}"] += decode(tokenizer, ids)
