@@ -24,8 +24,8 @@ def main():
     from hf_vrae import latent, plots
     from hf_vrae.data.datasets import attribute_values
     from hf_vrae.hub import load
-    from hf_vrae.modeling.distributions import kl_per_dimension
     from hf_vrae.measure import encode_file
+    from hf_vrae.modeling.distributions import kl_per_dimension
     from hf_vrae.training.schedules import KLSchedule, ScheduleKind
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)

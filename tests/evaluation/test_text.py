@@ -33,7 +33,7 @@ from hf_vrae.evaluation.text import (
 )
 from hf_vrae.evaluation.text.generated import draw_samples
 from hf_vrae.latent import reconstruct_texts
-from hf_vrae.measure import evaluate_file
+from hf_vrae.measure import evaluate_file, transfer_file
 from tests.models import make_model
 from tests.scripts import script
 
@@ -301,3 +301,21 @@ def test_a_text_that_was_cut_is_measured_as_the_model_read_it(trained, tokenizer
     (tmp_path / "long.txt").write_text("\n".join(["the king sold a letter .", "the queen found the old map ."]))
     results = evaluate_file(trained, tokenizer, str(tmp_path / "long.txt"), max_length=5, num_text_samples=2)
     assert results["text"]["samples"]["reference_mean_length"] == 3
+
+
+def test_texts_are_moved_between_two_labels_of_a_file(trained, tokenizer, tmp_path):
+    """Strength 0 reconstructs; a direction far beyond any text's own takes all texts to the same end."""
+    corpus = generate_corpus(120, 60, 1)
+    for split in ("train", "validation"):
+        rows = [f"{'q' if text.endswith('?') else 's'}\t{text}" for text in corpus[split]["text"]]
+        (tmp_path / f"{split}.tsv").write_text("\n".join(["label\ttext", *rows, "x\tsome text"]) + "\n")
+    paths = str(tmp_path / "train.tsv"), str(tmp_path / "validation.tsv")
+    results = transfer_file(
+        trained, tokenizer, *paths, values=["q", "s"], strengths=[50.0], judge=(trained, tokenizer), max_samples=20
+    )
+    assert results["labels"] == ["q", "s"] and set(results["strengths"]) == {"0", "50"}
+    for scores in results["strengths"].values():
+        assert scores["num_texts"] == 20 and scores["perplexity"] > 1
+    assert results["strengths"]["50"]["source_bleu"] <= results["strengths"]["0"]["source_bleu"]
+    with pytest.raises(ValueError, match="two labels of column 'label'"):
+        transfer_file(trained, tokenizer, *paths)

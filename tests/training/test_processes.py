@@ -10,8 +10,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from hf_vrae.modeling import distributions
 from hf_vrae.measure import evaluate_file
+from hf_vrae.modeling import distributions
 from hf_vrae.training.arguments import parse_recipe
 from hf_vrae.training.run import run
 from tests.training.conftest import TINY
