@@ -7,7 +7,6 @@ from datasets import Dataset, DatasetDict
 from torch.distributions import Distribution
 from transformers import PreTrainedTokenizerFast
 
-from . import latent
 from .data.collators import AutoencodingCollator
 from .data.datasets import attribute_values, load_text, tokenize
 from .data.grammar import generate_corpus
@@ -22,6 +21,7 @@ from .evaluation.text import (
     forward_perplexity,
     train_text_classifier,
 )
+from .latent import move_texts
 from .training.arguments import DataArguments
 from .training.loop import use_all_of_the_cpu
 from .training.run import describe_run
@@ -137,7 +137,7 @@ def transfer_file(
     for source, (without, examples) in zip(values, (groups, groups[::-1]), strict=True):
         rows = [i for i, own in enumerate(test["label"]) if own == source]
         texts = [test["text"][i] for i in rows]
-        done = latent.move_texts(model, tokenizer, texts, examples, without, list(moved)) if texts else []
+        done = move_texts(model, tokenizer, texts, examples, without, list(moved)) if texts else []
         for i, row in zip(rows * len(moved), done, strict=True):
             moved[row["strength"]][i] = row["moved"]
     results = {}

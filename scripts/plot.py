@@ -47,6 +47,8 @@ def main():
         model, tokenizer = load(str(folder))
     if args.mode in ("kl", "map"):
         data, q = encode_file(model.cpu(), tokenizer, args.data, args.text_column, args.max_samples, args.seed)
+    if args.mode == "kl" and model.config.posterior == "vmf":
+        raise ValueError("`posterior` vmf has one constant KL, which does not divide among dimensions.")
     if args.mode == "curves":
         plots.plot_training_curves(folder / "metrics.jsonl", picture)
     elif args.mode == "kl":

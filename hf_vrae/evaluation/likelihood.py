@@ -56,7 +56,7 @@ def evaluate(
     Returns:
         in nats a sequence where nothing else is said: `neg_elbo`, `reconstruction`, `kl`, `nll_iw`, `ppl_iw`,
         `ppl_elbo`, `bits_per_token`, `bits_per_character`, `mutual_information` (of `mi_num_sequences` sequences),
-        `mutual_information_32` (the mean over batches of 32, as He et al. 2019 have it, at most log 32 = 3.47),
+        `mutual_information_32` (the mean over batches of 32, the size of He et al. 2019, at most log 32 = 3.47),
         `active_units`, `num_samples`, `num_sequences`, `num_tokens`, and `true_nll` where the data know it.
     """
     accelerator = accelerator or Accelerator()

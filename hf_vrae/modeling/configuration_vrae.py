@@ -214,9 +214,13 @@ class VRAEConfig(PreTrainedConfig):
                 f"term that {free} could leave free. Set one of them to its default.",
             ),
             (
-                several and (self.mmd_weight > 0 or self.svi_steps > 0),
-                f"`num_train_samples` {self.num_train_samples} trains the importance-weighted bound: `mmd_weight` and "
-                "`svi_steps` are of the ELBO. Set one of them to its default.",
+                several and (self.mmd_weight > 0 or self.svi_steps > 0 or self.bag_of_words_weight > 0),
+                f"`num_train_samples` {self.num_train_samples} trains the importance-weighted bound: `mmd_weight`, "
+                "`bag_of_words_weight` and `svi_steps` are of the ELBO. Set one of them to its default.",
+            ),
+            (
+                self.svi_steps > 0 and self.free_bits > 0,
+                f"`svi_steps` {self.svi_steps} descends the whole -ELBO, of which {free} charges a part. Keep one.",
             ),
             (
                 self.svi_steps > 0 and self.kernels != "plain",

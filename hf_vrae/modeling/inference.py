@@ -31,7 +31,8 @@ def refine(
     Returns:
         the refined posterior; without `differentiable` there is no gradient in it.
     """
-    with torch.enable_grad():
+    # cuDNN's recurrent layers have no second derivative, and outside of training not even a first.
+    with torch.enable_grad(), torch.backends.cudnn.flags(enabled=False):
         parameters = torch.stack([posterior.mean, posterior.logvar])  # [2, B, D]
         if not differentiable:
             parameters = parameters.detach().requires_grad_()

@@ -66,8 +66,8 @@ class VRAEEncoderOutput(ModelOutput):
 class VRAEOutput(ModelOutput):
     """
     Args:
-        loss: mean over the examples of reconstruction + kl_weight * KL, in nats a sequence; in training with
-            `free_bits` the KL that is charged for.
+        loss: mean over the examples of reconstruction + kl_weight * KL, in nats a sequence; in training what the
+            configuration makes of it: the KL that is charged for, further terms, or the importance-weighted bound.
         logits: [B, T, V], of the token that follows each decoder position.
         reconstruction_loss: mean of -log p(x|z), summed over tokens, in nats a sequence.
         kl: mean of KL(q(z|x) || p(z)), neither weighted nor clamped, in nats a sequence.
@@ -111,6 +111,8 @@ class VRAEPreTrainedModel(PreTrainedModel):
             init.uniform_(module.weight, -bound, bound)
         elif isinstance(module, nn.Linear):
             init.uniform_(module.weight, -bound, bound)
+            if module.bias is not None:
+                init.zeros_(module.bias)
             if isinstance(module, BatchNormPosterior):
                 init.zeros_(module.shift)
                 init.zeros_(module.running_mean)
@@ -596,7 +598,7 @@ class VRAEForSequenceGeneration(VRAEPreTrainedModel, GenerationMixin):
         # log q with its parameters held fixed: the encoder's gradient flows through z alone.
         log_ratio = posterior.detach().log_prob(z) - self.prior().log_prob(z)
         log_weights = -nll - self.kl_weight * log_ratio.detach()
-        weights = doubly_reparameterised_weights(log_weights, z)
+        weights = doubly_reparameterised_weights(log_weights, z, self.kl_weight)
         scale = (weights / len(labels)).reshape(-1, 1).expand(repeated.shape)
         weighted_nll = linear_cross_entropy(features, self.lm_head.weight, repeated.flatten(), scale.flatten())
         surrogate = weighted_nll + self.kl_weight * (weights * log_ratio).sum(0).mean()
@@ -643,6 +645,11 @@ class VRAEForSequenceGeneration(VRAEPreTrainedModel, GenerationMixin):
             labels: as in [`forward`].
             num_steps, generator, differentiable: as in [`refine`].
         """
+        if self.config.posterior != "gaussian":
+            raise ValueError(
+                f"`svi_steps` would move the posterior out of the family {self.config.posterior}, and its floor of "
+                "the KL with it. Take a model whose `posterior` is gaussian."
+            )
 
         def sequence_negative_elbo(q, z):
             beta = self.kl_weight if self.training else 1.0
@@ -870,6 +877,9 @@ class VRAEForSequenceGeneration(VRAEPreTrainedModel, GenerationMixin):
         embeddings = super().resize_token_embeddings(new_num_tokens, pad_to_multiple_of, mean_resizing)
         decoder_embeddings = self.model.decoder.embed_tokens
         self._get_resized_embeddings(decoder_embeddings, embeddings.weight.shape[0], mean_resizing=mean_resizing)
+        if self.config.bag_of_words_weight:
+            size = embeddings.weight.shape[0]
+            self.bag_of_words[-1] = self._get_resized_lm_head(self.bag_of_words[-1], size, mean_resizing=mean_resizing)
         return embeddings
 
 

@@ -69,7 +69,9 @@ def importance_weighted_bound(log_weights: torch.Tensor) -> torch.Tensor:
     return torch.logsumexp(log_weights, dim=0) - math.log(log_weights.shape[0])
 
 
-def doubly_reparameterised_weights(log_weights: torch.Tensor, latents: torch.Tensor) -> torch.Tensor:
+def doubly_reparameterised_weights(
+    log_weights: torch.Tensor, latents: torch.Tensor, kl_weight: float = 1.0
+) -> torch.Tensor:
     """Normalised importance weights [K, B] without gradient, `latents` being made to take each its own once more.
 
     A loss sum_k weight_k (-log w_k), with q's parameters held fixed in log w_k, then has the gradient of the
@@ -79,9 +81,12 @@ def doubly_reparameterised_weights(log_weights: torch.Tensor, latents: torch.Ten
     Args:
         log_weights: log p(x, z_k) - log q(z_k|x), [K, B].
         latents: the z_k, reparameterised, [K, B, D]; their gradient is weighted from now on.
+        kl_weight: beta of weights p(x|z) (p(z) / q(z|x))^beta, whose score term is beta times as large: the second
+            weight is then 1 - beta + beta weight_k.
     """
     weights = log_weights.detach().softmax(0)
-    latents.register_hook(lambda gradient: gradient * weights.unsqueeze(-1))
+    once_more = (1 - kl_weight + kl_weight * weights).unsqueeze(-1)
+    latents.register_hook(lambda gradient: gradient * once_more)
     return weights
 
 

@@ -46,7 +46,8 @@ class BatchNormPosterior(GaussianPosterior):
         learn_scale: let the dimensions share it out, with root mean square gamma (DU-VAE, Shen et al. 2021).
     """
 
-    momentum, eps = 0.1, 1e-5  # torch's BatchNorm1d
+    # The recipes of the field start the means at a variance of 1e-8: torch's eps of 1e-5 would leave no floor.
+    momentum, eps = 0.1, 1e-12
 
     def __init__(self, hidden_size: int, latent_size: int, gamma: float, learn_scale: bool = False):
         super().__init__(hidden_size, latent_size)
@@ -58,23 +59,36 @@ class BatchNormPosterior(GaussianPosterior):
 
     def moments(self, a: torch.Tensor, b: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         centre, variance = self.running_mean, self.running_var
-        if self.training:
-            sums = torch.stack([a.sum(0), a.square().sum(0), torch.full_like(a[0], len(a))])  # [3, D]
-            count = len(a)
-            if torch.distributed.is_available() and torch.distributed.is_initialized():
-                sums = torch.distributed.nn.functional.all_reduce(sums)  # with a gradient
-                count = sums[2, 0].item()
-            if count > 1:
-                centre = sums[0] / count
-                variance = (sums[1] / count - centre.square()).clamp(min=0)
-                with torch.no_grad():
-                    self.running_mean.lerp_(centre, self.momentum)
-                    self.running_var.lerp_(variance * count / (count - 1), self.momentum)
+        count = _sum_over_processes(a.new_tensor([float(len(a))])).item() if self.training else 0
+        if count > 1:
+            centre = _sum_over_processes(a.sum(0)) / count
+            variance = _sum_over_processes((a - centre).square().sum(0)) / count
+            with torch.no_grad():
+                self.running_mean.lerp_(centre.to(self.running_mean.dtype), self.momentum)
+                unbiased = variance * count / (count - 1)
+                self.running_var.lerp_(unbiased.to(self.running_var.dtype), self.momentum)
         scale = self.gamma
         if self.scale is not None:
             scale = self.gamma * self.scale / self.scale.square().mean().sqrt()
         mean = scale * (a - centre) * (variance + self.eps).rsqrt() + self.shift
         return super().moments(mean, b)
+
+
+class _AllReduce(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        x = x.clone()
+        torch.distributed.all_reduce(x)
+        return x
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return _AllReduce.apply(gradient)  # every process's loss depends on every process's summand
+
+
+def _sum_over_processes(x: torch.Tensor) -> torch.Tensor:
+    several = torch.distributed.is_available() and torch.distributed.is_initialized()
+    return _AllReduce.apply(x) if several else x
 
 
 class CommittedRatePosterior(GaussianPosterior):

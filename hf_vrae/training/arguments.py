@@ -180,9 +180,21 @@ class TrainArguments:
                 f"{self.model_name_or_path!r} would bring. Keep one of them.",
             ),
             (
-                self.kl_weight == 0 and self.free_bits > 0,
-                f"`kl_weight` 0 charges nothing for the KL, so there is nothing for `free_bits` {self.free_bits} to "
-                "leave free.",
+                self.kl_weight == 0 and (self.free_bits > 0 or capacity or self.minimum_rate > 0),
+                f"`kl_weight` 0 charges nothing for the KL: `free_bits` {self.free_bits}, `kl_capacity` "
+                f"{self.kl_capacity} and `minimum_rate` {self.minimum_rate} are without effect.",
+            ),
+            (
+                self.svi_steps > 0 and (capacity or self.minimum_rate > 0),
+                f"`svi_steps` {self.svi_steps} descends the -ELBO, but `kl_capacity` or `minimum_rate` train "
+                "something else. Keep one.",
+            ),
+            (
+                self.overwrite_output_dir
+                and bool(self.model_name_or_path)
+                and Path(self.model_name_or_path).resolve().is_relative_to(Path(self.output_dir).resolve()),
+                f"`overwrite_output_dir` would delete the model to start from: {self.model_name_or_path!r} lies in "
+                f"`output_dir` {self.output_dir!r}.",
             ),
             (
                 self.aggressive and self.svi_steps > 0,
@@ -222,6 +234,10 @@ class TrainArguments:
                 (
                     config.latent_size == 0 and self.autoencoder_epochs > 0,
                     "`latent_size` 0 is a language model without z, which `autoencoder_epochs` cannot pre-train.",
+                ),
+                (
+                    config.posterior == "vmf" and self.autoencoder_epochs > 0,
+                    "`posterior` vmf has a constant KL: with or without `autoencoder_epochs` it costs the same.",
                 ),
                 (
                     self.aggressive and config.tie_word_embeddings,

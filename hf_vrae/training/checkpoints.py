@@ -40,7 +40,8 @@ def prepare_output_dir(output_dir: str | Path, overwrite: bool) -> None:
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"`output_dir` {str(folder)!r} is a file.")
     files = [folder / name for name in (*RUN_FILES, "config.json", "model.safetensors") if (folder / name).exists()]
-    folders = checkpoints(folder) + [path for path in [folder / "autoencoder"] if path.is_dir()]
+    first_stage = folder / "autoencoder"
+    folders = checkpoints(folder) + [first_stage] * (first_stage / "recipe.yaml").is_file()
     if (files or folders) and not overwrite:
         raise ValueError(
             f"`output_dir` {str(folder)!r} already holds a run. Name another folder, go on with that run by "

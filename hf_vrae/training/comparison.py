@@ -96,7 +96,8 @@ def comparison_table(rows: Sequence[dict]) -> str:
             cells.append(_mean([run[key] for run in row["runs"] if key in run], digits) + beside)
         described = [run["run"] for run in row["runs"]]
         cells.append(f"{described[0]['num_parameters']:,}" if described else "")
-        cells.append(_mean([run["training_seconds"] / 60 for run in described], 1))
+        seconds = [run["training_seconds"] + run.get("autoencoder_seconds", 0.0) for run in described]
+        cells.append(_mean([s / 60 for s in seconds], 1))
         cells.append(", ".join(str(run["seed"]) for run in described) or "not run")
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"

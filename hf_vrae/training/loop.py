@@ -359,9 +359,11 @@ class TrainingLoop:
             checkpoint = find_checkpoint(self.output_dir, "latest")
         except ValueError:
             return f"{message} There is no checkpoint yet."
+        first_stage = self.output_dir.name == "autoencoder" and (self.output_dir.parent / "recipe.yaml").is_file()
+        recipe = (self.output_dir.parent if first_stage else self.output_dir) / "recipe.yaml"
         return (
             f"{message} The last checkpoint is {checkpoint}. Go on with: accelerate launch scripts/train.py "
-            f"--config {self.output_dir / 'recipe.yaml'} --resume_from_checkpoint latest"
+            f"--config {recipe} --resume_from_checkpoint latest"
         )
 
     # What a run says.

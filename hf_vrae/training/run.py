@@ -24,7 +24,7 @@ from ..data.tokenization import load_tokenizer, train_tokenizer
 from ..evaluation.likelihood import evaluate
 from ..modeling.configuration_vrae import VRAEConfig
 from ..modeling.modeling_vrae import VRAEForSequenceGeneration
-from .arguments import DataArguments, Recipe, TrainArguments
+from .arguments import DataArguments, ModelArguments, Recipe, TrainArguments
 from .checkpoints import checkpoints, find_checkpoint, prepare_output_dir
 from .loop import TrainingLoop, make_accelerator
 
@@ -43,6 +43,8 @@ _OF_BOTH_STAGES = [
 
 OF_THE_LOSS = ("free_bits", "free_bits_form", "mmd_weight", "num_train_samples", "svi_steps")
 """What of the configuration the run's arguments set, whatever model it starts from."""
+FREE_TO_CHANGE = ("dropout", "encoder_dropout", "word_dropout", "kernels", "initializer_range")
+"""What of a saved model a recipe may set anew: no weight depends on it."""
 
 
 def run(recipe: Recipe) -> dict:
@@ -59,7 +61,10 @@ def run(recipe: Recipe) -> dict:
         prepare_output_dir(output_dir, args.overwrite_output_dir)
         recipe.save(output_dir / "recipe.yaml")
     accelerator.wait_for_everyone()
-    if args.autoencoder_epochs:
+    first_stage = args.autoencoder_epochs > 0
+    if first_stage:
+        # What the second stage would refuse is refused before the first.
+        args.check_model(configuration(recipe, vocab_size=5))
         args = pretrain_autoencoder(recipe)
         recipe = dataclasses.replace(recipe, training=args)
     if args.report_to != "none":
@@ -75,6 +80,9 @@ def run(recipe: Recipe) -> dict:
         model, tokenizer, data["train"], data["validation"], args, accelerator, fingerprint(data["train"])
     )
     numbers = loop.run()
+    if first_stage:
+        before = json.loads((output_dir / "autoencoder" / "results.json").read_text())["run"]
+        numbers["autoencoder_seconds"] = before["training_seconds"]
     model = loop.plain_model
     if accelerator.is_main_process:
         model.save_pretrained(output_dir)
@@ -111,6 +119,8 @@ def pretrain_autoencoder(recipe: Recipe) -> TrainArguments:
     then = dataclasses.replace(args, autoencoder_epochs=0.0, model_name_or_path=str(folder), reset_decoder=True)
     if not checkpoints(args.output_dir):  # nothing of what follows is there yet to be resumed
         then.resume_from_checkpoint = None
+        for name in ("metrics.jsonl", "samples.jsonl"):
+            (Path(args.output_dir) / name).unlink(missing_ok=True)
     if not (folder / "results.json").is_file():
         autoencoder = TrainArguments(
             **{name: getattr(args, name) for name in _OF_BOTH_STAGES},
@@ -120,6 +130,7 @@ def pretrain_autoencoder(recipe: Recipe) -> TrainArguments:
             kl_weight=0.0,
             num_importance_samples=1,
             resume_from_checkpoint="latest" if checkpoints(folder) else None,
+            overwrite_output_dir=not checkpoints(folder),  # it stopped before its first
         )
         run(dataclasses.replace(recipe, training=autoencoder))
     return then
@@ -179,22 +190,49 @@ def fingerprint(data: Dataset) -> str:
 
 def make_model(recipe: Recipe, tokenizer: PreTrainedTokenizerFast, longest: int) -> VRAEForSequenceGeneration:
     """A new model for a tokenizer, or the one to start from; it generates up to the longest training sequence."""
+    args = recipe.training
     marks = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("pad", "unk", "bos", "eos")}
     marks["decoder_start_token_id"] = tokenizer.bos_token_id
-    if recipe.training.model_name_or_path:
-        model = VRAEForSequenceGeneration.from_pretrained(recipe.training.model_name_or_path)
-        if recipe.training.reset_decoder:
+    config = configuration(recipe, vocab_size=1 + max(tokenizer.get_vocab().values()), **marks)
+    if args.model_name_or_path:
+        model = start_from(args.model_name_or_path, config)
+        if args.reset_decoder:
             model.reset_decoder()
     else:
-        model = VRAEForSequenceGeneration(
-            VRAEConfig(vocab_size=1 + max(tokenizer.get_vocab().values()), **marks, **vars(recipe.model))
-        )
-    for name in OF_THE_LOSS:
-        setattr(model.config, name, getattr(recipe.training, name))
-    model.config.validate_architecture()
-    recipe.training.check_model(model.config)
+        model = VRAEForSequenceGeneration(config)
+    args.check_model(model.config)
     model.generation_config = GenerationConfig(max_length=longest, **marks_for_generation(marks))
     return model
+
+
+def configuration(recipe: Recipe, **of_the_tokenizer) -> VRAEConfig:
+    """The configuration that a recipe asks for."""
+    of_the_loss = {name: getattr(recipe.training, name) for name in OF_THE_LOSS}
+    return VRAEConfig(**of_the_tokenizer, **vars(recipe.model), **of_the_loss)
+
+
+def start_from(name_or_path: str, wanted: VRAEConfig) -> VRAEForSequenceGeneration:
+    """A saved model, with what of the wanted configuration is no matter of its weights.
+
+    Raises:
+        ValueError: where the recipe asks for another model; a field left at its default asks for nothing.
+    """
+    model = VRAEForSequenceGeneration.from_pretrained(name_or_path)
+    defaults = VRAEConfig()
+    for name in ModelArguments.__dataclass_fields__:
+        value = getattr(wanted, name)
+        if value in (getattr(defaults, name), getattr(model.config, name)):
+            continue
+        if name not in FREE_TO_CHANGE:
+            raise ValueError(
+                f"`{name}` is {getattr(model.config, name)} in the model {name_or_path!r}, and the recipe asks for "
+                f"{value}. Leave it out, or train a new model."
+            )
+        setattr(model.config, name, value)
+    for name in OF_THE_LOSS:
+        setattr(model.config, name, getattr(wanted, name))
+    model.config.validate_architecture()
+    return VRAEForSequenceGeneration.from_pretrained(name_or_path, config=model.config)  # modules hold some of it
 
 
 def marks_for_generation(marks: dict[str, int]) -> dict[str, int]:

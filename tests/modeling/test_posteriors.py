@@ -49,6 +49,18 @@ def test_batch_norm_keeps_the_mean_kl_above_its_floor(gamma, floor):
     assert kl_divergence(q, p).mean().item() == pytest.approx(floor, rel=1e-3)
 
 
+def test_the_floor_holds_from_the_first_step_of_the_recipes():
+    """Weights of U(-0.01, 0.01) make means with a variance of 1e-8, far below torch's eps."""
+    posterior = BatchNormPosterior(256, 32, gamma=0.6)
+    torch.nn.init.uniform_(posterior.weight, -0.01, 0.01)
+    mean, logvar = posterior(torch.randn(64, 256) * 1e-3 + 5)
+    q = posterior.distribution(mean, logvar)
+    kl = kl_divergence(q, posterior.distribution(torch.zeros(32), torch.zeros(32))).mean().item()
+    assert kl > 5.7
+    posterior.eval()
+    assert posterior.bfloat16()(torch.randn(2, 256).bfloat16())[0].isfinite().all()
+
+
 def test_learnt_scales_share_out_gamma():
     posterior = BatchNormPosterior(8, 4, 0.6, learn_scale=True)
     with torch.no_grad():

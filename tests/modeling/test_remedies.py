@@ -73,6 +73,18 @@ def test_mmd_and_bag_of_words_are_of_the_training_loss_only(batch):
     torch.testing.assert_close(outputs.loss, outputs.reconstruction_loss + outputs.kl)
 
 
+def test_a_bag_of_words_grows_with_the_vocabulary_and_starts_anywhere(batch, tmp_path):
+    make_model().save_pretrained(tmp_path)
+    model = VRAEForSequenceGeneration.from_pretrained(tmp_path, bag_of_words_weight=1.0)
+    assert all((layer.bias == 0).all() for layer in model.bag_of_words if isinstance(layer, nn.Linear))
+    model.resize_token_embeddings(50)
+    larger = batch | {"input_ids": batch["input_ids"].masked_fill(batch["input_ids"] > 30, 48)}
+    assert model.train()(**larger, labels=labels_of(model, larger)).loss.isfinite()
+    model.save_pretrained(tmp_path / "larger")
+    again = VRAEForSequenceGeneration.from_pretrained(tmp_path / "larger")
+    torch.testing.assert_close(again.bag_of_words[-1].weight, model.bag_of_words[-1].weight)
+
+
 def test_a_capacity_takes_the_place_of_the_kl(batch):
     model = make_model(**DRY)
     model.kl_weight, model.kl_capacity = 3.0, 50.0
@@ -217,7 +229,12 @@ def test_skip_connections_add_what_a_layer_was_given(batch):
         ({"posterior": "vmf", "free_bits": 0.1}, "constant KL, which `free_bits` 0.1 cannot change"),
         ({"learn_batch_norm_scale": True}, "is of `posterior` batch_norm, got gaussian"),
         ({"num_train_samples": 4, "free_bits": 0.1}, "`num_train_samples` 4 .* `free_bits` 0.1"),
-        ({"num_train_samples": 4, "mmd_weight": 0.1}, "`mmd_weight` and `svi_steps` are of the ELBO"),
+        ({"num_train_samples": 4, "mmd_weight": 0.1}, "`svi_steps` are of the ELBO"),
+        (
+            {"num_train_samples": 4, "bag_of_words_weight": 0.1},
+            "`bag_of_words_weight` and `svi_steps` are of the ELBO",
+        ),
+        ({"svi_steps": 4, "free_bits": 0.1, "kernels": "plain"}, "descends the whole -ELBO"),
         ({"svi_steps": 4}, "needs `kernels` plain, got auto"),
         ({"svi_steps": 4, "kernels": "plain", "posterior": "delta"}, "out of the family delta"),
     ],

@@ -81,7 +81,7 @@ def test_mistakes_in_a_recipe(content, message, write):
         ("--minimum_rate 3 --free_bits 0.1", "`free_bits` 0.1 leaves some KL free"),
         ("--kl_schedule capacity --kl_capacity 3 --minimum_rate 2", "both prescribe the KL"),
         ("--minimum_rate 3 --num_train_samples 5", "`minimum_rate` could hold"),
-        ("--kl_weight 0 --free_bits 0.1", "`kl_weight` 0 charges nothing"),
+        ("--kl_weight 0 --free_bits 0.1", "`kl_weight` 0 charges nothing for the KL"),
         ("--aggressive --svi_steps 2", "two ways to bring q(z|x) up to date"),
         ("--aggressive --eval_strategy no", "set `eval_strategy`"),
         ("--scheduled_sampling 0.2 --num_train_samples 5", "one decoder pass of one latent"),

@@ -95,8 +95,9 @@ def test_accumulation_makes_the_update_of_one_big_batch(steps, tiny, tmp_path, m
         "--optim sgd --momentum 0.9 --lr_scheduler_type reduce_lr_on_plateau --lr_decay_patience 1 --learning_rate 2",
         "--aggressive --posterior batch_norm --learn_batch_norm_scale True",
         "--minimum_rate 3 --scheduled_sampling 0.5 --mmd_weight 2 --bag_of_words_weight 0.1 --posterior delta",
-        "--kl_schedule capacity --kl_capacity 4 --svi_steps 2 --kernels plain",
-        "--num_train_samples 3 --skip_connections True --decoder_layers 2",
+        "--kl_schedule capacity --kl_capacity 4 --skip_connections True --decoder_layers 2",
+        "--svi_steps 2 --kernels plain",
+        "--num_train_samples 3",
         "--latent_size 0 --kl_schedule constant",
         "--posterior vmf --kl_schedule constant",
     ],
@@ -326,6 +327,8 @@ def test_scheduled_sampling_rises_to_its_share(tiny, monkeypatch):
         ("--aggressive --tie_word_embeddings --eval_strategy epoch", "shares its table with the decoder"),
         ("--posterior batch_norm --per_device_train_batch_size 1", "raise `per_device_train_batch_size`"),
         ("--mmd_weight 1 --per_device_train_batch_size 1", "compares a batch with the prior"),
+        ("--latent_size 0 --kl_schedule constant --autoencoder_epochs 1", "`autoencoder_epochs` cannot pre-train"),
+        ("--autoencoder_epochs 1 --num_train_samples 4 --free_bits 0.1", "has no KL term"),
         ("--num_train_samples 4 --free_bits 0.1", "has no KL term that `free_bits` 0.1"),
     ],
 )
@@ -383,6 +386,16 @@ def test_starting_from_a_model(tiny, tmp_path):
     for name in first:
         torch.testing.assert_close(second[name], first[name], atol=1e-7, rtol=0)
     assert results["run"]["data"]["train"]["sequences"] == 100
+
+
+def test_a_recipe_changes_of_a_saved_model_what_no_weight_depends_on(tiny, tmp_path):
+    run(tiny("--max_steps 1", "first"))
+    first = f" --max_steps 1 --model_name_or_path {tmp_path / 'first'}"
+    run(tiny("--word_dropout 0.7 --kernels plain --svi_steps 2" + first))
+    config = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert (config["word_dropout"], config["kernels"], config["svi_steps"]) == (0.7, "plain", 2)
+    with pytest.raises(ValueError, match="`posterior` is gaussian in the model .* the recipe asks for batch_norm"):
+        run(tiny("--posterior batch_norm" + first, "third"))
 
 
 def test_autoencoder_then_a_new_decoder_with_free_bits(tiny, tmp_path):
