@@ -52,6 +52,9 @@ def desk(tmp_path_factory):
     (folder / "my.csv").write_text("id,body\n" + "\n".join(f"{i},{text}" for i, text in enumerate(texts)))
     (folder / "will.txt").write_text("\n".join(text for text in texts if " will " in text))
     (folder / "did.txt").write_text("\n".join(text for text in texts if " did " in text))
+    for name, some in (("labelled", texts), ("labelled_test", texts[:40])):
+        rows = [f"{int(text.endswith('?'))}\t{text}" for text in some]
+        (folder / f"{name}.tsv").write_text("\n".join(["label\ttext", *rows]))
     (folder / "recipes").symlink_to(ROOT / "recipes")
     return folder
 

@@ -116,7 +116,13 @@ def pretrain_autoencoder(recipe: Recipe) -> TrainArguments:
     """
     args = recipe.training
     folder = Path(args.output_dir) / "autoencoder"
-    then = dataclasses.replace(args, autoencoder_epochs=0.0, model_name_or_path=str(folder), reset_decoder=True)
+    then = dataclasses.replace(
+        args,
+        autoencoder_epochs=0.0,
+        model_name_or_path=str(folder),
+        reset_decoder=True,
+        overwrite_output_dir=False,  # done
+    )
     if not checkpoints(args.output_dir):  # nothing of what follows is there yet to be resumed
         then.resume_from_checkpoint = None
         for name in ("metrics.jsonl", "samples.jsonl"):

@@ -83,7 +83,9 @@ def test_an_autoencoder_first_is_part_of_the_run_and_of_its_resumption(tiny, tmp
     from hf_vrae.training.run import run
 
     flags = "--autoencoder_epochs 0.4 --free_bits 0.1 --eval_strategy epoch"
-    whole = run(tiny(flags, "whole"))
+    run(tiny(flags + " --max_steps 2 --autoencoder_epochs 0.1", "whole"))
+    fresh_accelerator()
+    whole = run(tiny(flags + " --overwrite_output_dir", "whole"))
     assert json.loads((tmp_path / "whole" / "autoencoder" / "results.json").read_text())["run"]["steps"] == 6
     flush = TrainingLoop.flush
     for stop_at in (("autoencoder", 4), ("resumed", 6)):  # in the first stage, then in the second
