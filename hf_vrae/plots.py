@@ -209,6 +209,9 @@ def _plain(word: str) -> str:
     return re.sub(r"([\\|*_`<\[\]])", r"\\\1", word)
 
 
+MANY_ROWS = 8
+
+
 def plot_rate_distortion(rows: Sequence[dict], picture: str | Path | None = None):
     """Models as points of rate and distortion, with lines of equal -ELBO, their sum (Alemi et al. 2018, fig. 1).
 
@@ -222,12 +225,17 @@ def plot_rate_distortion(rows: Sequence[dict], picture: str | Path | None = None
     from matplotlib.ticker import MaxNLocator
 
     rate, distortion = (np.array([row[name] for row in rows]) for name in ("kl", "reconstruction"))
-    figure = _figure(8, 6)
+    names, many = [row["name"] for row in rows], len(rows) > MANY_ROWS
+    figure = _figure(11 if many else 8, 6)
     axis = figure.subplots()
     axis.set_title("Rate and distortion; on a grey line, -ELBO is the same")
     axis.set(xlabel="rate: KL, nats a sequence", ylabel="distortion: reconstruction, nats a sequence")
     colours = [COLOURS[i % len(COLOURS)] for i in range(len(rows))]
-    axis.scatter(rate, distortion, color=colours, s=60, zorder=3)
+    for place, (x, y, name, colour) in enumerate(zip(rate, distortion, names, colours, strict=True), start=1):
+        axis.scatter(x, y, color=colour, s=60, zorder=3, label=f"{place}  {name}" if many else name)
+    if many:  # their names would cover one another: numbers, and a list of them
+        figure.legend(loc="outside right center", fontsize=9, frameon=False)
+        names = [str(place) for place in range(1, len(rows) + 1)]
     room = max(np.ptp(rate), np.ptp(distortion), 1.0)
     right, low, high = rate.max() + 0.3 * room, distortion.min() - 0.15 * room, distortion.max() + 0.2 * room
     axis.set(xlim=(min(0, rate.min()) - 0.02 * room, right), ylim=(low, high))
@@ -243,7 +251,7 @@ def plot_rate_distortion(rows: Sequence[dict], picture: str | Path | None = None
         x = ends[0] + 0.04 * (ends[1] - ends[0])
         angled = {"rotation": -45, "rotation_mode": "anchor", "transform_rotates_text": True, "fontsize": 8}
         axis.text(x, level - x, text, color=style["color"], va="bottom", clip_on=True, **angled)
-    _label_points(figure, axis, rate, distortion, [row["name"] for row in rows], colours)
+    _label_points(figure, axis, rate, distortion, names, colours)
     return _saved(figure, picture)
 
 

@@ -122,11 +122,15 @@ def comparison_notes(rows: Sequence[dict]) -> str:
 
 def points(rows: Sequence[dict]) -> list[dict]:
     """Each row's mean rate and distortion, as `plots.plot_rate_distortion` takes them."""
-    names = ("kl", "reconstruction")
+    trained = [row for row in rows if row["runs"]]
     return [
-        {"name": row["name"], **{name: statistics.mean(run[name] for run in row["runs"]) for name in names}}
-        for row in rows
-        if row["runs"]
+        {"name": row["name"]}
+        | {
+            name: statistics.mean(run[name] for run in row["runs"])
+            for name in ("kl", "reconstruction", "true_nll")
+            if name in row["runs"][0]
+        }
+        for row in trained
     ]
 
 
