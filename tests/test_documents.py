@@ -122,7 +122,6 @@ def test_the_ptb_recipe_is_the_protocol(tokenizer):
 def test_tables_are_those_of_the_results_beside_the_recipes(document, folder):
     recipes = ROOT / "recipes/text" / folder
     rows = comparison.collect(comparison.find_recipes(recipes), recipes / "results")
-    assert any(row["runs"] for row in rows)
     assert (
         comparison.comparison_table(rows) + "\n" + comparison.comparison_notes(rows) in (ROOT / document).read_text()
     )

@@ -223,7 +223,8 @@ class NoEncoder(nn.Module):
         if given is None:
             raise ValueError("Pass `input_ids` or `inputs_embeds`: they tell how many rows there are.")
         nothing = torch.zeros(len(given), 0, device=given.device)
-        return VRAEEncoderOutput(last_hidden_state=nothing.unsqueeze(1), mean=nothing, logvar=nothing)
+        layers = () if output_hidden_states else None
+        return VRAEEncoderOutput(nothing.unsqueeze(1), mean=nothing, logvar=nothing, hidden_states=layers)
 
     def distribution(self, mean: torch.Tensor, logvar: torch.Tensor) -> DiagonalGaussian:
         """q(z|x) = p(z), in which there is nothing to draw: batch shape [B], event shape [0]."""
