@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+import numpy as np
 from accelerate import Accelerator
 from datasets import Dataset, DatasetDict
 from torch.distributions import Distribution
@@ -96,7 +97,8 @@ def encode_file(
     Rows without a word are left out.
     """
     text = load_text(test_file=path, text_column=text_column)["test"] if path else generate_corpus(seed=seed)["test"]
-    text = text.select(range(min(max_samples or text.num_rows, text.num_rows)))
+    # Spread over the file: labelled ones are often sorted.
+    text = text.select(np.linspace(0, text.num_rows - 1, min(max_samples or text.num_rows, text.num_rows)).astype(int))
     data = tokenize(text, tokenizer, DataArguments().max_length, "test")
     return data, encode_dataset(model, data, AutoencodingCollator(tokenizer.pad_token_id))
 
@@ -116,10 +118,11 @@ def transfer_file(
 
     Args:
         train_path: labelled texts, of which the direction is made, and the classifier that judges the result.
-        path: labelled texts to move, the first `max_samples` of these labels.
+        path: labelled texts to move, the first of each label, as many of the one as of the other where there are.
         label: the column.
         values: the two labels; by default the column's two.
         strengths: multiples of the direction that are added.
+        max_samples: texts to move, of both labels together.
         judge: a model, best a language model, and its tokenizer: adds the `perplexity` of the moved texts.
 
     Returns:
@@ -129,7 +132,9 @@ def transfer_file(
     train = _of_two_labels(load_text(test_file=train_path)["test"], label, values)
     values = sorted(set(train["label"]))
     test = _of_two_labels(load_text(test_file=path)["test"], label, values)
-    test = {name: column[:max_samples] for name, column in test.items()}
+    rows_of = [[i for i, own in enumerate(test["label"]) if own == value] for value in values]
+    first = [i for rows in rows_of for i in rows[: max_samples // 2]]
+    test = {name: [column[i] for i in first] for name, column in test.items()}
     classifier = train_text_classifier(train["text"], train["label"])
     groups = [[text for text, own in zip(train["text"], train["label"], strict=True) if own == v] for v in values]
     wanted = [values[1 - values.index(own)] for own in test["label"]]

@@ -35,7 +35,7 @@ def main():
     parser.add_argument("--text_column", help="Column of the text; by default 'text', or the only one of strings")
     parser.add_argument("--label", default="tense", help="Column to colour a map by; of the corpus also a factor")
     parser.add_argument("--method", default="pca", choices=["pca", "tsne"], help="How a map is made flat")
-    parser.add_argument("--max_samples", type=int, help="Take only the first so many sequences")
+    parser.add_argument("--max_samples", type=int, help="Take only so many sequences, spread over the file")
     parser.add_argument("--texts", nargs=2, default=[], help="Ends of an interpolation")
     parser.add_argument("--steps", type=int, default=7, help="Points of an interpolation, its ends included")
     parser.add_argument("--seed", type=int, default=42, help="Of the built-in corpus and of t-SNE")

@@ -108,11 +108,20 @@ def test_an_interpolation_is_a_table_with_what_changes_in_bold():
     assert lines[5] == r"| 1.00 | **a\|b \*** |"
 
 
+def test_many_rows_are_numbered_and_listed():
+    rows = [{"name": f"model {i}", "kl": float(i), "reconstruction": 18.0 - i} for i in range(1, 12)]
+    figure = plot_rate_distortion(rows)
+    (legend,) = figure.legends
+    assert [text.get_text() for text in legend.get_texts()] == [f"{i}  model {i}" for i in range(1, 12)]
+    assert {str(i) for i in range(1, 12)} <= {text.get_text() for text in figure.axes[0].texts}
+
+
 def test_rate_and_distortion_are_points_with_names_that_do_not_meet(tmp_path):
     rows = [{"name": f"model {i}", "kl": 5 + 0.02 * i, "reconstruction": 18.0, "true_nll": 22.5} for i in range(6)]
     figure = plot_rate_distortion(rows, tmp_path / "rate_distortion.png")
     (axis,) = figure.axes
-    assert axis.collections[0].get_offsets().tolist() == [[row["kl"], 18.0] for row in rows]
+    drawn = [points.get_offsets().tolist()[0] for points in axis.collections]
+    assert drawn == [[row["kl"], 18.0] for row in rows]
     for line in axis.lines:
         assert np.ptp(line.get_xdata() + np.asarray(line.get_ydata())) < 1e-9  # -ELBO is the same along it
     assert any("best possible 22.50" in text.get_text() for text in axis.texts)
