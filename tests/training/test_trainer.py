@@ -1,5 +1,7 @@
 """transformers' own trainers train the model, evaluate its bound and generate with it."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from transformers import DataCollatorForSeq2Seq, Seq2SeqTrainer, Seq2SeqTrainingArguments, Trainer, TrainingArguments
@@ -80,3 +82,12 @@ def test_forward_gives_trainer_what_it_asks_for(parts):
     assert model.accepts_loss_kwargs is False
     outputs = model(**collator([[2, 5, 3]]), return_dict=False)
     assert isinstance(outputs, tuple) and outputs[0].ndim == 0 and torch.isfinite(outputs[0])
+
+
+def test_the_callback_raises_a_capacity():
+    callback, model = KLAnnealingCallback("capacity", weight=3.0, warmup=10, capacity=8.0), make_model()
+    seen = []
+    for step in (0, 5, 10, 15):
+        callback.on_step_begin(None, SimpleNamespace(max_steps=20, global_step=step), None, model=model)
+        seen.append((model.kl_weight, model.kl_capacity))
+    assert seen == [(3.0, 0.0), (3.0, 4.0), (3.0, 8.0), (3.0, 8.0)]
