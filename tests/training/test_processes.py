@@ -53,8 +53,8 @@ def test_the_script_trains_in_two_processes(tmp_path):
 
 @pytest.mark.parametrize(
     "flags",
-    ["", "--posterior batch_norm --minimum_rate 3", "--aggressive --max_steps 4 --eval_steps 2"],
-    ids=["vae", "batch norm, minimum rate", "aggressive"],
+    ["", "--aggressive --posterior batch_norm --minimum_rate 3 --max_steps 3 --eval_steps 2"],
+    ids=["vae", "aggressive, batch norm, minimum rate"],
 )
 def test_two_processes_train_and_evaluate_like_one(flags, tmp_path):
     two, one, flags = str(tmp_path / "two"), str(tmp_path / "one"), flags.split()
