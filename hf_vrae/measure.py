@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 import numpy as np
+import torch
 from accelerate import Accelerator
 from datasets import Dataset, DatasetDict
 from torch.distributions import Distribution
@@ -22,7 +23,7 @@ from .evaluation.text import (
     forward_perplexity,
     train_text_classifier,
 )
-from .latent import move_texts
+from .latent import attribute_vector, decode_latents, encode_texts
 from .training.arguments import DataArguments
 from .training.loop import use_all_of_the_cpu
 from .training.run import describe_run
@@ -66,10 +67,7 @@ def evaluate_file(
     accelerator = Accelerator()
     use_all_of_the_cpu(accelerator)
     with accelerator.main_process_first():
-        if path is None:
-            text = generate_corpus(seed=seed)["test"]
-        else:
-            text = load_text(test_file=path, text_column=text_column, encoding=encoding)["test"]
+        text = _text(path, text_column, encoding, seed)
         text = text.select(range(min(max_samples or text.num_rows, text.num_rows)))
         data = tokenize(text, tokenizer, max_length, "test")
     collator = AutoencodingCollator(tokenizer.pad_token_id)
@@ -96,7 +94,7 @@ def encode_file(
 
     Rows without a word are left out.
     """
-    text = load_text(test_file=path, text_column=text_column)["test"] if path else generate_corpus(seed=seed)["test"]
+    text = _text(path, text_column, "utf-8", seed)
     # Spread over the file: labelled ones are often sorted.
     text = text.select(np.linspace(0, text.num_rows - 1, min(max_samples or text.num_rows, text.num_rows)).astype(int))
     data = tokenize(text, tokenizer, DataArguments().max_length, "test")
@@ -132,23 +130,21 @@ def transfer_file(
     train = _of_two_labels(load_text(test_file=train_path)["test"], label, values)
     values = sorted(set(train["label"]))
     test = _of_two_labels(load_text(test_file=path)["test"], label, values)
-    rows_of = [[i for i, own in enumerate(test["label"]) if own == value] for value in values]
-    first = [i for rows in rows_of for i in rows[: max_samples // 2]]
-    test = {name: [column[i] for i in first] for name, column in test.items()}
     classifier = train_text_classifier(train["text"], train["label"])
-    groups = [[text for text, own in zip(train["text"], train["label"], strict=True) if own == v] for v in values]
-    wanted = [values[1 - values.index(own)] for own in test["label"]]
-    moved = {0.0: {}} | {strength: {} for strength in strengths}
-    for source, (without, examples) in zip(values, (groups, groups[::-1]), strict=True):
-        rows = [i for i, own in enumerate(test["label"]) if own == source]
-        texts = [test["text"][i] for i in rows]
-        done = move_texts(model, tokenizer, texts, examples, without, list(moved)) if texts else []
-        for i, row in zip(rows * len(moved), done, strict=True):
-            moved[row["strength"]][i] = row["moved"]
-    results = {}
-    for strength, texts in moved.items():
-        texts = [texts[i] for i in range(len(wanted))]
-        scores = attribute_transfer(test["text"], texts, wanted, classifier)
+    groups, moving = (
+        [[text for text, own in zip(*rows.values(), strict=True) if own == value] for value in values]
+        for rows in (train, test)
+    )
+    moving = [texts[: max_samples // 2] for texts in moving]
+    source, counts = sum(moving, []), [len(texts) for texts in moving]
+    wanted = [values[1]] * counts[0] + [values[0]] * counts[1]
+    without, examples = (encode_texts(model, tokenizer, group) for group in groups)
+    direction = attribute_vector(examples, without)  # [D]
+    towards = torch.tensor([1.0, -1.0]).repeat_interleave(torch.tensor(counts)).unsqueeze(1).to(direction)  # [N, 1]
+    latents, results = encode_texts(model, tokenizer, source), {}
+    for strength in (0.0, *strengths):
+        texts = decode_latents(model, tokenizer, latents + strength * towards * direction)
+        scores = attribute_transfer(source, texts, wanted, classifier)
         if judge is not None:
             scores["perplexity"] = forward_perplexity(*judge, texts)["perplexity"]
         results[f"{strength:g}"] = scores
@@ -164,5 +160,13 @@ def _of_two_labels(data: Dataset, label: str, values: Sequence | None) -> dict[s
         raise ValueError(
             f"`values` must name two labels of column {label!r}, which holds {sorted(set(labels))[:9]}; got {values}."
         )
-    rows = [i for i, (own, text) in enumerate(zip(labels, data["text"], strict=True)) if own in found and text.strip()]
-    return {"text": [data[i]["text"].strip() for i in rows], "label": [labels[i] for i in rows]}
+    rows = [(text.strip(), own) for text, own in zip(data["text"][:], labels, strict=True) if own in found]
+    rows = [row for row in rows if row[0]]
+    return {"text": [text for text, _ in rows], "label": [own for _, own in rows]}
+
+
+def _text(path: str | None, text_column: str | None, encoding: str, seed: int) -> Dataset:
+    """The rows of a file, or without one the test sentences of the built-in corpus."""
+    if path is None:
+        return generate_corpus(seed=seed)["test"]
+    return load_text(test_file=path, text_column=text_column, encoding=encoding)["test"]

@@ -541,9 +541,10 @@ class VRAEForSequenceGeneration(VRAEPreTrainedModel, GenerationMixin):
             if posterior is None and outputs.posterior_mean is not None:
                 posterior = self.model.encoder.distribution(outputs.posterior_mean, outputs.posterior_logvar)
             if posterior is not None:
-                kl = kl_divergence(posterior, self.prior()).mean()
-                charged = self._charged_kl(posterior) if self.training else kl
+                kl = kl_divergence(posterior, self.prior())  # [B]
+                charged = self._charged_kl(posterior, kl) if self.training else kl
                 loss = negative_elbo(reconstruction, charged, self.kl_weight)
+                kl = kl.mean()
             if self.training:
                 loss = loss + self._auxiliary_losses(outputs.latents, labels)
         return VRAEOutput(
@@ -560,14 +561,14 @@ class VRAEForSequenceGeneration(VRAEPreTrainedModel, GenerationMixin):
             posterior_logvar=outputs.posterior_logvar,
         )
 
-    def _charged_kl(self, posterior: torch.distributions.Distribution) -> torch.Tensor:
-        """The KL term of the training loss, a scalar."""
+    def _charged_kl(self, posterior: torch.distributions.Distribution, kl: torch.Tensor) -> torch.Tensor:
+        """The KL term of the training loss, of each example or a scalar, where `kl` [B] is the KL itself."""
         if self.kl_capacity is not None:
-            return capacity_gap(kl_divergence(posterior, self.prior()), self.kl_capacity)
+            return capacity_gap(kl, self.kl_capacity)
         if self.config.free_bits:
-            kl = kl_per_dimension(posterior, self.prior())  # [B, D]
-            return free_bits(kl, self.config.free_bits, self.config.free_bits_form)
-        return kl_divergence(posterior, self.prior()).mean()
+            each = kl_per_dimension(posterior, self.prior())  # [B, D]
+            return free_bits(each, self.config.free_bits, self.config.free_bits_form)
+        return kl
 
     def _auxiliary_losses(self, latents: torch.Tensor, labels: torch.LongTensor) -> torch.Tensor | float:
         """What training minimises beside the bound, weighted."""

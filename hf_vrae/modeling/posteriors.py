@@ -22,8 +22,11 @@ class GaussianPosterior(nn.Linear):
         # A log-variance rounded to 8 bits would spoil the KL: this one projection stays float32 in mixed precision.
         with torch.autocast(summary.device.type, enabled=False):
             wide = torch.promote_types(summary.dtype, torch.float32)
-            moments = nn.functional.linear(summary.to(wide), self.weight.to(wide))
-            return self.moments(*moments.chunk(2, dim=-1))
+            return self.read(nn.functional.linear(summary.to(wide), self.weight.to(wide)))
+
+    def read(self, projected: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """What `forward` returns, of the projected summary [B, 2 D]."""
+        return self.moments(*projected.chunk(2, dim=-1))
 
     def moments(self, a: torch.Tensor, b: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """From two unbounded numbers a dimension, [B, D] each, to mean and log-variance."""
@@ -59,8 +62,10 @@ class BatchNormPosterior(GaussianPosterior):
 
     def moments(self, a: torch.Tensor, b: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         centre, variance = self.running_mean, self.running_var
-        count = _sum_over_processes(a.new_tensor([float(len(a))])).item() if self.training else 0
-        if count > 1:
+        count = len(a)
+        if self.training and _several_processes():
+            count = _sum_over_processes(a.new_tensor([float(count)])).item()
+        if self.training and count > 1:
             centre = _sum_over_processes(a.sum(0)) / count
             variance = _sum_over_processes((a - centre).square().sum(0)) / count
             with torch.no_grad():
@@ -86,9 +91,12 @@ class _AllReduce(torch.autograd.Function):
         return _AllReduce.apply(gradient)  # every process's loss depends on every process's summand
 
 
+def _several_processes() -> bool:
+    return torch.distributed.is_available() and torch.distributed.is_initialized()
+
+
 def _sum_over_processes(x: torch.Tensor) -> torch.Tensor:
-    several = torch.distributed.is_available() and torch.distributed.is_initialized()
-    return _AllReduce.apply(x) if several else x
+    return _AllReduce.apply(x) if _several_processes() else x
 
 
 class CommittedRatePosterior(GaussianPosterior):
@@ -121,12 +129,9 @@ class VonMisesFisherPosterior(GaussianPosterior):
         nn.Linear.__init__(self, hidden_size, latent_size, bias=False)
         self.concentration = concentration
 
-    def forward(self, summary: torch.Tensor) -> tuple[torch.Tensor, None]:
-        """Directions, float32 unit vectors [B, D], of a summary [B, H]."""
-        with torch.autocast(summary.device.type, enabled=False):
-            wide = torch.promote_types(summary.dtype, torch.float32)
-            direction = nn.functional.linear(summary.to(wide), self.weight.to(wide))
-            return nn.functional.normalize(direction, dim=-1), None
+    def read(self, projected: torch.Tensor) -> tuple[torch.Tensor, None]:
+        """Directions, unit vectors [B, D], of the projected summary [B, D]."""
+        return nn.functional.normalize(projected, dim=-1), None
 
     def distribution(self, mean: torch.Tensor, logvar: None) -> VonMisesFisher:
         return VonMisesFisher(mean, mean.new_tensor(self.concentration))

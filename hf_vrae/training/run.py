@@ -31,16 +31,6 @@ from .loop import TrainingLoop, make_accelerator
 logger = logging.getLogger(__name__)
 
 PACKAGES = ("torch", "transformers", "tokenizers", "datasets", "accelerate", "huggingface_hub", "numpy")
-_OF_BOTH_STAGES = [
-    field.name
-    for field in dataclasses.fields(TrainArguments)
-    if not field.name.startswith(("kl_", "free_bits", "push_", "hub_", "aggressive"))
-    and field.name not in {
-        "output_dir", "overwrite_output_dir", "num_train_epochs", "max_steps", "num_importance_samples",
-        "resume_from_checkpoint", "autoencoder_epochs", "minimum_rate", "scheduled_sampling", "num_train_samples",
-    }
-]  # fmt: skip
-
 OF_THE_LOSS = ("free_bits", "free_bits_form", "mmd_weight", "num_train_samples", "svi_steps")
 """What of the configuration the run's arguments set, whatever model it starts from."""
 FREE_TO_CHANGE = ("dropout", "encoder_dropout", "word_dropout", "kernels", "initializer_range")
@@ -128,15 +118,25 @@ def pretrain_autoencoder(recipe: Recipe) -> TrainArguments:
         for name in ("metrics.jsonl", "samples.jsonl"):
             (Path(args.output_dir) / name).unlink(missing_ok=True)
     if not (folder / "results.json").is_file():
-        autoencoder = TrainArguments(
-            **{name: getattr(args, name) for name in _OF_BOTH_STAGES},
+        started = bool(checkpoints(folder))
+        autoencoder = dataclasses.replace(
+            args,
             output_dir=str(folder),
+            overwrite_output_dir=not started,  # it stopped before its first checkpoint
+            resume_from_checkpoint="latest" if started else None,
+            autoencoder_epochs=0.0,
             num_train_epochs=args.autoencoder_epochs,
+            max_steps=-1,
+            num_importance_samples=1,
             kl_schedule="constant",
             kl_weight=0.0,
-            num_importance_samples=1,
-            resume_from_checkpoint="latest" if checkpoints(folder) else None,
-            overwrite_output_dir=not checkpoints(folder),  # it stopped before its first
+            # What says something of a KL that costs nothing, or is of the decoder that is made anew.
+            kl_capacity=0.0,
+            minimum_rate=0.0,
+            free_bits=0.0,
+            num_train_samples=1,
+            aggressive=False,
+            scheduled_sampling=0.0,
         )
         run(dataclasses.replace(recipe, training=autoencoder))
     return then
@@ -223,22 +223,21 @@ def start_from(name_or_path: str, wanted: VRAEConfig) -> VRAEForSequenceGenerati
     Raises:
         ValueError: where the recipe asks for another model; a field left at its default asks for nothing.
     """
-    model = VRAEForSequenceGeneration.from_pretrained(name_or_path)
-    defaults = VRAEConfig()
+    config, defaults = VRAEConfig.from_pretrained(name_or_path), VRAEConfig()
     for name in ModelArguments.__dataclass_fields__:
         value = getattr(wanted, name)
-        if value in (getattr(defaults, name), getattr(model.config, name)):
+        if value in (getattr(defaults, name), getattr(config, name)):
             continue
         if name not in FREE_TO_CHANGE:
             raise ValueError(
-                f"`{name}` is {getattr(model.config, name)} in the model {name_or_path!r}, and the recipe asks for "
+                f"`{name}` is {getattr(config, name)} in the model {name_or_path!r}, and the recipe asks for "
                 f"{value}. Leave it out, or train a new model."
             )
-        setattr(model.config, name, value)
+        setattr(config, name, value)
     for name in OF_THE_LOSS:
-        setattr(model.config, name, getattr(wanted, name))
-    model.config.validate_architecture()
-    return VRAEForSequenceGeneration.from_pretrained(name_or_path, config=model.config)  # modules hold some of it
+        setattr(config, name, getattr(wanted, name))
+    config.validate_architecture()
+    return VRAEForSequenceGeneration.from_pretrained(name_or_path, config=config)
 
 
 def marks_for_generation(marks: dict[str, int]) -> dict[str, int]:
