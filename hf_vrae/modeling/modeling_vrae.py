@@ -541,10 +541,9 @@ class VRAEForSequenceGeneration(VRAEPreTrainedModel, GenerationMixin):
             if posterior is None and outputs.posterior_mean is not None:
                 posterior = self.model.encoder.distribution(outputs.posterior_mean, outputs.posterior_logvar)
             if posterior is not None:
-                kl = kl_divergence(posterior, self.prior())  # [B]
+                kl = kl_divergence(posterior, self.prior()).mean()
                 charged = self._charged_kl(posterior, kl) if self.training else kl
                 loss = negative_elbo(reconstruction, charged, self.kl_weight)
-                kl = kl.mean()
             if self.training:
                 loss = loss + self._auxiliary_losses(outputs.latents, labels)
         return VRAEOutput(
@@ -562,7 +561,7 @@ class VRAEForSequenceGeneration(VRAEPreTrainedModel, GenerationMixin):
         )
 
     def _charged_kl(self, posterior: torch.distributions.Distribution, kl: torch.Tensor) -> torch.Tensor:
-        """The KL term of the training loss, of each example or a scalar, where `kl` [B] is the KL itself."""
+        """The KL term of the training loss, a scalar; `kl` is the KL itself, its mean."""
         if self.kl_capacity is not None:
             return capacity_gap(kl, self.kl_capacity)
         if self.config.free_bits:

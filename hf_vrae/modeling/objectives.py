@@ -54,7 +54,7 @@ def capacity_gap(kl: torch.Tensor, capacity: float) -> torch.Tensor:
     """|mean_b KL_b - C|, a scalar: the KL is drawn to a capacity from both sides (Burgess et al. 2018, eq. 8).
 
     Args:
-        kl: KL(q(z|x) || p(z)), [B].
+        kl: KL(q(z|x) || p(z)), [B], or their mean.
         capacity: C, in nats a sequence, which a schedule raises.
     """
     return (kl.mean() - capacity).abs()
