@@ -71,6 +71,9 @@ class VRAEConfig(PreTrainedConfig):
     encoder_dropout: float | int = field(
         default=0.0, metadata={"help": "Dropout on the encoder's embeddings and on its summary of the input"}
     )
+    weight_dropout: float | int = field(
+        default=0.0, metadata={"help": "Dropout on the decoder's recurrent weights (Merity et al. 2018)"}
+    )
     word_dropout: float | int = field(
         default=0.3, metadata={"help": "Share of the decoder's input tokens replaced by <unk> in training"}
     )
@@ -141,7 +144,7 @@ class VRAEConfig(PreTrainedConfig):
         for name in [*sizes.split(), "num_train_samples"]:
             if getattr(self, name) < 1:
                 raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)}.")
-        for name in ("dropout", "encoder_dropout", "word_dropout"):
+        for name in ("dropout", "encoder_dropout", "weight_dropout", "word_dropout"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"`{name}` is a probability and must be in [0, 1), got {getattr(self, name)}.")
         for name in ("latent_size", "free_bits", "mmd_weight", "svi_steps", "bag_of_words_weight"):

@@ -261,6 +261,7 @@ class VRAEDecoder(nn.Module):
             config.decoder_hidden_size,
             config.decoder_layers,
             config.dropout,
+            config.weight_dropout,
             config.skip_connections,
             config.kernels,
         )

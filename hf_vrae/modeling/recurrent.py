@@ -4,6 +4,7 @@ A state is a tuple of [B, H] tensors: (h, c) for an LSTM, (h,) for a GRU. Masked
 they leave the state as it was, so padding changes nothing.
 """
 
+import contextlib
 import functools
 
 import torch
@@ -19,6 +20,7 @@ class LSTM(nn.LSTM):
 
     number_of_states = 2
     kernels = "auto"
+    weight_dropout = 0.0
     input_weight = property(lambda self: self.weight_ih_l0)
     recurrent_weight = property(lambda self: self.weight_hh_l0)
     input_bias = property(lambda self: self.bias_ih_l0 + self.bias_hh_l0)
@@ -32,7 +34,8 @@ class LSTM(nn.LSTM):
         if prefers_loop(self, inputs, state):
             return run_loop(self, *input_gates(self, inputs, constant), state, lengths)
         hx = tuple(s.unsqueeze(0).contiguous() for s in state)  # [1, B, H]
-        outputs, (h, c) = run_fused(super().forward, append(inputs, constant), hx, lengths)
+        with weights_dropped(self):
+            outputs, (h, c) = run_fused(super().forward, append(inputs, constant), hx, lengths)
         return outputs, (h.squeeze(0), c.squeeze(0))
 
     def step(self, gates_x: torch.Tensor, gates_h: torch.Tensor, state: State) -> State:
@@ -46,6 +49,7 @@ class GRU(nn.GRU):
 
     number_of_states = 1
     kernels = "auto"
+    weight_dropout = 0.0
     input_weight = property(lambda self: self.weight_ih_l0)
     recurrent_weight = property(lambda self: self.weight_hh_l0)
     input_bias = property(lambda self: self.bias_ih_l0)
@@ -59,7 +63,8 @@ class GRU(nn.GRU):
         if prefers_loop(self, inputs, state):
             return run_loop(self, *input_gates(self, inputs, constant), state, lengths)
         hx = state[0].unsqueeze(0).contiguous()
-        outputs, h = run_fused(super().forward, append(inputs, constant), hx, lengths)
+        with weights_dropped(self):
+            outputs, h = run_fused(super().forward, append(inputs, constant), hx, lengths)
         return outputs, (h.squeeze(0),)
 
     def step(self, gates_x: torch.Tensor, gates_h: torch.Tensor, state: State) -> State:
@@ -79,6 +84,7 @@ class LayerNormCell(nn.Module):
     number_of_states: int
     number_of_gates: int
     kernels = "auto"
+    weight_dropout = 0.0
     input_weight = property(lambda self: self.weight_ih)
     recurrent_weight = property(lambda self: self.weight_hh)
     input_bias = None  # it is added after the norm
@@ -132,6 +138,24 @@ class LayerNormGRU(LayerNormCell):
         return ((1 - u) * n + u * state[0],)
 
 
+def drop_weights(layer: nn.Module) -> torch.Tensor:
+    """The recurrent weight [G * H, H] as training sees it: elements dropped for a whole batch, the same at every step,
+    which leaves the state itself alone (weight-dropped LSTM, Merity et al. 2018, sec. 2)."""
+    return nn.functional.dropout(layer.recurrent_weight, layer.weight_dropout, layer.training)
+
+
+@contextlib.contextmanager
+def weights_dropped(layer: nn.LSTM | nn.GRU):
+    """Within it, torch's layer runs with [`drop_weights`]."""
+    weights = layer._flat_weights
+    if layer.training and layer.weight_dropout > 0:
+        layer._flat_weights = [weights[0], drop_weights(layer), *weights[2:]]
+    try:
+        yield
+    finally:
+        layer._flat_weights = weights
+
+
 def append(inputs: torch.Tensor, constant: torch.Tensor | None) -> torch.Tensor:
     """`constant` [K * B, D] at every step of `inputs` [B, T, I], which are repeated K times: [K * B, T, I + D]."""
     if constant is None:
@@ -168,11 +192,12 @@ def run_loop(layer, gates_x, gates_z, state, lengths):
         state, lengths: as in [`run_layer`], of K * B rows.
     """
     state = tuple(s.to(gates_x.dtype) for s in state)
+    weight = drop_weights(layer)
     if layer.kernels == "plain" or torch.compiler.is_compiling() or len(gates_x) == 1:
-        project = functools.partial(nn.functional.linear, weight=layer.recurrent_weight)
+        project = functools.partial(nn.functional.linear, weight=weight)
     else:
         # Not the data type of the gates: on a GPU autocast normalises in float32.
-        project = RecurrentProjection(layer.recurrent_weight, len(gates_x), len(state[0]), product_dtype(gates_x))
+        project = RecurrentProjection(weight, len(gates_x), len(state[0]), product_dtype(gates_x))
     states = []
     for gates in gates_x.unbind(0):
         if gates_z is not None:
@@ -327,6 +352,7 @@ class RecurrentDecoder(nn.Module):
         layer_norm: layer-normalised cells.
         input_size, hidden_size, num_layers: sizes.
         dropout: probability between layers.
+        weight_dropout: probability of [`drop_weights`].
         skip_connections: add to the output of each layer but the first what it was given.
         kernels: "auto", or "plain" for torch's own operations.
     """
@@ -339,6 +365,7 @@ class RecurrentDecoder(nn.Module):
         hidden_size,
         num_layers,
         dropout,
+        weight_dropout=0.0,
         skip_connections=False,
         kernels="auto",
     ):
@@ -347,7 +374,7 @@ class RecurrentDecoder(nn.Module):
         sizes = [input_size] + [hidden_size] * (num_layers - 1)
         self.layers = nn.ModuleList(layer_class(size, hidden_size) for size in sizes)
         for layer in self.layers:
-            layer.kernels = kernels
+            layer.kernels, layer.weight_dropout = kernels, weight_dropout
         self.dropout = Dropout(dropout, kernels)
         self.skip_connections = skip_connections
         self.number_of_states = layer_class.number_of_states

@@ -33,7 +33,7 @@ logger = logging.getLogger(__name__)
 PACKAGES = ("torch", "transformers", "tokenizers", "datasets", "accelerate", "huggingface_hub", "numpy")
 OF_THE_LOSS = ("free_bits", "free_bits_form", "mmd_weight", "num_train_samples", "svi_steps")
 """What of the configuration the run's arguments set, whatever model it starts from."""
-FREE_TO_CHANGE = ("dropout", "encoder_dropout", "word_dropout", "kernels", "initializer_range")
+FREE_TO_CHANGE = ("dropout", "encoder_dropout", "weight_dropout", "word_dropout", "kernels", "initializer_range")
 """What of a saved model a recipe may set anew: no weight depends on it."""
 
 

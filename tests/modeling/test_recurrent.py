@@ -142,6 +142,24 @@ def test_dropout_is_between_layers_only():
     assert not torch.equal(first[0][1], first[1][1])
 
 
+@KINDS
+@pytest.mark.parametrize("kernels", ["auto", "plain"])
+def test_dropped_weights_are_the_same_at_every_step_and_only_in_training(kind, kernels):
+    decoder = RecurrentDecoder(*kind, 5, 8, 1, dropout=0.0, weight_dropout=0.5, kernels=kernels)
+    [nn.init.normal_(parameter) for parameter in decoder.parameters()]
+    layer, inputs = decoder.layers[0], torch.randn(2, 4, 5)
+    torch.manual_seed(0)
+    outputs, states, _ = decoder(inputs, [None])
+    outputs.sum().backward()
+    torch.manual_seed(0)
+    dropped = recurrent.drop_weights(layer)
+    assert 0 < (dropped == 0).float().mean() < 1
+    assert not layer.recurrent_weight.grad[dropped == 0].any() and layer.recurrent_weight.grad[dropped != 0].any()
+    layer.recurrent_weight.data = dropped.detach()
+    decoder.eval()
+    torch.testing.assert_close(decoder(inputs, [None])[:2], (outputs, states))
+
+
 def test_all_layers_are_tested():
     classes = {recurrent.LSTM, recurrent.GRU, recurrent.LayerNormLSTM, recurrent.LayerNormGRU}
     assert set(LAYERS.values()) == classes
