@@ -10,7 +10,8 @@ from typing import Literal, get_origin
 import yaml
 from transformers import HfArgumentParser
 
-from ..modeling.configuration_vrae import FreeBitsForm, VRAEConfig
+from ..modeling.configuration_common import FreeBitsForm
+from ..modeling.configuration_vrae import VRAEConfig
 from .schedules import ScheduleKind
 
 
