@@ -9,9 +9,7 @@ from datasets import Dataset, DatasetDict
 from torch.distributions import Distribution
 from transformers import PreTrainedTokenizerFast
 
-from .data.collators import AutoencodingCollator
-from .data.datasets import attribute_values, load_text, tokenize
-from .data.grammar import generate_corpus
+from .data.datasets import attribute_values, load_text
 from .data.tokenization import decode
 from .evaluation.disentanglement import evaluate_disentanglement
 from .evaluation.information import encode_dataset
@@ -24,17 +22,15 @@ from .evaluation.text import (
     train_text_classifier,
 )
 from .latent import attribute_vector, decode_latents, encode_texts
-from .training.arguments import DataArguments
-from .training.loop import use_all_of_the_cpu
+from .training.accelerator import use_all_of_the_cpu
 from .training.run import describe_run
+from .training.tasks import FrameTask, TextTask, task_of
 
 
 def evaluate_file(
     model,
     tokenizer: PreTrainedTokenizerFast,
     path: str | None = None,
-    text_column: str | None = None,
-    encoding: str = "utf-8",
     max_length: int = 128,
     max_samples: int | None = None,
     num_samples: int = 100,
@@ -44,13 +40,17 @@ def evaluate_file(
     num_text_samples: int | None = None,
     judge: tuple | None = None,
     disentanglement: bool = False,
+    **reading,
 ) -> dict:
-    """[`evaluate`] a trained model on a file, or without one on the test sentences of the built-in corpus.
+    """[`evaluate`] a trained model on a file, or without one on the test split of what is built in.
 
     With `num_text_samples`, "text" holds the metrics of [`evaluate_text`] on the first so many texts, with `judge`;
     `disentanglement` adds [`evaluate_disentanglement`] under that name. One process measures these, and its results
-    alone have them.
+    alone have them. `reading` says how to read the file: see [`load_text`] and [`load_frames`].
     """
+    task = task_of(model, tokenizer, max_length)
+    if task.unit != "tokens" and (num_text_samples is not None or judge is not None):
+        raise ValueError("`num_text_samples` and `judge` are of text, and this is a model of frames. Leave them out.")
     if num_text_samples is not None:
         bleu_signature()  # says at once, not after the likelihoods, if the extra is missing
         if num_text_samples < 2:
@@ -67,10 +67,9 @@ def evaluate_file(
     accelerator = Accelerator()
     use_all_of_the_cpu(accelerator)
     with accelerator.main_process_first():
-        text = _text(path, text_column, encoding, seed)
-        text = text.select(range(min(max_samples or text.num_rows, text.num_rows)))
-        data = tokenize(text, tokenizer, max_length, "test")
-    collator = AutoencodingCollator(tokenizer.pad_token_id)
+        rows = _read(task, path, seed, **reading)
+        data = task.ready(rows.select(range(min(max_samples or rows.num_rows, rows.num_rows))))
+    collator = task.collator()
     metrics = {}
     if disentanglement and accelerator.is_main_process:  # first: it says at once where its extra is missing
         metrics["disentanglement"] = evaluate_disentanglement(model, data, collator, batch_size, seed)
@@ -79,26 +78,28 @@ def evaluate_file(
         rows = data.select(range(min(num_text_samples, data.num_rows)))
         texts = [decode(tokenizer, [row["input_ids"]])[0] if row["truncated"] else row["text"] for row in rows]
         metrics["text"] = evaluate_text(model, tokenizer, texts, batch_size, seed, judge)
-    return {**metrics, "run": describe_run(accelerator, model, DatasetDict(test=data), seed)}
+    return {**metrics, "run": describe_run(accelerator, model, task, DatasetDict(test=data), seed)}
 
 
 def encode_file(
     model,
-    tokenizer: PreTrainedTokenizerFast,
+    tokenizer: PreTrainedTokenizerFast | None,
     path: str | None = None,
-    text_column: str | None = None,
     max_samples: int | None = None,
     seed: int = 42,
+    **reading,
 ) -> tuple[Dataset, Distribution]:
-    """The rows of a file, or without one of the built-in corpus' test split, with all their columns, and their q(z|x).
+    """The rows of a file, or without one of the test split of what is built in, with all their columns, and their
+    q(z|x).
 
-    Rows without a word are left out.
+    Rows without a word are left out. `reading` is as in [`evaluate_file`].
     """
-    text = _text(path, text_column, "utf-8", seed)
+    task = task_of(model, tokenizer)
+    rows = _read(task, path, seed, **reading)
     # Spread over the file: labelled ones are often sorted.
-    text = text.select(np.linspace(0, text.num_rows - 1, min(max_samples or text.num_rows, text.num_rows)).astype(int))
-    data = tokenize(text, tokenizer, DataArguments().max_length, "test")
-    return data, encode_dataset(model, data, AutoencodingCollator(tokenizer.pad_token_id))
+    rows = rows.select(np.linspace(0, rows.num_rows - 1, min(max_samples or rows.num_rows, rows.num_rows)).astype(int))
+    data = task.ready(rows)
+    return data, encode_dataset(model, data, task.collator())
 
 
 def transfer_file(
@@ -165,8 +166,8 @@ def _of_two_labels(data: Dataset, label: str, values: Sequence | None) -> dict[s
     return {"text": [text for text, _ in rows], "label": [own for _, own in rows]}
 
 
-def _text(path: str | None, text_column: str | None, encoding: str, seed: int) -> Dataset:
-    """The rows of a file, or without one the test sentences of the built-in corpus."""
-    if path is None:
-        return generate_corpus(seed=seed)["test"]
-    return load_text(test_file=path, text_column=text_column, encoding=encoding)["test"]
+def _read(task: TextTask | FrameTask, path: str | None, seed: int, split: str = "test", **reading) -> Dataset:
+    reading = {name: value for name, value in reading.items() if value is not None}
+    if others := sorted(reading.keys() - set(task.options)):
+        raise ValueError(f"`{others[0]}` says nothing to a model of {task.unit}. Leave it out.")
+    return task.read(path, seed, split, **reading)

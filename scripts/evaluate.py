@@ -22,7 +22,7 @@ def main():
     parser.add_argument("--model", required=True, help="Folder, or repository of the Hub")
     parser.add_argument("--data", help=".txt, .csv, .tsv, .json, .jsonl or .parquet; by default the built-in corpus")
     parser.add_argument("--text_column", help="Column of the text; by default 'text', or the only one of strings")
-    parser.add_argument("--encoding", default="utf-8", help="Of the file")
+    parser.add_argument("--encoding", help="Of the file; by default utf-8")
     parser.add_argument("--max_length", type=int, default=128, help="Longer sequences are cut, and counted")
     parser.add_argument("--max_samples", type=int, help="Take only the first so many sequences")
     parser.add_argument("--num_samples", type=int, default=100, help="K of the importance-weighted likelihood")

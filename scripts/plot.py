@@ -46,7 +46,8 @@ def main():
     if args.mode in ("kl", "map", "interpolation"):
         model, tokenizer = load(str(folder))
     if args.mode in ("kl", "map"):
-        data, q = encode_file(model.cpu(), tokenizer, args.data, args.text_column, args.max_samples, args.seed)
+        source = {"path": args.data, "text_column": args.text_column, "max_samples": args.max_samples}
+        data, q = encode_file(model.cpu(), tokenizer, **source, seed=args.seed)
     if args.mode == "kl" and model.config.posterior == "vmf":
         raise ValueError("`posterior` vmf has one constant KL, which does not divide among dimensions.")
     if args.mode == "curves":

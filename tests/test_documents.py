@@ -9,12 +9,14 @@ from pathlib import Path
 
 import pytest
 import yaml
+from datasets import Dataset
 
 from hf_vrae import VRAEConfig
 from hf_vrae.data.grammar import generate_corpus
 from hf_vrae.training import comparison
 from hf_vrae.training.arguments import parse_recipe
-from hf_vrae.training.run import make_model, run
+from hf_vrae.training.run import run
+from hf_vrae.training.tasks import TextTask
 from tests.scripts import fresh_accelerator, script
 
 ROOT = Path(__file__).parents[1]
@@ -106,7 +108,7 @@ def test_every_recipe_trains_a_step(path, desk, tmp_path):
 def test_the_ptb_recipe_is_the_protocol(tokenizer):
     """Sizes and places of He et al. 2019 and Li et al. 2019; the published model has no biases but the LSTMs'."""
     recipe = parse_recipe(["--config", str(ROOT / "recipes/text/ptb/protocol.yaml")])
-    model = make_model(recipe, tokenizer, 82)
+    model = TextTask(tokenizer).make_model(recipe, Dataset.from_dict({"length": [82]}))
     vocabulary, size, latent = len(tokenizer), 256, 32
     lstm = lambda inputs: 4 * size * (inputs + size + 2)  # noqa: E731
     encoder = vocabulary * size + lstm(size) + size * 2 * latent
@@ -132,7 +134,7 @@ def test_every_remedy_has_flags_that_exist():
     assert len(flags) >= 20
     for line in flags:
         recipe = parse_recipe(line.split())
-        recipe.training.check_model(VRAEConfig(vocab_size=50, **vars(recipe.model)))
+        recipe.training.check_model(VRAEConfig(vocab_size=50, **recipe.model_fields()))
 
 
 def test_cards_are_those_of_runs():

@@ -433,24 +433,40 @@ def fit_scaling(train: Dataset) -> tuple[list[float], list[float]]:
     Raises:
         ValueError: where a channel is constant or missing throughout, and so has no scale.
     """
-    channels = num_channels(train)
-    count, total, squares = np.zeros(channels), np.zeros(channels), np.zeros(channels)
-    low, high = np.full(channels, np.inf), np.full(channels, -np.inf)
+    _extremes(train)
+    count, total, squares = 0, 0, 0
     for frames, _, _ in _blocks(train):
-        count += (frames == frames).sum(axis=0)
-        total += np.nansum(frames, axis=0, dtype=np.float64)
+        count = count + (frames == frames).sum(axis=0)
+        total = total + np.nansum(frames, axis=0, dtype=np.float64)
+    mean = total / count
+    for frames, _, _ in _blocks(train):
+        squares = squares + np.nansum((frames - mean) ** 2, axis=0)
+    return mean.tolist(), np.sqrt(squares / count).tolist()
+
+
+def fit_range(train: Dataset) -> tuple[list[float], list[float]]:
+    """Middle and half width of what each channel ranges over, which scale it to [-1, 1].
+
+    Raises:
+        ValueError: as [`fit_scaling`].
+    """
+    low, high = _extremes(train)
+    return ((low + high) / 2).tolist(), ((high - low) / 2).tolist()
+
+
+def _extremes(train: Dataset) -> tuple[np.ndarray, np.ndarray]:
+    """The least and the greatest value of each channel, [F] each, which must not be the same."""
+    low, high = np.full(num_channels(train), np.inf), np.full(num_channels(train), -np.inf)
+    for frames, _, _ in _blocks(train):
         low, high = np.fmin(low, np.fmin.reduce(frames)), np.fmax(high, np.fmax.reduce(frames))
     if not (low < high).all():
         channel = np.argmin(low < high)
-        value = f"{low[channel]} wherever it is there" if count[channel] else "missing throughout"
+        value = f"{low[channel]} wherever it is there" if low[channel] <= high[channel] else "missing throughout"
         raise ValueError(
             f"Scaling needs channels that vary, but channel {channel} of the train split is {value}. Leave the "
             "channel out, or go without scaling."
         )
-    mean = total / count
-    for frames, _, _ in _blocks(train):
-        squares += np.nansum((frames - mean) ** 2, axis=0)
-    return mean.tolist(), np.sqrt(squares / count).tolist()
+    return low, high
 
 
 def frames_fingerprint(split: Dataset) -> str:

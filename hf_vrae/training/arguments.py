@@ -10,9 +10,20 @@ from typing import Literal, get_origin
 import yaml
 from transformers import HfArgumentParser
 
-from ..modeling.configuration_common import FreeBitsForm
+from ..modeling.configuration_common import FreeBitsForm, LatentSequenceConfig
 from ..modeling.configuration_vrae import VRAEConfig
 from .schedules import ScheduleKind
+
+CONFIGURATIONS = {"vrae": VRAEConfig}
+ModelType = Literal["vrae"]
+# What says something of text alone, and of frames alone.
+OF_TEXT = (
+    "text_column", "encoding", "max_length", "tokenizer_name", "tokenizer_type", "vocab_size", "min_frequency",
+    "preprocessing_num_workers",
+)  # fmt: skip
+OF_FRAMES = ("stride", "scale_features")
+MODEL_OF_FRAMES = ("head", "num_mixtures", "num_levels", "nade_hidden_size", "min_scale", "predict_length")
+FRAME_FILES = (".npz", ".npy")
 
 
 def _arg(default, text: str):
@@ -21,9 +32,16 @@ def _arg(default, text: str):
 
 @dataclass
 class DataArguments:
-    """What to learn from. With no source named, it is the built-in corpus."""
+    """What to learn from. With no source named, it is what is built in.
 
-    train_file: str | None = _arg(None, ".txt (a sequence a line), .csv, .tsv, .json, .jsonl or .parquet")
+    It is of frames where a file is .npz or .npy, where `features_column`, `feature_columns`, `sequence_column` or
+    `window` is given, and where `builtin` says so; and of text otherwise.
+    """
+
+    train_file: str | None = _arg(
+        None,
+        "Text: .txt (a sequence a line), .csv, .tsv, .json, .jsonl or .parquet; frames: the last five, .npz, .npy",
+    )
     validation_file: str | None = _arg(None, "As train_file; by default taken out of the training data")
     test_file: str | None = _arg(None, "As train_file; by default the final evaluation takes the validation data")
     dataset_name: str | None = _arg(None, "Data set of the Hub, or a local folder, in place of files")
@@ -31,8 +49,11 @@ class DataArguments:
     text_column: str | None = _arg(None, "Column of the text; by default 'text', or the only one of strings")
     encoding: str = _arg("utf-8", "Encoding of the files")
     validation_split_percentage: float = _arg(5.0, "Share taken for validation where there is no such split")
-    corpus_size: int = _arg(
-        20_000, "Training sentences of the built-in corpus; a tenth more each to validate and test"
+    builtin: Literal["text", "frames"] = _arg("text", "What is learnt where no source is named")
+    corpus_size: int | None = _arg(
+        None,
+        "Training sequences of what is built in, by default 20,000 sentences or 2,000 of frames; a tenth more each to "
+        "validate and test",
     )
     max_train_samples: int | None = _arg(None, "Use only the first so many training sequences")
     max_eval_samples: int | None = _arg(None, "Use only the first so many validation and test sequences")
@@ -42,6 +63,20 @@ class DataArguments:
     vocab_size: int = _arg(10_000, "The most tokens of a new tokenizer, special ones included")
     min_frequency: int = _arg(1, "A new tokenizer leaves out words seen less often")
     preprocessing_num_workers: int | None = _arg(None, "Processes for tokenizing")
+    features_column: str | None = _arg(
+        None, "frames: column, or array of an .npz, of the frames; by default 'input_features', or the only one"
+    )
+    feature_columns: list[str] | None = _arg(
+        None, "frames: channels of a .csv with a row a step; by default its columns of numbers"
+    )
+    sequence_column: str | None = _arg(None, "frames: rows of a .csv with the same value here are one sequence")
+    window: int | None = _arg(None, "frames: cut sequences into windows of so many frames")
+    stride: int | None = _arg(None, "frames: from one window to the next; by default `window`")
+    scale_features: bool | None = _arg(
+        None,
+        "frames: fit a mean and a scale a channel on the training split, to [-1, 1] for logistic_mixture; by default "
+        "for the heads of real numbers",
+    )
 
     def __post_init__(self):
         files = [name for name in ("train_file", "validation_file", "test_file") if getattr(self, name)]
@@ -56,7 +91,26 @@ class DataArguments:
             raise ValueError(
                 f"`validation_split_percentage` must be between 0 and 100, got {self.validation_split_percentage}."
             )
-        _check_positive(self, "corpus_size", "max_train_samples", "max_eval_samples", "min_frequency")
+        _check_positive(
+            self, "corpus_size", "max_train_samples", "max_eval_samples", "min_frequency", "window", "stride"
+        )
+        if self.builtin == "frames" and (files or self.dataset_name):
+            raise ValueError("`builtin` frames and another source both name the data. Keep one.")
+        mine, others, remedy = (
+            ("frames", OF_TEXT, "Leave it out.")
+            if self.of_frames
+            else ("text", OF_FRAMES, "Name an .npz, or a `features_column`.")
+        )
+        for name in others:
+            if getattr(self, name) != self.__dataclass_fields__[name].default:
+                raise ValueError(f"`{name}` {getattr(self, name)!r} says nothing where the data are {mine}. {remedy}")
+
+    @property
+    def of_frames(self) -> bool:
+        """Whether the sequences are of frames."""
+        files = [Path(path).suffix for path in (self.train_file, self.validation_file, self.test_file) if path]
+        ways = (self.features_column, self.feature_columns, self.sequence_column, self.window)
+        return self.builtin == "frames" or any(suffix in FRAME_FILES for suffix in files) or any(ways)
 
 
 @dataclass
@@ -105,6 +159,7 @@ class TrainArguments:
     )
     mmd_weight: float = _arg(0.0, "Of the distance between q(z) and the prior (InfoVAE; WAE with kl_weight 0)")
     num_train_samples: int = _arg(1, "Samples of the importance-weighted bound to train; 1 is the ELBO")
+    resampling: bool = _arg(False, "vrnn: resample these as a particle filter does (FIVO, Maddison et al. 2017)")
     svi_steps: int = _arg(0, "Gradient steps that refine each posterior (semi-amortised VAE); needs kernels plain")
     aggressive: bool = _arg(False, "Train the encoder to a standstill before each decoder step, while MI rises")
     aggressive_max_epochs: float = _arg(10.0, "aggressive: at most so many epochs of it")
@@ -206,13 +261,18 @@ class TrainArguments:
                 "`aggressive` ends when the mutual information falls, which takes evaluations: set `eval_strategy`.",
             ),
             (
+                self.resampling and not several,
+                "`resampling` is among the samples of one sequence: raise `num_train_samples` above 1, got "
+                f"{self.num_train_samples}.",
+            ),
+            (
                 self.scheduled_sampling > 0 and (several or self.svi_steps > 0),
                 f"`scheduled_sampling` {self.scheduled_sampling} needs one decoder pass of one latent: set "
                 "`num_train_samples` 1 and `svi_steps` 0.",
             ),
         ]
 
-    def check_model(self, config: VRAEConfig) -> None:
+    def check_model(self, config: LatentSequenceConfig) -> None:
         """Refuse what makes no sense of a run with the model that it trains.
 
         Raises:
@@ -271,18 +331,18 @@ def _check_positive(arguments, *names: str) -> None:
 
 
 def _model_arguments() -> type:
-    """A dataclass of the configuration's fields that a user chooses; the tokenizer decides about the rest."""
+    """A dataclass of the configurations' fields that a user chooses; the data decide about the rest."""
     plain = {float | int: float}  # HfArgumentParser knows no union of numbers
-    chosen = []
-    for f in dataclasses.fields(VRAEConfig):
-        if "help" not in f.metadata or f.name == "vocab_size":
+    chosen = {"model_type": ("model_type", ModelType, _arg("vrae", "One latent a sequence (vrae)"))}
+    for f in (f for configuration in CONFIGURATIONS.values() for f in dataclasses.fields(configuration)):
+        if "help" not in f.metadata or f.name == "vocab_size" or f.name in chosen:
             continue
         kind = list[str] if get_origin(f.type) is list else plain.get(f.type, f.type)
         default = (
             {"default_factory": f.default_factory} if f.default is dataclasses.MISSING else {"default": f.default}
         )
-        chosen.append((f.name, kind, field(**default, metadata=f.metadata)))
-    return dataclasses.make_dataclass("ModelArguments", chosen)
+        chosen[f.name] = (f.name, kind, field(**default, metadata=f.metadata))
+    return dataclasses.make_dataclass("ModelArguments", chosen.values())
 
 
 ModelArguments = _model_arguments()
@@ -291,11 +351,37 @@ SECTIONS = {"model": ModelArguments, "data": DataArguments, "training": TrainArg
 
 @dataclass
 class Recipe:
-    """All arguments of a run."""
+    """All arguments of a run.
+
+    Raises:
+        ValueError: for a field of the model that its type has not, or that says nothing of such data.
+    """
 
     model: ModelArguments
     data: DataArguments
     training: TrainArguments
+
+    def __post_init__(self):
+        defaults, kind = ModelArguments(), self.model.model_type
+        own = self.model_fields()
+        given = [name for name, value in vars(self.model).items() if value != getattr(defaults, name)]
+        for name in given:
+            if name not in own and name != "model_type":
+                nearest = difflib.get_close_matches(name, own, n=1, cutoff=0.0)[0]
+                raise ValueError(
+                    f"`{name}` {getattr(self.model, name)!r} is not of a model of type {kind}, whose nearest field is "
+                    f"`{nearest}`. Set that one, or another `model_type`."
+                )
+            if name in MODEL_OF_FRAMES and not self.data.of_frames:
+                raise ValueError(
+                    f"`{name}` {getattr(self.model, name)!r} is of a model of frames, but the data are text. Name "
+                    "data of frames, such as an .npz, or leave it out."
+                )
+
+    def model_fields(self) -> dict:
+        """What of the model's section the model of its type has, by name."""
+        own = {f.name for f in dataclasses.fields(CONFIGURATIONS[self.model.model_type])}
+        return {name: value for name, value in vars(self.model).items() if name in own}
 
     def save(self, path) -> None:
         """Write the recipe that repeats this run, and with which it can be resumed."""

@@ -7,7 +7,7 @@ from pathlib import Path
 from accelerate import Accelerator
 from safetensors.torch import load_file
 
-RUN_FILES = ("metrics.jsonl", "samples.jsonl", "results.json", "curves.png", "recipe.yaml", "README.md")
+RUN_FILES = ("metrics.jsonl", "samples.jsonl", "samples.npz", "results.json", "curves.png", "recipe.yaml", "README.md")
 """What a run writes into its folder beside checkpoints and the model itself."""
 
 
@@ -54,7 +54,7 @@ def prepare_output_dir(output_dir: str | Path, overwrite: bool) -> None:
     folder.mkdir(parents=True, exist_ok=True)
 
 
-def save_checkpoint(accelerator: Accelerator, model, tokenizer, state: dict, output_dir: str | Path) -> Path:
+def save_checkpoint(accelerator: Accelerator, model, task, state: dict, output_dir: str | Path) -> Path:
     """Write everything that an exact resumption needs to `output_dir/checkpoint-STEP`; every process must call this.
 
     The folder also loads with `from_pretrained`. It is written under another name and renamed when complete.
@@ -67,7 +67,7 @@ def save_checkpoint(accelerator: Accelerator, model, tokenizer, state: dict, out
     accelerator.save_state(partial)  # optimizer, gradient scaler, random states; the model by the hook below
     if accelerator.is_main_process:
         accelerator.unwrap_model(model).save_pretrained(partial)
-        tokenizer.save_pretrained(partial)
+        task.save(partial)
         (partial / "state.json").write_text(json.dumps(state, indent=2))
         shutil.rmtree(target, ignore_errors=True)
         partial.rename(target)

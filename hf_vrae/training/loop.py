@@ -1,18 +1,14 @@
 """The training loop: Accelerate around a VRAE, exact under accumulation, several processes and resumption."""
 
 import contextlib
-import ctypes
 import dataclasses
-import functools
 import itertools
 import json
 import logging
 import math
-import os
-import platform
 import signal
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -22,19 +18,15 @@ from accelerate import Accelerator
 from accelerate.utils import set_seed
 from datasets import Dataset
 from torch import nn
-from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
-from transformers import PreTrainedTokenizerFast
 
-from ..data.bucketing import make_batches, split_batch
-from ..data.collators import AutoencodingCollator
-from ..data.datasets import TokenRows
-from ..data.tokenization import decode
 from ..evaluation.likelihood import evaluate
 from .arguments import TrainArguments
+from .batches import UpdateBatches
 from .checkpoints import find_checkpoint, load_weights, remove_old_checkpoints, save_checkpoint, use_plain_model_files
 from .optimization import learning_rate_schedule, make_optimizer
 from .schedules import KLSchedule
+from .tasks import FrameTask, TextTask, lengths
 
 logger = logging.getLogger(__name__)
 
@@ -48,7 +40,6 @@ decoder's words (--word_dropout); show it z at every place (--latent_conditionin
 # which there are fewer than 100 before each of the decoder's.
 ENCODER_WINDOW, MAX_ENCODER_UPDATES = 15, 99
 MULTIPLIER_STEP = 0.003  # of gradient ascent, a nat below or above the minimum rate
-SHOWN = 3  # reconstructions and prior samples printed at each evaluation
 
 
 class Interrupted(Exception):
@@ -68,6 +59,7 @@ class TrainingState:
     """
 
     step: int = 0
+    training_seconds: float = 0.0
     best_step: int | None = None
     best_metric: float = math.inf
     evaluations_without_improvement: int = 0
@@ -85,40 +77,29 @@ class TrainingLoop:
 
     Args:
         model: its forward returns `loss`, `reconstruction_loss` and `kl`, and it has a `kl_weight`.
-        tokenizer: saved with every checkpoint, and used to show samples.
-        train, validation: rows with `input_ids` and `length`.
+        task: what the sequences are of.
+        train, validation: splits that the task made; a resumption with other training data is refused.
         args: see [`TrainArguments`].
         accelerator: made from `args` by [`make_accelerator`].
-        fingerprint: of the data; a resumption with other data is refused.
     """
 
     def __init__(
         self,
         model: nn.Module,
-        tokenizer: PreTrainedTokenizerFast,
+        task: TextTask | FrameTask,
         train: Dataset,
         validation: Dataset,
         args: TrainArguments,
         accelerator: Accelerator,
-        fingerprint: str = "",
     ):
-        self.args, self.accelerator, self.tokenizer = args, accelerator, tokenizer
-        self.train, self.validation = TokenRows(train), validation
+        self.args, self.accelerator, self.task = args, accelerator, task
+        self.validation, self.lengths = validation, lengths(train)
         self.output_dir = Path(args.output_dir)
-        self.state = TrainingState(fingerprint=fingerprint, aggressive=args.aggressive)
-        self.lengths = train.with_format("numpy")["length"][:]  # `[:]`: a lazy column reads row by row
+        self.state = TrainingState(fingerprint=task.fingerprint(train), aggressive=args.aggressive)
         multiple = 1 if accelerator.mixed_precision == "no" else 8  # tensor cores like multiples of 8
-        self.collator = AutoencodingCollator(tokenizer.pad_token_id, pad_to_multiple_of=multiple)
-
-        self.accumulation_steps = accelerator.gradient_accumulation_steps  # the launcher may have set it
-        self.parts = accelerator.num_processes * self.accumulation_steps
-        self.batch_size = args.per_device_train_batch_size * self.parts
-        self.steps_per_epoch = len(self.epoch_batches(0))
-        if self.steps_per_epoch == 0:
-            raise ValueError(
-                f"The training split has {len(train)} sequences, fewer than the {self.parts} parts of an update "
-                "(processes x gradient_accumulation_steps)."
-            )
+        self.collator = task.collator(pad_to_multiple_of=multiple)
+        self.batches = UpdateBatches(task.rows(train), self.lengths, self.collator, args, accelerator)
+        self.steps_per_epoch = self.batches.steps_per_epoch
         self.total_steps = (
             args.max_steps if args.max_steps > 0 else math.ceil(args.num_train_epochs * self.steps_per_epoch)
         )
@@ -143,49 +124,6 @@ class TrainingLoop:
         if args.resume_from_checkpoint:
             self.resume()
 
-    # Data: pure functions of the step.
-
-    @functools.lru_cache(maxsize=2)  # noqa: B019 (a loop lives as long as its process)
-    def epoch_batches(self, epoch: int) -> list[np.ndarray]:
-        """Indices of each update of an epoch; a remainder with less than a sequence a part is left out."""
-        by_length = self.args.train_sampling_strategy == "group_by_length"
-        batches = make_batches(self.lengths, self.batch_size, self.args.seed, epoch, by_length)
-        return [batch for batch in batches if len(batch) >= self.parts]
-
-    def batch(self, step: int) -> np.ndarray:
-        """Indices of update number `step`, over all processes."""
-        epoch, position = divmod(step, self.steps_per_epoch)
-        return self.epoch_batches(epoch)[position]
-
-    def encoder_batch(self, number: int) -> np.ndarray:
-        """Indices of the encoder's own update of this number in aggressive training: any batch of the first epoch."""
-        batches = self.epoch_batches(0)
-        return batches[np.random.default_rng([self.args.seed, number]).integers(len(batches))]
-
-    def micro_batches(self, batches: Iterable[np.ndarray]) -> Iterator[dict[str, torch.Tensor]]:
-        """This process's micro-batches of each batch."""
-
-        def indices():
-            for batch in batches:
-                for part in split_batch(
-                    batch,
-                    self.accelerator.process_index,
-                    self.accelerator.num_processes,
-                    self.accumulation_steps,
-                ):
-                    yield part.tolist()
-
-        loader = DataLoader(
-            self.train,
-            batch_sampler=indices(),
-            collate_fn=self.collator,
-            num_workers=self.args.dataloader_num_workers,
-            pin_memory=self.accelerator.device.type == "cuda",
-            generator=torch.Generator(),  # else making the iterator would draw from the stream of the noise
-        )
-        for batch in loader:
-            yield {name: tensor.to(self.accelerator.device, non_blocking=True) for name, tensor in batch.items()}
-
     # One update.
 
     def update(self, micro_batches: Iterator[dict[str, torch.Tensor]], indices: np.ndarray, frozen=()) -> list:
@@ -196,15 +134,15 @@ class TrainingLoop:
         for group in self.optimizer.param_groups:
             group["lr"] = self.learning_rate(step)
         terms = []
-        for i in range(self.accumulation_steps):
+        for i in range(self.batches.accumulation_steps):
             batch = next(micro_batches)
-            last = i == self.accumulation_steps - 1
+            last = i == self.batches.accumulation_steps - 1
             with contextlib.nullcontext() if last else self.accelerator.no_sync(self.model):
                 outputs = self.model(**batch)
-                count = len(batch["input_ids"])
+                count = len(batch["labels"])
                 # Mean over the sequences of the whole update: DDP averages over the processes, and `backward`
                 # divides by the number of accumulation steps.
-                self.accelerator.backward(outputs.loss * (count * self.parts / len(indices)))
+                self.accelerator.backward(outputs.loss * (count * self.batches.parts / len(indices)))
             terms.append(torch.stack([outputs.loss, outputs.reconstruction_loss, outputs.kl]).detach().float() * count)
         norm = self.accelerator.clip_grad_norm_(self.model.parameters(), self.args.max_grad_norm or math.inf)
         for parameter in frozen:
@@ -228,10 +166,10 @@ class TrainingLoop:
         encoder = {id(parameter) for parameter in self.plain_model.get_encoder().parameters()}
         rest = [parameter for parameter in self.plain_model.parameters() if id(parameter) not in encoder]
         for update in range(1, MAX_ENCODER_UPDATES + 1):
-            indices = self.encoder_batch(self.state.encoder_updates)
+            indices = self.batches.of_encoder(self.state.encoder_updates)
             terms, _ = self.update(micro_batches, indices, frozen=rest)
             self.state.encoder_updates += 1
-            loss, tokens = loss + terms[0], tokens + int(self.lengths[indices].sum() - len(indices))
+            loss, tokens = loss + terms[0], tokens + self.task.scored(self.lengths[indices])
             if update % ENCODER_WINDOW == 0:
                 mean = self.accelerator.reduce(loss, "sum").item() / tokens
                 if mean > previous:
@@ -256,25 +194,27 @@ class TrainingLoop:
             Interrupted: after SIGINT or SIGTERM, with a checkpoint written.
             FloatingPointError: where the loss is not a number, naming the step, the batch and the last checkpoint.
         """
-        start, first_step = time.perf_counter(), self.state.step
+        first_step, self.started = self.state.step, time.perf_counter() - self.state.training_seconds
         with self.handle_signals(), self.progress_bar() as bar:
             self.recent, self.clock = [], time.perf_counter()
-            micro_batches = self.micro_batches(self.batch(step) for step in range(first_step, self.total_steps))
-            numbers = itertools.count(self.state.encoder_updates)
-            encoder_micro_batches = self.micro_batches(self.encoder_batch(number) for number in numbers)
+            batches = self.batches
+            micro_batches = batches.micro_batches(map(batches.of_step, range(first_step, self.total_steps)))
+            encoder_micro_batches = batches.micro_batches(
+                map(batches.of_encoder, itertools.count(self.state.encoder_updates))
+            )
             encoder = list(self.plain_model.get_encoder().parameters())
             self.model.train()
             while self.state.step < self.total_steps and not self.is_over():
                 if self.state.aggressive:
                     self.train_encoder(encoder_micro_batches)
-                indices = self.batch(self.state.step)
+                indices = batches.of_step(self.state.step)
                 self.recent.append(self.update(micro_batches, indices, encoder if self.state.aggressive else ()))
                 if self.args.minimum_rate:
                     self.hold_rate(self.recent[-1][0], len(indices))
                 self.state.step += 1
                 bar.update()
                 self.after_update(bar)
-        seconds = time.perf_counter() - start
+        self.state.training_seconds = time.perf_counter() - self.started
         if self.state.best_step is not None and self.state.best_step != self.state.step:
             load_weights(self.plain_model, self.output_dir / f"checkpoint-{self.state.best_step}")
         model = self.plain_model
@@ -283,9 +223,9 @@ class TrainingLoop:
             "steps": self.state.step,
             "epochs": self.state.step / self.steps_per_epoch,
             "best_step": self.state.best_step,
-            "resumed_from_step": first_step,  # time and speed are of the updates since
-            "training_seconds": seconds,
-            "steps_per_second": (self.state.step - first_step) / seconds,
+            "resumed_from_step": first_step,
+            "training_seconds": self.state.training_seconds,  # of the updates before a resumption too
+            "steps_per_second": self.state.step / self.state.training_seconds,
         }
 
     def after_update(self, bar) -> None:
@@ -307,9 +247,8 @@ class TrainingLoop:
             improved = self.validate()
             save_due = save_due or improved
         if save_due or stop_here:
-            save_checkpoint(
-                self.accelerator, self.model, self.tokenizer, dataclasses.asdict(self.state), self.output_dir
-            )
+            self.state.training_seconds = time.perf_counter() - self.started
+            save_checkpoint(self.accelerator, self.model, self.task, dataclasses.asdict(self.state), self.output_dir)
             if self.accelerator.is_main_process:
                 remove_old_checkpoints(self.output_dir, args.save_total_limit, self.state.best_step)
         if stop_here and not at_end:
@@ -335,18 +274,18 @@ class TrainingLoop:
             checked = row[:3] if self.accelerator.scaler is not None else row[:4]
             if not all(map(math.isfinite, checked)):
                 self.stop_for_nan(step, row)
-            indices = self.batch(step)
-            tokens = int(self.lengths[indices].sum() - len(indices))  # <s> is not predicted
+            indices = self.batches.of_step(step)
+            scored = self.task.scored(self.lengths[indices])
             norm = row[3] / self.accelerator.num_processes if math.isfinite(row[3]) else 0.0  # a skipped update
-            self.state.pending.append([*row[:3], len(indices), tokens, norm])
+            self.state.pending.append([*row[:3], len(indices), scored, norm])
         return int(max(row[4] for row in rows)) and (self.stop_signal or signal.SIGTERM)
 
     def stop_for_nan(self, step: int, row: list[float]) -> None:
-        indices = self.batch(step)
+        indices = self.batches.of_step(step)
         path = self.output_dir / "nan_batch.json"
         if self.accelerator.is_main_process:
-            texts = decode(self.tokenizer, self.train.__getitems__(indices.tolist()))
-            path.write_text(json.dumps({"step": step, "indices": indices.tolist(), "texts": texts}, indent=2))
+            sequences = self.task.readable(self.batches.rows.__getitems__(indices.tolist()))
+            path.write_text(json.dumps({"step": step, "indices": indices.tolist(), **sequences}, indent=2))
         message = (
             f"The loss or its gradient is not finite at step {step} (epoch {step / self.steps_per_epoch:.2f}): loss "
             f"{row[0] / len(indices):g}, gradient norm {row[3]:g}. The batch (training sequences "
@@ -370,8 +309,8 @@ class TrainingLoop:
 
     def log_training(self, bar) -> None:
         """A line of metrics for the updates since the last one, per sequence, and the same in the bar."""
-        loss, reconstruction, kl, sequences, tokens, norms = np.sum(self.state.pending, axis=0).tolist()
-        now = time.perf_counter()
+        loss, reconstruction, kl, sequences, scored, norms = np.sum(self.state.pending, axis=0).tolist()
+        now, speed = time.perf_counter(), f"{self.task.unit}_per_second"
         step = self.state.step - 1  # the last update that was made
         values = {
             "loss": loss / sequences,
@@ -380,7 +319,7 @@ class TrainingLoop:
             "kl_weight": self.kl_weight(step),
             "learning_rate": self.learning_rate(step),
             "grad_norm": norms / len(self.state.pending),
-            "tokens_per_second": tokens / (now - self.clock),
+            speed: scored / (now - self.clock),
         }
         if self.args.aggressive:
             values["encoder_updates"] = self.state.encoder_updates
@@ -390,7 +329,7 @@ class TrainingLoop:
         self.write("train", values)
         bar.set_postfix_str(
             f"loss {values['loss']:.2f}, rec {values['reconstruction']:.2f}, KL {values['kl']:.2f} x "
-            f"{values['kl_weight']:.2f}, {values['tokens_per_second']:,.0f} tokens/s"
+            f"{values['kl_weight']:.2f}, {values[speed]:,.0f} {self.task.unit}/s"
         )
 
     def validate(self) -> bool:
@@ -457,26 +396,12 @@ class TrainingLoop:
     @torch.no_grad()
     def show_samples(self) -> None:
         """Print and write reconstructions of validation sequences and samples of the prior."""
-        if not self.accelerator.is_main_process:
-            return
-        model, device = self.plain_model, self.accelerator.device
-        model.eval()
-        count = min(SHOWN, len(self.validation))
-        examples = self.validation.with_format("numpy", columns=["input_ids"])[list(range(count))]["input_ids"]
-        batch = {name: tensor.to(device) for name, tensor in self.collator(examples).items() if name != "labels"}
-        reconstructions = decode(self.tokenizer, model.generate(**batch))
-        with torch.random.fork_rng():  # the stream of training's noise stays where it is
-            torch.manual_seed(self.args.seed)
-            z = model.prior().sample((SHOWN,))
-            samples = decode(self.tokenizer, model.generate(latents=z, do_sample=True, top_k=0))
-        model.train()
-        pairs = list(zip(decode(self.tokenizer, examples), reconstructions, strict=True))
-        shown = [f"  text           {text}\n  reconstruction {reconstruction}" for text, reconstruction in pairs]
-        shown += [f"  prior sample   {sample}" for sample in samples]
-        logger.info("\n".join(shown))
-        line = {"step": self.state.step, "reconstructions": pairs, "samples": samples}
-        with open(self.output_dir / "samples.jsonl", "a") as file:
-            file.write(json.dumps(line, ensure_ascii=False) + "\n")
+        if self.accelerator.is_main_process:
+            self.plain_model.eval()
+            args, step = self.args, self.state.step
+            shown = self.task.show(self.plain_model, self.validation, step, args.seed, self.output_dir)
+            self.plain_model.train()
+            logger.info(shown)
 
     def write(self, kind: str, values: dict[str, float]) -> None:
         """Append a line to metrics.jsonl, and tell the trackers."""
@@ -528,38 +453,3 @@ class TrainingLoop:
             disable=not self.accelerator.is_local_main_process,
             dynamic_ncols=True,
         )
-
-
-def make_accelerator(args: TrainArguments) -> Accelerator:
-    """The Accelerator of a run; the launcher's own settings win over defaults."""
-    accelerator = Accelerator(
-        mixed_precision=args.mixed_precision,
-        gradient_accumulation_steps=args.gradient_accumulation_steps,
-        log_with=None if args.report_to == "none" else args.report_to.split(","),
-        project_dir=args.output_dir,
-    )
-    if accelerator.mixed_precision == "fp16" and accelerator.device.type == "cpu":  # accelerate would not say
-        raise ValueError("`mixed_precision` fp16 needs a GPU; a CPU has bf16.")
-    use_all_of_the_cpu(accelerator)
-    return accelerator
-
-
-def use_all_of_the_cpu(accelerator: Accelerator) -> None:
-    """What a CPU gives only where it is asked to, a quarter of the speed and a tenth on two cores.
-
-    `accelerate launch` gives each process a single core where nothing is said: the cores are shared among them. And
-    glibc hands each freed tensor above some megabytes back to the system, which then clears its pages for the next
-    one, step after step: memory once taken is kept.
-    """
-    if accelerator.device.type != "cpu":
-        return
-    if os.environ.get("OMP_NUM_THREADS") == "1":
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-        torch.set_num_threads(max(1, cores // accelerator.num_processes))
-    if platform.libc_ver()[0] == "glibc":
-        libc, never = ctypes.CDLL(None), 2**31 - 1
-        libc.mallopt(M_MMAP_THRESHOLD, never)
-        libc.mallopt(M_TRIM_THRESHOLD, never)
-
-
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # malloc.h

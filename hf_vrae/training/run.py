@@ -1,7 +1,6 @@
 """From a recipe to a trained, evaluated and documented model in one folder."""
 
 import dataclasses
-import hashlib
 import json
 import logging
 import os
@@ -11,30 +10,22 @@ import sys
 from importlib.metadata import version
 from pathlib import Path
 
-import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
-from datasets import Dataset, DatasetDict
-from transformers import GenerationConfig, PreTrainedTokenizerFast
+from datasets import DatasetDict
 
-from ..data.datasets import load_text, split_validation, tokenize
-from ..data.grammar import generate_corpus
-from ..data.tokenization import load_tokenizer, train_tokenizer
 from ..evaluation.likelihood import evaluate
-from ..modeling.configuration_vrae import VRAEConfig
-from ..modeling.modeling_vrae import VRAEForSequenceGeneration
-from .arguments import DataArguments, ModelArguments, Recipe, TrainArguments
-from .checkpoints import checkpoints, find_checkpoint, prepare_output_dir
-from .loop import TrainingLoop, make_accelerator
+from .accelerator import make_accelerator
+from .arguments import Recipe, TrainArguments
+from .checkpoints import checkpoints, prepare_output_dir
+from .loop import TrainingLoop
+from .models import configuration
+from .tasks import FrameTask, TextTask, lengths
 
 logger = logging.getLogger(__name__)
 
 PACKAGES = ("torch", "transformers", "tokenizers", "datasets", "accelerate", "huggingface_hub", "numpy")
-OF_THE_LOSS = ("free_bits", "free_bits_form", "mmd_weight", "num_train_samples", "svi_steps")
-"""What of the configuration the run's arguments set, whatever model it starts from."""
-FREE_TO_CHANGE = ("dropout", "encoder_dropout", "weight_dropout", "word_dropout", "kernels", "initializer_range")
-"""What of a saved model a recipe may set anew: no weight depends on it."""
 
 
 def run(recipe: Recipe) -> dict:
@@ -54,21 +45,17 @@ def run(recipe: Recipe) -> dict:
     first_stage = args.autoencoder_epochs > 0
     if first_stage:
         # What the second stage would refuse is refused before the first.
-        args.check_model(configuration(recipe, vocab_size=5))
+        args.check_model(configuration(recipe, **({"input_size": 1} if recipe.data.of_frames else {"vocab_size": 5})))
         args = pretrain_autoencoder(recipe)
         recipe = dataclasses.replace(recipe, training=args)
     if args.report_to != "none":
         accelerator.init_trackers("hf_vrae", config=recipe.flat())
 
     with accelerator.main_process_first():  # the others then find the results in the cache
-        text = load_corpus(recipe.data, args.seed)
-        tokenizer = make_tokenizer(recipe, text["train"])
-        data = tokenize_splits(text, tokenizer, recipe.data)
+        task, data = (FrameTask if recipe.data.of_frames else TextTask).prepare(recipe)
     set_seed(args.seed)
-    model = make_model(recipe, tokenizer, int(np.max(data["train"].with_format("numpy")["length"][:])))
-    loop = TrainingLoop(
-        model, tokenizer, data["train"], data["validation"], args, accelerator, fingerprint(data["train"])
-    )
+    model = task.make_model(recipe, data["train"])
+    loop = TrainingLoop(model, task, data["train"], data["validation"], args, accelerator)
     numbers = loop.run()
     if first_stage:
         before = json.loads((output_dir / "autoencoder" / "results.json").read_text())["run"]
@@ -76,7 +63,7 @@ def run(recipe: Recipe) -> dict:
     model = loop.plain_model
     if accelerator.is_main_process:
         model.save_pretrained(output_dir)
-        tokenizer.save_pretrained(output_dir)
+        task.save(output_dir)
 
     split = "test" if "test" in data else "validation"
     metrics = evaluate(
@@ -90,7 +77,7 @@ def run(recipe: Recipe) -> dict:
         description=f"Evaluating the {split} split",
         svi_steps=args.svi_steps,
     )
-    described = describe_run(accelerator, model, data, args.seed)
+    described = describe_run(accelerator, model, task, data, args.seed)
     results = {"split": split, **metrics, "run": described | numbers}
     if accelerator.is_main_process:
         (output_dir / "results.json").write_text(json.dumps(results, indent=2) + "\n")
@@ -142,109 +129,7 @@ def pretrain_autoencoder(recipe: Recipe) -> TrainArguments:
     return then
 
 
-def load_corpus(data: DataArguments, seed: int) -> DatasetDict:
-    """The text of every split; without a source named, of the built-in corpus."""
-    if data.train_file or data.dataset_name:
-        text = load_text(
-            data.train_file,
-            data.validation_file,
-            data.test_file,
-            data.dataset_name,
-            data.dataset_config_name,
-            data.text_column,
-            data.encoding,
-        )
-        if "train" not in text:
-            raise ValueError(f"`dataset_name` {data.dataset_name!r} has no training split, only {sorted(text)}.")
-        text = split_validation(text, data.validation_split_percentage, seed)
-    else:
-        held_out = max(1, data.corpus_size // 10)
-        text = generate_corpus(data.corpus_size, held_out, held_out, seed)
-    limits = {"train": data.max_train_samples, "validation": data.max_eval_samples, "test": data.max_eval_samples}
-    for split, part in text.items():
-        if limits.get(split):
-            text[split] = part.select(range(min(limits[split], part.num_rows)))
-    return text
-
-
-def make_tokenizer(recipe: Recipe, train: Dataset) -> PreTrainedTokenizerFast:
-    """The tokenizer of the run to go on with, of the model to start from, the one named, or a new one."""
-    args, data = recipe.training, recipe.data
-    if args.resume_from_checkpoint:
-        return load_tokenizer(str(find_checkpoint(args.output_dir, args.resume_from_checkpoint)))
-    if args.model_name_or_path or data.tokenizer_name:
-        return load_tokenizer(args.model_name_or_path or data.tokenizer_name)
-    batches = (train[i : i + 1000]["text"] for i in range(0, train.num_rows, 1000))
-    texts = ([text.strip() for text in batch if text] for batch in batches)
-    return train_tokenizer(texts, data.tokenizer_type, data.vocab_size, data.min_frequency)
-
-
-def tokenize_splits(text: DatasetDict, tokenizer: PreTrainedTokenizerFast, data: DataArguments) -> DatasetDict:
-    """Token ids of the splits a run needs."""
-    splits = [split for split in ("train", "validation", "test") if split in text]
-    workers = data.preprocessing_num_workers
-    return DatasetDict({split: tokenize(text[split], tokenizer, data.max_length, split, workers) for split in splits})
-
-
-def fingerprint(data: Dataset) -> str:
-    """SHA-256 of a split's texts, one a line."""
-    digest = hashlib.sha256()
-    for start in range(0, data.num_rows, 1000):
-        digest.update("".join(f"{text}\n" for text in data[start : start + 1000]["text"]).encode())
-    return digest.hexdigest()
-
-
-def make_model(recipe: Recipe, tokenizer: PreTrainedTokenizerFast, longest: int) -> VRAEForSequenceGeneration:
-    """A new model for a tokenizer, or the one to start from; it generates up to the longest training sequence."""
-    args = recipe.training
-    marks = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("pad", "unk", "bos", "eos")}
-    marks["decoder_start_token_id"] = tokenizer.bos_token_id
-    config = configuration(recipe, vocab_size=1 + max(tokenizer.get_vocab().values()), **marks)
-    if args.model_name_or_path:
-        model = start_from(args.model_name_or_path, config)
-        if args.reset_decoder:
-            model.reset_decoder()
-    else:
-        model = VRAEForSequenceGeneration(config)
-    args.check_model(model.config)
-    model.generation_config = GenerationConfig(max_length=longest, **marks_for_generation(marks))
-    return model
-
-
-def configuration(recipe: Recipe, **of_the_tokenizer) -> VRAEConfig:
-    """The configuration that a recipe asks for."""
-    of_the_loss = {name: getattr(recipe.training, name) for name in OF_THE_LOSS}
-    return VRAEConfig(**of_the_tokenizer, **vars(recipe.model), **of_the_loss)
-
-
-def start_from(name_or_path: str, wanted: VRAEConfig) -> VRAEForSequenceGeneration:
-    """A saved model, with what of the wanted configuration is no matter of its weights.
-
-    Raises:
-        ValueError: where the recipe asks for another model; a field left at its default asks for nothing.
-    """
-    config, defaults = VRAEConfig.from_pretrained(name_or_path), VRAEConfig()
-    for name in ModelArguments.__dataclass_fields__:
-        value = getattr(wanted, name)
-        if value in (getattr(defaults, name), getattr(config, name)):
-            continue
-        if name not in FREE_TO_CHANGE:
-            raise ValueError(
-                f"`{name}` is {getattr(config, name)} in the model {name_or_path!r}, and the recipe asks for "
-                f"{value}. Leave it out, or train a new model."
-            )
-        setattr(config, name, value)
-    for name in OF_THE_LOSS:
-        setattr(config, name, getattr(wanted, name))
-    config.validate_architecture()
-    return VRAEForSequenceGeneration.from_pretrained(name_or_path, config=config)
-
-
-def marks_for_generation(marks: dict[str, int]) -> dict[str, int]:
-    return {name: value for name, value in marks.items() if name != "unk_token_id"}
-
-
-def describe_run(accelerator: Accelerator, model, data: DatasetDict, seed: int) -> dict:
+def describe_run(accelerator: Accelerator, model, task, data: DatasetDict, seed: int) -> dict:
     """Where a run's numbers come from: command, seed, versions, hardware, data."""
     gpu = torch.cuda.get_device_name() if accelerator.device.type == "cuda" else None
     return {
@@ -258,8 +143,8 @@ def describe_run(accelerator: Accelerator, model, data: DatasetDict, seed: int) 
         "data": {
             split: {
                 "sequences": part.num_rows,
-                "tokens": int(np.sum(part.with_format("numpy")["length"][:])) - part.num_rows,
-                "sha256": fingerprint(part),
+                task.unit: task.scored(lengths(part)),
+                "sha256": task.fingerprint(part),
             }
             for split, part in data.items()
         },

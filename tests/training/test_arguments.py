@@ -22,7 +22,7 @@ def write(tmp_path):
 def test_no_argument_is_the_defaults():
     recipe = parse_recipe([])
     assert recipe.data == DataArguments() and recipe.training == TrainArguments()
-    assert all(getattr(VRAEConfig(), name) == value for name, value in vars(recipe.model).items())
+    assert all(getattr(VRAEConfig(), name) == value for name, value in recipe.model_fields().items())
 
 
 def test_flags_override_the_recipe(write):

@@ -1,0 +1,74 @@
+"""The model that a recipe asks for: a new one, or a saved one to start from."""
+
+from transformers import AutoConfig, PreTrainedModel
+
+from ..modeling.configuration_common import LatentSequenceConfig
+from ..modeling.modeling_vrae import VRAEForSequenceGeneration
+from .arguments import CONFIGURATIONS, ModelArguments, Recipe
+
+OF_TOKENS = {"vrae": VRAEForSequenceGeneration}
+OF_FRAMES = {}
+OF_THE_LOSS = ("free_bits", "free_bits_form", "mmd_weight", "num_train_samples", "svi_steps")
+"""What of the configuration the run's arguments set, whatever model it starts from."""
+FREE_TO_CHANGE = ("dropout", "encoder_dropout", "weight_dropout", "word_dropout", "kernels", "initializer_range")
+"""What of a saved model a recipe may set anew: no weight depends on it."""
+
+
+def make_model(recipe: Recipe, **of_the_data) -> PreTrainedModel:
+    """A new model, or the one to start from.
+
+    Args:
+        of_the_data: fields of the configuration that the data decide: of the tokenizer, or of the frames.
+
+    Raises:
+        ValueError: for what makes no sense of the run with this model.
+    """
+    args, config = recipe.training, configuration(recipe, **of_the_data)
+    if args.model_name_or_path:
+        model = start_from(args.model_name_or_path, config)
+        if args.reset_decoder:
+            model.reset_decoder()
+    else:
+        model = class_of(config)(config)
+    args.check_model(model.config)
+    return model
+
+
+def class_of(config: LatentSequenceConfig) -> type[PreTrainedModel]:
+    return (OF_TOKENS if config.input_size is None else OF_FRAMES)[config.model_type]
+
+
+def configuration(recipe: Recipe, **of_the_data) -> LatentSequenceConfig:
+    """The configuration that a recipe asks for."""
+    kind = CONFIGURATIONS[recipe.model.model_type]
+    of_the_loss = {name: getattr(recipe.training, name) for name in OF_THE_LOSS}
+    return kind(**of_the_data, **recipe.model_fields(), **of_the_loss)
+
+
+def start_from(name_or_path: str, wanted: LatentSequenceConfig) -> PreTrainedModel:
+    """A saved model, with what of the wanted configuration is no matter of its weights.
+
+    Raises:
+        ValueError: where the recipe asks for another model; a field left at its default asks for nothing.
+    """
+    config, defaults = AutoConfig.from_pretrained(name_or_path), type(wanted)()
+    for name in ("model_type", "input_size"):
+        if getattr(config, name, None) != getattr(wanted, name):
+            raise ValueError(
+                f"`{name}` is {getattr(config, name, None)} in the model {name_or_path!r}, and this run's is "
+                f"{getattr(wanted, name)}. Start from another model, or train a new one."
+            )
+    for name in type(wanted).__dataclass_fields__.keys() & ModelArguments.__dataclass_fields__.keys():
+        value = getattr(wanted, name)
+        if value in (getattr(defaults, name), getattr(config, name)):
+            continue
+        if name not in FREE_TO_CHANGE:
+            raise ValueError(
+                f"`{name}` is {getattr(config, name)} in the model {name_or_path!r}, and the recipe asks for "
+                f"{value}. Leave it out, or train a new model."
+            )
+        setattr(config, name, value)
+    for name in OF_THE_LOSS:
+        setattr(config, name, getattr(wanted, name))
+    config.validate_architecture()
+    return class_of(config).from_pretrained(name_or_path, config=config)

@@ -1,0 +1,298 @@
+"""What of a run depends on what its sequences are of: text, or frames.
+
+Both tasks have the same methods; the loop and the evaluation know no other difference.
+"""
+
+import hashlib
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import torch
+from datasets import Dataset, DatasetDict
+from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerFast
+
+from ..data.collators import AutoencodingCollator, FrameCollator
+from ..data.datasets import TokenRows, load_text, split_validation, tokenize
+from ..data.frames import (
+    FrameRows,
+    check_frames,
+    fit_range,
+    fit_scaling,
+    frames_fingerprint,
+    load_frames,
+    num_channels,
+)
+from ..data.grammar import generate_corpus
+from ..data.signals import generate_frames
+from ..data.tokenization import decode, load_tokenizer, train_tokenizer
+from .arguments import DataArguments, Recipe
+from .checkpoints import find_checkpoint
+from .models import make_model
+
+SCALED_HEADS = ("gaussian", "full_gaussian", "gaussian_mixture", "logistic_mixture")
+SHOWN = 3  # reconstructions and prior samples shown at each evaluation
+
+
+class TextTask:
+    """Sequences of tokens.
+
+    Args:
+        tokenizer: saved with every checkpoint, and used to show samples.
+        max_length: longer sequences are cut.
+        num_proc: processes to tokenize with.
+    """
+
+    unit = "tokens"
+    options = ("text_column", "encoding")  # of `read`
+
+    def __init__(self, tokenizer: PreTrainedTokenizerFast, max_length: int = 128, num_proc: int | None = None):
+        self.tokenizer, self.max_length, self.num_proc = tokenizer, max_length, num_proc
+
+    @classmethod
+    def prepare(cls, recipe: Recipe) -> tuple["TextTask", DatasetDict]:
+        """The task of a run, and its splits: rows with `input_ids` and `length`."""
+        data = recipe.data
+        text = _first_rows(_load_text(data, recipe.training.seed), data)
+        task = cls(cls._tokenizer(recipe, text["train"]), data.max_length, data.preprocessing_num_workers)
+        return task, DatasetDict({name: task.ready(split, name) for name, split in text.items()})
+
+    def read(self, path: str | None, seed: int, split: str = "test", **options) -> Dataset:
+        """The rows of a file, or without one the sentences of the built-in corpus; `options` as of [`load_text`]."""
+        if path is None:
+            return generate_corpus(seed=seed)[split]
+        return load_text(test_file=path, **options)["test"]
+
+    def ready(self, rows: Dataset, name: str = "test") -> Dataset:
+        """Rows as the model takes them."""
+        return tokenize(rows, self.tokenizer, self.max_length, name, self.num_proc)
+
+    @staticmethod
+    def _tokenizer(recipe: Recipe, train: Dataset) -> PreTrainedTokenizerFast:
+        """The tokenizer of the run to go on with, of the model to start from, the one named, or a new one."""
+        args, data = recipe.training, recipe.data
+        if args.resume_from_checkpoint:
+            return load_tokenizer(str(find_checkpoint(args.output_dir, args.resume_from_checkpoint)))
+        if args.model_name_or_path or data.tokenizer_name:
+            return load_tokenizer(args.model_name_or_path or data.tokenizer_name)
+        batches = (train[i : i + 1000]["text"] for i in range(0, train.num_rows, 1000))
+        texts = ([text.strip() for text in batch if text] for batch in batches)
+        return train_tokenizer(texts, data.tokenizer_type, data.vocab_size, data.min_frequency)
+
+    def make_model(self, recipe: Recipe, train: Dataset) -> PreTrainedModel:
+        """A model for the tokenizer, which generates up to the longest training sequence."""
+        tokenizer = self.tokenizer
+        marks = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("pad", "unk", "bos", "eos")}
+        marks["decoder_start_token_id"] = tokenizer.bos_token_id
+        model = make_model(recipe, vocab_size=1 + max(tokenizer.get_vocab().values()), **marks)
+        del marks["unk_token_id"]
+        model.generation_config = GenerationConfig(max_length=int(np.max(lengths(train))), **marks)
+        return model
+
+    def rows(self, split: Dataset) -> TokenRows:
+        """The sequences as a `DataLoader` takes them."""
+        return TokenRows(split)
+
+    def collator(self, pad_to_multiple_of: int = 1) -> AutoencodingCollator:
+        return AutoencodingCollator(self.tokenizer.pad_token_id, pad_to_multiple_of)
+
+    def scored(self, lengths: np.ndarray) -> int:
+        """Tokens that are predicted in sequences of these lengths: all but `<s>`."""
+        return int(lengths.sum() - len(lengths))
+
+    def fingerprint(self, split: Dataset) -> str:
+        """SHA-256 of a split's texts, one a line."""
+        digest = hashlib.sha256()
+        for start in range(0, split.num_rows, 1000):
+            digest.update("".join(f"{text}\n" for text in split[start : start + 1000]["text"]).encode())
+        return digest.hexdigest()
+
+    def save(self, folder: str | Path) -> None:
+        """What a model needs beside itself."""
+        self.tokenizer.save_pretrained(folder)
+
+    def readable(self, rows: list[np.ndarray]) -> dict:
+        """Sequences for a reader."""
+        return {"texts": decode(self.tokenizer, rows)}
+
+    def show(self, model: PreTrainedModel, split: Dataset, step: int, seed: int, folder: Path) -> str:
+        """Write reconstructions of a split's first sequences and samples of the prior, and return them for the log."""
+        examples = self.rows(split).__getitems__(list(range(min(SHOWN, len(split)))))
+        batch = {
+            name: tensor.to(model.device) for name, tensor in self.collator()(examples).items() if name != "labels"
+        }
+        reconstructions = decode(self.tokenizer, model.generate(**batch))
+        with torch.random.fork_rng():  # the stream of training's noise stays where it is
+            torch.manual_seed(seed)
+            z = model.prior().sample((SHOWN,))
+            samples = decode(self.tokenizer, model.generate(latents=z, do_sample=True, top_k=0))
+        pairs = list(zip(decode(self.tokenizer, examples), reconstructions, strict=True))
+        with open(folder / "samples.jsonl", "a") as file:
+            line = {"step": step, "reconstructions": pairs, "samples": samples}
+            file.write(json.dumps(line, ensure_ascii=False) + "\n")
+        shown = [f"  text           {text}\n  reconstruction {reconstruction}" for text, reconstruction in pairs]
+        return "\n".join([*shown, *(f"  prior sample   {sample}" for sample in samples)])
+
+
+class FrameTask:
+    """Sequences of frames; what a model of them needs is all in its configuration.
+
+    Args:
+        head: of the model: it says which values frames may have.
+        num_levels: of the model.
+        input_size: the channels that frames must have, where the model is there already.
+    """
+
+    unit = "frames"
+    options = ("features_column", "feature_columns", "sequence_column", "window", "stride")  # of `read`
+
+    def __init__(self, head: str, num_levels: int, input_size: int | None = None):
+        self.input_size = input_size
+        levels = num_levels if head == "categorical" else None
+        self.values = {"binary": head in ("bernoulli", "nade"), "levels": levels}
+
+    @classmethod
+    def prepare(cls, recipe: Recipe) -> tuple["FrameTask", DatasetDict]:
+        """The task of a run, and its splits: rows with `input_features` and `length`."""
+        data = _first_rows(_load_frames(recipe.data, recipe.training.seed), recipe.data)
+        task = cls(recipe.model.head, recipe.model.num_levels)
+        check_frames(data, **task.values)
+        return task, data
+
+    def read(self, path: str | None, seed: int, split: str = "test", **options) -> Dataset:
+        """A split of a file, or without one of the built-in frames; `options` as of [`load_frames`]."""
+        if path is None:
+            return generate_frames(seed=seed)[split]
+        return load_frames(**{f"{split}_file": path}, **options)[split]
+
+    def ready(self, rows: Dataset, name: str = "test") -> Dataset:
+        """Rows as the model takes them."""
+        check_frames(DatasetDict({name: rows}), **self.values)
+        if num_channels(rows) != self.input_size:
+            raise ValueError(
+                f"The frames of the {name} split have {num_channels(rows)} channels, and the model's `input_size` is "
+                f"{self.input_size}. Do they belong together?"
+            )
+        return rows
+
+    def make_model(self, recipe: Recipe, train: Dataset) -> PreTrainedModel:
+        """A model for the frames, with their scaling, which generates up to the longest training sequence."""
+        scaling, head, wanted = {}, recipe.model.head, recipe.data.scale_features
+        if (head in SCALED_HEADS if wanted is None else wanted) and not recipe.training.model_name_or_path:
+            fit = fit_range if head == "logistic_mixture" else fit_scaling
+            scaling["input_mean"], scaling["input_scale"] = fit(train)
+        model = make_model(recipe, input_size=num_channels(train), **scaling)
+        model.generation_config.max_length = int(np.max(lengths(train)))
+        return model
+
+    def rows(self, split: Dataset) -> FrameRows:
+        """The sequences as a `DataLoader` takes them."""
+        return FrameRows(split)
+
+    def collator(self, pad_to_multiple_of: int = 1) -> FrameCollator:
+        return FrameCollator(pad_to_multiple_of)
+
+    def scored(self, lengths: np.ndarray) -> int:
+        """Frames that are predicted in sequences of these lengths: all."""
+        return int(lengths.sum())
+
+    def fingerprint(self, split: Dataset) -> str:
+        """SHA-256 of a split's values."""
+        return frames_fingerprint(split)
+
+    def save(self, folder: str | Path) -> None:
+        """Nothing: the scaling is in the configuration."""
+
+    def readable(self, rows: list[np.ndarray]) -> dict:
+        """Sequences for a reader."""
+        return {"frames": [row.tolist() for row in rows]}
+
+    def show(self, model: PreTrainedModel, split: Dataset, step: int, seed: int, folder: Path) -> str:
+        """Write to samples.npz reconstructions of a split's first sequences, and samples as long as these, and say how
+        far off the reconstructions are."""
+        sequences = self.rows(split).__getitems__(list(range(min(SHOWN, len(split)))))
+        batch = {name: tensor.to(model.device) for name, tensor in self.collator()(sequences).items()}
+        real, sizes = batch.pop("labels").cpu().numpy(), np.array([len(sequence) for sequence in sequences])
+        reconstructions = model.generate(**batch, lengths=torch.from_numpy(sizes)).cpu().numpy()
+        with torch.random.fork_rng():  # the stream of training's noise stays where it is
+            torch.manual_seed(seed)
+            z = model.prior().sample((len(sizes),))
+            samples = model.generate(latents=z, lengths=torch.from_numpy(sizes), do_sample=True).cpu().numpy()
+        np.savez(folder / "samples.npz", real=real, reconstruction=reconstructions, sample=samples, lengths=sizes)
+        error = math.sqrt(np.nanmean((reconstructions - real) ** 2))
+        spread = math.sqrt(np.nanmean((real - np.nanmean(real, axis=(0, 1))) ** 2))
+        with open(folder / "samples.jsonl", "a") as file:
+            line = {"step": step, "reconstruction_error": error, "error_of_channel_means": spread}
+            file.write(json.dumps(line) + "\n")
+        return f"  reconstructions are off by {error:.3f}, root mean square; the channels' means by {spread:.3f}"
+
+
+def _load_text(data: DataArguments, seed: int) -> DatasetDict:
+    """The text of every split; without a source named, of the built-in corpus."""
+    if not (data.train_file or data.dataset_name):
+        count = data.corpus_size or 20_000
+        held_out = max(1, count // 10)
+        return generate_corpus(count, held_out, held_out, seed)
+    text = load_text(
+        data.train_file,
+        data.validation_file,
+        data.test_file,
+        data.dataset_name,
+        data.dataset_config_name,
+        data.text_column,
+        data.encoding,
+    )
+    return _with_validation(text, data, seed)
+
+
+def _load_frames(data: DataArguments, seed: int) -> DatasetDict:
+    """The frames of every split; without a source named, the built-in ones."""
+    if data.builtin == "frames":
+        count = data.corpus_size or 2_000
+        held_out = max(1, count // 10)
+        return generate_frames(count, held_out, held_out, seed)
+    frames = load_frames(
+        data.train_file,
+        data.validation_file,
+        data.test_file,
+        data.dataset_name,
+        data.dataset_config_name,
+        data.features_column,
+        data.feature_columns,
+        data.sequence_column,
+        data.window,
+        data.stride,
+    )
+    return _with_validation(frames, data, seed)
+
+
+def _with_validation(splits: DatasetDict, data: DataArguments, seed: int) -> DatasetDict:
+    """The splits that a run needs; validation data are taken out of the training data where there are none."""
+    if "train" not in splits:
+        raise ValueError(f"`dataset_name` {data.dataset_name!r} has no training split, only {sorted(splits)}.")
+    splits = split_validation(splits, data.validation_split_percentage, seed)
+    return DatasetDict({name: splits[name] for name in ("train", "validation", "test") if name in splits})
+
+
+def _first_rows(splits: DatasetDict, data: DataArguments) -> DatasetDict:
+    limits = {"train": data.max_train_samples, "validation": data.max_eval_samples, "test": data.max_eval_samples}
+    return DatasetDict(
+        {
+            name: split.select(range(min(limits[name], split.num_rows))) if limits[name] else split
+            for name, split in splits.items()
+        }
+    )
+
+
+def task_of(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast | None, max_length: int = 128):
+    """The task of a trained model."""
+    config = model.config
+    if config.input_size is None:
+        return TextTask(tokenizer, max_length)
+    return FrameTask(config.head, config.num_levels, config.input_size)
+
+
+def lengths(split: Dataset) -> np.ndarray:
+    """Of each sequence, [N]."""
+    return split.with_format("numpy")["length"][:]  # `[:]`: a lazy column reads row by row
