@@ -7,14 +7,17 @@ from transformers import AutoConfig, AutoModel, AutoModelForSeq2SeqLM
 
 from .modeling.configuration_vrae import VRAEConfig
 from .modeling.modeling_vrae import VRAEForSequenceGeneration
+from .modeling.modeling_vrae_frames import VRAEForFrameGeneration
 
 __version__ = "0.1.0"
 
 AutoConfig.register("vrae", VRAEConfig)
-AutoModel.register(VRAEConfig, VRAEForSequenceGeneration)
+# Of several classes the one that `config.architectures` names: with an `input_size` that of frames.
+AutoModel.register(VRAEConfig, (VRAEForSequenceGeneration, VRAEForFrameGeneration))
 AutoModelForSeq2SeqLM.register(VRAEConfig, VRAEForSequenceGeneration)
 # The code of these classes is saved with every checkpoint, which then loads where this package is not installed.
 VRAEConfig.register_for_auto_class()
 VRAEForSequenceGeneration.register_for_auto_class("AutoModel")
+VRAEForFrameGeneration.register_for_auto_class("AutoModel")
 
-__all__ = ["VRAEConfig", "VRAEForSequenceGeneration"]
+__all__ = ["VRAEConfig", "VRAEForFrameGeneration", "VRAEForSequenceGeneration"]

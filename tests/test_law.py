@@ -74,13 +74,24 @@ STOREYS = {
 }
 # Within modeling: those without an entry import no sibling.
 SIBLINGS = {
+    "modeling_latent": {"distributions", "inference", "objectives", "posteriors", "recurrent"},
+    "modeling_frames": {"generation", "heads", "modeling_latent", "recurrent"},
+    "modeling_vrae_frames": {
+        "configuration_vrae",
+        "generation",
+        "kernels",
+        "modeling_frames",
+        "modeling_latent",
+        "modeling_vrae",
+        "recurrent",
+    },
     "modeling_vrae": {
         "configuration_vrae",
         "distributions",
         "generation",
-        "inference",
+        "heads",
         "kernels",
-        "objectives",
+        "modeling_latent",
         "posteriors",
         "recurrent",
     },
@@ -117,7 +128,7 @@ def test_storeys(path):
 def test_public_names():
     import hf_vrae
 
-    assert hf_vrae.__all__ == ["VRAEConfig", "VRAEForSequenceGeneration"]
+    assert hf_vrae.__all__ == ["VRAEConfig", "VRAEForFrameGeneration", "VRAEForSequenceGeneration"]
 
 
 def test_scripts_are_thin():
