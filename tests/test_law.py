@@ -87,6 +87,16 @@ SIBLINGS = {
     "configuration_vrae": {"configuration_common"},
     "configuration_vrnn": {"configuration_common"},
     "heads": {"distributions", "kernels"},
+    "modeling_vrnn": {
+        "configuration_vrnn",
+        "distributions",
+        "generation",
+        "kernels",
+        "modeling_vrae",
+        "objectives",
+        "posteriors",
+        "recurrent",
+    },
     "posteriors": {"distributions"},
     "inference": {"distributions", "posteriors"},
     "generation": {"kernels"},
@@ -117,7 +127,7 @@ def test_storeys(path):
 def test_public_names():
     import hf_vrae
 
-    assert hf_vrae.__all__ == ["VRAEConfig", "VRAEForSequenceGeneration"]
+    assert hf_vrae.__all__ == ["VRAEConfig", "VRAEForSequenceGeneration", "VRNNConfig", "VRNNForSequenceGeneration"]
 
 
 def test_scripts_are_thin():
