@@ -1,4 +1,4 @@
-"""Batches of an autoencoder's sequences."""
+"""Batches of an autoencoder's sequences, of tokens or of frames."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -39,3 +39,58 @@ class AutoencodingCollator:
             "attention_mask": torch.from_numpy(mask.astype(np.int64)),
             "labels": torch.from_numpy(np.ascontiguousarray(labels)),
         }
+
+
+@dataclass
+class FrameCollator:
+    """Pads sequences of vectors on the right and makes them their own targets.
+
+    Args:
+        pad_to_multiple_of: round the length up, for tensor cores.
+    """
+
+    pad_to_multiple_of: int = 1
+
+    def __call__(self, examples: Sequence) -> dict[str, torch.Tensor]:
+        """
+        Args:
+            examples: arrays [T, F] or [T] (one channel), NaN where a value is missing, or rows with them under
+                `input_features`; a row may have an `attention_mask` [T] of ones and then zeros.
+
+        Returns:
+            `input_features` [B, T, F], 0 where padded, `attention_mask` [B, T], and `labels` [B, T, F]: the features,
+            NaN where padded.
+
+        Raises:
+            ValueError: where a mask does not fit its features, a sequence has no frame, or channels differ in number.
+        """
+        sequences = [_real_frames(example, i) for i, example in enumerate(examples)]
+        channels = [sequence.shape[1] for sequence in sequences]
+        if len(set(channels)) > 1:
+            raise ValueError(f"The sequences of a batch must have the same number of channels; got {channels}.")
+        lengths = np.array([len(sequence) for sequence in sequences])
+        width = -(-lengths.max() // self.pad_to_multiple_of) * self.pad_to_multiple_of
+        mask = np.arange(width) < lengths[:, None]  # [B, T]
+        labels = np.full((*mask.shape, channels[0]), np.nan, dtype=np.float32)
+        labels[mask] = np.concatenate(sequences)
+        return {
+            "input_features": torch.from_numpy(np.where(mask[:, :, None], labels, np.float32(0))),
+            "attention_mask": torch.from_numpy(mask.astype(np.int64)),
+            "labels": torch.from_numpy(labels),
+        }
+
+
+def _real_frames(example, index: int) -> np.ndarray:
+    """The frames of an example that its mask, where it has one, says are real, [T, F]."""
+    row = example if isinstance(example, dict) else {"input_features": example}
+    frames = np.asarray(row["input_features"], dtype=np.float32)
+    frames = frames[:, None] if frames.ndim == 1 else frames
+    mask = np.asarray(row.get("attention_mask", np.ones(len(frames))))
+    if mask.shape != frames.shape[:1] or not np.isin(mask, (0, 1)).all() or (mask[1:] > mask[:-1]).any():
+        raise ValueError(
+            f"`attention_mask` must be ones and then zeros, one for each frame of `input_features`; in example "
+            f"{index} it is {mask.tolist()} for features of shape {frames.shape}."
+        )
+    if not mask.any():
+        raise ValueError(f"A sequence must have a frame; example {index} of the batch has none. Leave it out.")
+    return frames[: int(mask.sum())]

@@ -56,8 +56,8 @@ def load_text(
     return DatasetDict({split: _with_text(data, text_column, split) for split, data in splits.items()})
 
 
-def load_file(path: str, encoding: str = "utf-8") -> Dataset:
-    """Read one file; see [`load_text`]."""
+def load_file(path: str, encoding: str = "utf-8", **options) -> Dataset:
+    """Read one file; see [`load_text`]. Further options go to `datasets`' reader of such files."""
     file = Path(path)
     if not file.is_file():
         raise ValueError(f"There is no file {path!r}. Relative paths start at {Path.cwd()}.")
@@ -65,7 +65,8 @@ def load_file(path: str, encoding: str = "utf-8") -> Dataset:
         raise ValueError(f"The file {path!r} must end in one of {', '.join(_READERS)}; got {file.suffix!r}.")
     if file.stat().st_size == 0:
         raise ValueError(f"The file {path!r} is empty.")
-    reader, options = _READERS[file.suffix]
+    reader, usual = _READERS[file.suffix]
+    options = usual | options
     if reader != "parquet":
         options = options | {"encoding": encoding}
         _check_encoding(file, encoding)

@@ -1,0 +1,478 @@
+"""From files and data sets to sequences of vectors: reading, windows, scaling, checks."""
+
+import hashlib
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from datasets import ClassLabel, Dataset, DatasetDict, DatasetInfo, Features, List, Value
+
+from .datasets import _SPLIT_NAMES, _load_named, load_file
+
+logger = logging.getLogger(__name__)
+
+SPLITS = ("train", "validation", "test")
+ROWS = 1000  # looked at together where a split is read through
+
+
+def load_frames(
+    train_file: str | None = None,
+    validation_file: str | None = None,
+    test_file: str | None = None,
+    dataset_name: str | None = None,
+    dataset_config_name: str | None = None,
+    features_column: str | None = None,
+    feature_columns: list[str] | None = None,
+    sequence_column: str | None = None,
+    window: int | None = None,
+    stride: int | None = None,
+) -> DatasetDict:
+    """Read the splits of a data set of sequences of vectors. Numbers of every kind become float32, in the units of the
+    file; a missing value (NaN, null, an empty cell) is NaN.
+
+    Args:
+        train_file, validation_file, test_file: one of
+            .npz: an array of frames [N, T, F], or [sum of T, F] beside `lengths` [N], or [N, T, F] padded beside
+                `lengths`; `y` [N] becomes the column `label`, and `label_names` its classes; other arrays [N] stay
+                as they are named. With names that begin with "train_", "validation_" or "test_" a file holds several
+                splits: as `train_file` alone it gives them all, beside other files the one it is named for.
+            .npy: [N, T, F]; [T], one series. A matrix is [T, F], one series, where `window` is given to cut it, and
+                else [N, T], of one channel (so it is in .npz without `lengths` and `y`).
+            .csv, .tsv: a row a step; the columns are channels, `sequence_column` says what belongs together.
+            .parquet, .json, .jsonl: a row a sequence; a column holds lists of numbers or of vectors.
+        dataset_name: in place of files, a data set of the Hub, a local folder of data files, or one that
+            `save_to_disk` wrote, a row a sequence; `dataset_config_name` chooses among its configurations.
+        features_column: the column, or array of an .npz, that holds the frames; by default "input_features", or the
+            only one that can.
+        feature_columns: of a .csv, which are channels; by default all of numbers but `sequence_column` and "label".
+        sequence_column: of a .csv, rows with the same value here are one sequence, in the order of the file; without
+            it the file is one. It and other columns that do not change within any sequence stay as columns.
+        window, stride: cut a sequence into windows of so many frames, one every `stride` (default: `window`) frames,
+            as long as a window would hold frames that the one before does not; the last one may be shorter. What
+            else is known of the sequence is repeated. Overlapping windows of one sequence must not be shared out
+            between training and validation: give files of their own.
+
+    Returns:
+        a `DatasetDict` of "train", "validation" and "test" as far as they are there, with the columns of
+        [`make_frames`].
+
+    Raises:
+        ValueError: naming the file, the rule it breaks and the remedy.
+    """
+    for name, value in (("window", window), ("stride", stride)):
+        if value is not None and value < 1:
+            raise ValueError(f"`{name}` must be at least 1 frame; got {value}.")
+    if stride is not None and window is None:
+        raise ValueError(f"`stride` is the distance of windows and needs a `window`; got {stride} without one.")
+    if dataset_name is not None:
+        parts = _load_named(dataset_name, dataset_config_name)
+        return DatasetDict(
+            {
+                split: _from_rows(part, features_column, f"The {split} split", window, stride)
+                for split, part in parts.items()
+            }
+        )
+    files = {"train": train_file, "validation": validation_file, "test": test_file}
+    files = {split: path for split, path in files.items() if path is not None}
+    data = DatasetDict()
+    for split, path in files.items():
+        suffix = Path(path).suffix
+        if suffix in (".npz", ".npy"):
+            data |= _from_arrays(path, split, set(files) == {"train"}, features_column, window, stride)
+        elif suffix in (".csv", ".tsv"):
+            # The kind of a column is then read off all of it: a sensor may be silent for its first 10,000 rows.
+            steps = load_file(path, chunksize=2**31 - 1)
+            data[split] = _from_steps(steps, feature_columns, sequence_column, path, window, stride)
+        else:
+            if suffix not in (".parquet", ".json", ".jsonl"):
+                raise ValueError(
+                    f"The file {path!r} of frames must end in .npz, .npy, .csv, .tsv, .parquet, .json or .jsonl; "
+                    f"got {suffix!r}."
+                )
+            data[split] = _from_rows(load_file(path), features_column, f"The file {path!r}", window, stride)
+    return data
+
+
+def make_frames(
+    frames: np.ndarray,
+    lengths: np.ndarray,
+    columns: Dataset | None = None,
+    window: int | None = None,
+    stride: int | None = None,
+) -> Dataset:
+    """A split out of arrays.
+
+    Args:
+        frames: of all sequences, one behind the other, [sum of T, F].
+        lengths: of the sequences, [N].
+        columns: what else is known of them, N rows.
+        window, stride: see [`load_frames`].
+
+    Returns:
+        a data set with `input_features` (a list of T lists of F float32 each), `length` (T) and the columns.
+    """
+    others = columns.with_format("arrow")[:] if columns is not None else pa.table({})
+    features = _features(frames.shape[1], columns.features if columns is not None else {})
+    table = _table(frames, lengths, others, window, stride)
+    return Dataset(table.select(list(features)), info=DatasetInfo(features=features))
+
+
+def num_channels(split: Dataset) -> int:
+    """F of a split that [`load_frames`] or [`make_frames`] made."""
+    return split.features["input_features"].feature.length
+
+
+def _features(channels: int, others: dict) -> Features:
+    frames = {"input_features": List(List(Value("float32"), length=channels)), "length": Value("int64")}
+    return Features(frames | {name: feature for name, feature in others.items() if name not in frames})
+
+
+def _table(frames: np.ndarray, lengths: np.ndarray, others: pa.Table, window: int | None, stride: int | None):
+    """The table of a split; `frames` [sum of T, F] and `lengths` [N] as in [`make_frames`]."""
+    others = others.drop([name for name in ("input_features", "length") if name in others.column_names])
+    if window is not None:
+        rows, starts, lengths = _cut(lengths, window, stride or window)
+        # Of each frame kept: where its window starts, and how far behind that it stands.
+        within = np.arange(lengths.sum()) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+        frames, others = frames[np.repeat(starts, lengths) + within], others.take(rows)
+    vectors = pa.FixedSizeListArray.from_arrays(pa.array(_float32(frames).reshape(-1)), frames.shape[1])
+    offsets = pa.array(np.concatenate([[0], np.cumsum(lengths)]), pa.int32())
+    columns = {"input_features": pa.ListArray.from_arrays(offsets, vectors), "length": np.asarray(lengths, np.int64)}
+    return pa.table(columns | {name: others[name] for name in others.column_names})
+
+
+def _cut(lengths: np.ndarray, window: int, stride: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Of each window: its sequence, where it starts among all frames, and its length."""
+    lengths = np.asarray(lengths, np.int64)
+    # Behind the first, one for each stride that brings frames not yet seen; a stride may also leap over the end.
+    counts = 1 + np.minimum(np.maximum(0, -(-(lengths - window) // stride)), np.maximum(0, lengths - 1) // stride)
+    rows = np.repeat(np.arange(len(lengths)), counts)
+    starts = (np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)) * stride
+    return rows, (np.cumsum(lengths) - lengths)[rows] + starts, np.minimum(window, lengths[rows] - starts)
+
+
+def _float32(array: np.ndarray) -> np.ndarray:
+    with np.errstate(over="ignore"):  # what is too big becomes infinite, which `check_frames` reports
+        return np.ascontiguousarray(array, dtype=np.float32)
+
+
+def _from_arrays(path: str, split: str, alone: bool, column: str | None, window: int | None, stride: int | None):
+    """The splits in an .npz or .npy; of several in a file, all where it is alone."""
+    if not Path(path).is_file():
+        raise ValueError(f"There is no file {path!r}. Relative paths start at {Path.cwd()}.")
+    try:
+        content = np.load(path)
+        arrays = {"x": content} if isinstance(content, np.ndarray) else dict(content)
+    except Exception as error:  # bad zips, pickled objects and cut files raise kinds of their own
+        raise ValueError(
+            f"The file {path!r} cannot be read as {Path(path).suffix} of plain arrays: {error}"
+        ) from error
+    names = arrays.pop("label_names", None)
+    parts = {}
+    for name, array in arrays.items():
+        prefix, _, rest = name.partition("_")
+        if rest and _SPLIT_NAMES.get(prefix, prefix) in SPLITS:
+            parts.setdefault(_SPLIT_NAMES.get(prefix, prefix), {})[rest] = array
+    if not parts:
+        parts = {split: arrays}
+    elif not alone and split not in parts:
+        raise ValueError(f"The file {path!r} must hold the {split} split it is given for; it holds {sorted(parts)}.")
+    wanted = [name for name in SPLITS if name in parts] if alone else [split]
+    return {name: _from_array(parts[name], names, f"{path!r} ({name})", column, window, stride) for name in wanted}
+
+
+def _from_array(arrays: dict, names: np.ndarray | None, where: str, column: str | None, window, stride) -> Dataset:
+    lengths = arrays.pop("lengths", None)
+    columns = {"label" if name == "y" else name: array for name, array in arrays.items() if array.ndim}
+    deepest = max([array.ndim for name, array in columns.items() if name != "label"], default=0)
+    candidates = [name for name, array in columns.items() if name != "label" and array.ndim == deepest]
+    if column is None and len(candidates) == 1:
+        column = candidates[0]
+    if column not in columns:
+        raise ValueError(
+            f"`features_column` must name the array of frames in {where}, one of {sorted(candidates)}; got {column!r}."
+        )
+    frames = columns.pop(column)
+    if frames.dtype.kind not in "biuf":
+        raise ValueError(f"The frames {column!r} of {where} must be real numbers; got {frames.dtype}.")
+    one_series = window is not None and not columns
+    frames, lengths = _flat(frames, lengths, one_series, f"The frames {column!r} of {where}")
+    for name, array in columns.items():
+        if array.shape != (len(lengths),):
+            raise ValueError(
+                f"The array {name!r} of {where} must hold one value for each of the {len(lengths)} sequences; its "
+                f"shape is {array.shape}. Leave it out of the file, or name the frames with `features_column`."
+            )
+    kinds = {}
+    if names is not None and "label" in columns and columns["label"].dtype.kind in "iu":
+        if not 0 <= columns["label"].min(initial=0) <= columns["label"].max(initial=0) < len(names):
+            raise ValueError(f"`y` of {where} must number the {len(names)} `label_names` from 0.")
+        kinds["label"] = ClassLabel(names=names.astype(str).tolist())
+    others = Dataset(pa.table({name: pa.array(array.tolist()) for name, array in columns.items()}))
+    others = others.cast(Features(others.features | kinds)) if kinds else others
+    return make_frames(frames, lengths, others, window, stride)
+
+
+def _flat(frames: np.ndarray, lengths: np.ndarray | None, one_series: bool, what: str):
+    """All sequences one behind the other, [sum of T, F], and their lengths [N]; see [`load_frames`]."""
+    if not 1 <= frames.ndim <= 3:
+        raise ValueError(f"{what} must have 1 to 3 dimensions, such as [N, T, F]; their shape is {frames.shape}.")
+    if frames.size == 0:
+        raise ValueError(f"{what} are none: their shape is {frames.shape}.")
+    if lengths is None:
+        if frames.ndim == 2:
+            series = "one series, [T, F]" if one_series else "sequences of one channel, [N, T]"
+            logger.info("%s are read as %s", what, series)
+        if frames.ndim == 1 or (frames.ndim == 2 and one_series):
+            return frames.reshape(len(frames), -1), np.array([len(frames)])
+        channels = frames.shape[2] if frames.ndim == 3 else 1
+        return frames.reshape(-1, channels), np.full(len(frames), frames.shape[1])
+    if lengths.ndim != 1 or lengths.dtype.kind not in "iu" or lengths.min(initial=0) < 0:
+        raise ValueError(f"`lengths` must be counts, [N]; got {lengths.dtype} of shape {lengths.shape}.")
+    lengths = lengths.astype(np.int64)
+    if frames.ndim == 3:
+        if len(lengths) != len(frames) or lengths.max(initial=0) > frames.shape[1]:
+            raise ValueError(
+                f"{what} have the shape {frames.shape}, which `lengths` must fit; got {len(lengths)} of at most "
+                f"{lengths.max(initial=0)}."
+            )
+        return frames[np.arange(frames.shape[1]) < lengths[:, None]], lengths
+    if lengths.sum() != len(frames):
+        raise ValueError(f"{what} are {len(frames)}, but `lengths` add up to {lengths.sum()}. They must agree.")
+    return frames.reshape(len(frames), -1), lengths
+
+
+def _is_number(kind: pa.DataType) -> bool:
+    types = pa.types
+    return types.is_integer(kind) or types.is_floating(kind) or types.is_boolean(kind) or types.is_null(kind)
+
+
+def _from_steps(
+    steps: Dataset, channels: list[str] | None, sequence: str | None, path: str, window, stride
+) -> Dataset:
+    """A split out of a table with a row a step."""
+    table = steps.with_format("arrow")[:].combine_chunks()
+    if sequence is not None and sequence not in table.column_names:
+        raise ValueError(f"`sequence_column` must be a column of {path!r}, {table.column_names}; got {sequence!r}.")
+    numbers = [field.name for field in table.schema if _is_number(field.type) and field.name != sequence]
+    channels = channels or [name for name in numbers if name != "label"]
+    if wrong := [name for name in channels if name not in numbers]:
+        raise ValueError(f"`feature_columns` must be columns of numbers of {path!r}, {numbers}; got {wrong}.")
+    if not channels:
+        raise ValueError(f"The file {path!r} has no column of numbers, only {table.column_names}.")
+    logger.info("%s: channels %s", path, channels)
+    ids = table[sequence].combine_chunks().dictionary_encode().indices if sequence else pa.array(np.zeros(len(table)))
+    if ids.null_count:
+        raise ValueError(f"`sequence_column` {sequence!r} of {path!r} is empty in {ids.null_count} rows. Fill it in.")
+    ids = ids.to_numpy().astype(np.int64)
+    table = table.take(np.argsort(ids, kind="stable"))
+    lengths = np.bincount(ids)
+    firsts = np.cumsum(lengths) - lengths
+    values = [_numbers(table[name].combine_chunks()) for name in channels]
+    others, changing = {}, []
+    for name in (name for name in table.column_names if name not in channels):
+        codes = table[name].combine_chunks().dictionary_encode("encode").indices.to_numpy()
+        if np.array_equal(codes, np.repeat(codes[firsts], lengths)):
+            others[name] = table[name].take(firsts)
+        else:
+            changing.append(name)
+    if changing:
+        logger.info("%s: left out, since they change within a sequence: %s", path, changing)
+    return make_frames(np.stack(values, axis=1), lengths, Dataset(pa.table(others)), window, stride)
+
+
+def _numbers(values: pa.Array) -> np.ndarray:
+    """float32 with NaN for null."""
+    return values.cast(pa.float32(), safe=False).fill_null(np.nan).to_numpy(zero_copy_only=False)
+
+
+def _lengths(lists: pa.Array) -> np.ndarray:
+    """How long each list is; none at all is as one of nothing."""
+    return pc.list_value_length(lists).fill_null(0).to_numpy(zero_copy_only=False)
+
+
+def _from_rows(data: Dataset, column: str | None, where: str, window: int | None, stride: int | None) -> Dataset:
+    """A split out of a data set with a row a sequence: written to `datasets`' cache, as it may be a big one."""
+    depths = {field.name: _depth(field.type) for field in data.data.schema}
+    able = [name for name, depth in depths.items() if depth]
+    if column is None:
+        column = "input_features" if "input_features" in able or len(able) != 1 else able[0]
+    if column not in able:
+        raise ValueError(
+            f"`features_column` must name a column of lists of numbers or of vectors. {where} has {able} of its "
+            f"columns {data.column_names}; got {column!r}."
+        )
+    arrow = data.with_format("arrow")
+    first = next((array for array in _arrays(arrow, column) if len(array.flatten())), None)
+    if first is None:
+        raise ValueError(f"{where} holds no frames: its {data.num_rows} rows are empty.")
+    channels = 1 if depths[column] == 1 else len(first.flatten()[0])
+    kept = {name: feature for name, feature in data.features.items() if name != column}
+    return arrow.map(
+        _convert,
+        batched=True,
+        batch_size=ROWS,
+        with_indices=True,
+        fn_kwargs={"column": column, "channels": channels, "where": where, "window": window, "stride": stride},
+        features=_features(channels, kept),
+        desc="Reading frames",
+    ).with_format(None)
+
+
+def _depth(kind: pa.DataType) -> int:
+    """How many lists stand around the numbers, 1 or 2; 0 for every other kind of column."""
+    kind = kind.storage_type if isinstance(kind, pa.BaseExtensionType) else kind
+    depth = 0
+    while pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind):
+        kind, depth = kind.value_type, depth + 1
+    return depth if depth <= 2 and _is_number(kind) else 0
+
+
+def _arrays(arrow: Dataset, column: str) -> Iterator[pa.Array]:
+    """A column in pieces of 1000 rows."""
+    for start in range(0, arrow.num_rows, ROWS):
+        yield _plain(arrow[start : start + ROWS][column])
+
+
+def _plain(column: pa.ChunkedArray) -> pa.Array:
+    array = column.combine_chunks()
+    array = array.combine_chunks() if isinstance(array, pa.ChunkedArray) else array
+    return array.storage if isinstance(array, pa.ExtensionArray) else array
+
+
+def _convert(table: pa.Table, indices: list[int], column: str, channels: int, where: str, window, stride) -> pa.Table:
+    sequences = _plain(table[column])
+    lengths = _lengths(sequences)
+    values = sequences.flatten()
+    if not _is_number(values.type):
+        widths = _lengths(values)
+        if (wrong := np.flatnonzero(widths != channels)).size:
+            row = np.searchsorted(np.cumsum(lengths), wrong[0], side="right")
+            raise ValueError(
+                f"Every vector must have as many numbers as the first one, {channels}. {where} breaks this in row "
+                f"{indices[row]} of column {column!r}, where one has {widths[wrong[0]]}."
+            )
+        values = values.flatten()
+    return _table(_numbers(values).reshape(-1, channels), lengths, table.drop([column]), window, stride)
+
+
+def _blocks(split: Dataset) -> Iterator[tuple[np.ndarray, np.ndarray, int]]:
+    """A split in pieces: frames [sum of T, F] and lengths [N], and the index of the first sequence."""
+    arrow = split.with_format("arrow", columns=["input_features"])
+    for i, sequences in enumerate(_arrays(arrow, "input_features")):
+        frames, bounds = _view(sequences)
+        yield frames[bounds[0] : bounds[-1]], np.diff(bounds), i * ROWS
+
+
+def _view(sequences: pa.ListArray) -> tuple[np.ndarray, np.ndarray]:
+    """Frames [sum of T, F], not copied, and the bounds of the sequences [N + 1] among them."""
+    vectors = sequences.values
+    return vectors.flatten().to_numpy().reshape(-1, vectors.type.list_size), sequences.offsets.to_numpy()
+
+
+def check_frames(data: DatasetDict, binary: bool = False, levels: int | None = None) -> None:
+    """Refuse what no model of frames can be trained on or scored with.
+
+    Args:
+        data: the splits.
+        binary: values must be 0 or 1, for Bernoulli and NADE heads.
+        levels: values must be integers 0 .. levels - 1, for categorical heads.
+
+    Raises:
+        ValueError: naming the split, the first sequence at fault (by its index) and the channel.
+    """
+    widths = {split: num_channels(part) for split, part in data.items()}
+    if len(set(widths.values())) > 1:
+        raise ValueError(f"All splits must have the same number of channels; got {widths}.")
+    for split, part in data.items():
+        if part.num_rows == 0:
+            raise ValueError(f"The {split} split holds no sequence.")
+        seen = np.zeros(widths[split], dtype=bool)
+        for frames, lengths, first in _blocks(part):
+            if not lengths.all():
+                raise ValueError(
+                    f"Every sequence must have a frame, but sequence {first + np.argmin(lengths)} of the {split} "
+                    "split has none. Leave it out."
+                )
+            seen |= (frames == frames).any(axis=0)
+            _check_values(frames, lengths, first, split, binary, levels)
+        if split == "train" and not seen.all():
+            raise ValueError(
+                f"Every channel must have a value, but channel {np.argmin(seen)} is missing throughout the train "
+                "split. Leave it out."
+            )
+
+
+def _check_values(frames, lengths, first: int, split: str, binary: bool, levels: int | None) -> None:
+    bad, rule, remedy = np.isinf(frames), "finite", "Make it NaN if it is missing."
+    if binary and not bad.any():
+        bad, rule = (frames != 0) & (frames != 1) & (frames == frames), "0 or 1 for this head"
+        remedy = "Make the values binary, or choose a head for real numbers, such as head='gaussian'."
+    elif levels is not None and not bad.any():
+        bad = (frames != np.floor(frames)) | (frames < 0) | (frames >= levels)
+        bad, rule = bad & (frames == frames), f"an integer from 0 to {levels - 1}"
+        remedy = "Quantise the values, or set `num_levels`."
+    if bad.any():
+        frame, channel = np.unravel_index(bad.argmax(), bad.shape)
+        row = int(np.searchsorted(np.cumsum(lengths), frame, side="right"))
+        step = frame - lengths[:row].sum()
+        raise ValueError(
+            f"Every value must be {rule}, but in the {split} split sequence {first + row} has "
+            f"{frames[frame, channel]} in channel {channel}, frame {step}. {remedy}"
+        )
+
+
+def fit_scaling(train: Dataset) -> tuple[list[float], list[float]]:
+    """Mean and (population) standard deviation of each channel over the values that are there.
+
+    In float64 and in two passes: a sum of squares would lose the deviations of a channel far from zero.
+
+    Raises:
+        ValueError: where a channel is constant or missing throughout, and so has no scale.
+    """
+    channels = num_channels(train)
+    count, total, squares = np.zeros(channels), np.zeros(channels), np.zeros(channels)
+    low, high = np.full(channels, np.inf), np.full(channels, -np.inf)
+    for frames, _, _ in _blocks(train):
+        count += (frames == frames).sum(axis=0)
+        total += np.nansum(frames, axis=0, dtype=np.float64)
+        low, high = np.fmin(low, np.fmin.reduce(frames)), np.fmax(high, np.fmax.reduce(frames))
+    if not (low < high).all():
+        channel = np.argmin(low < high)
+        value = f"{low[channel]} wherever it is there" if count[channel] else "missing throughout"
+        raise ValueError(
+            f"Scaling needs channels that vary, but channel {channel} of the train split is {value}. Leave the "
+            "channel out, or go without scaling."
+        )
+    mean = total / count
+    for frames, _, _ in _blocks(train):
+        squares += np.nansum((frames - mean) ** 2, axis=0)
+    return mean.tolist(), np.sqrt(squares / count).tolist()
+
+
+def frames_fingerprint(split: Dataset) -> str:
+    """SHA-256 of a split's lengths (int64) and then its values (float32), in order."""
+    digest = hashlib.sha256()
+    for _, lengths, _ in _blocks(split):
+        digest.update(lengths.astype("<i8").tobytes())
+    for frames, _, _ in _blocks(split):
+        digest.update(np.ascontiguousarray(frames, dtype="<f4"))
+    return digest.hexdigest()
+
+
+class FrameRows:
+    """The sequences of a split for a `DataLoader`, as [`TokenRows`] are: a batch in one look at the table."""
+
+    def __init__(self, split: Dataset):
+        self.split = split.with_format("arrow", columns=["input_features"])
+
+    def __len__(self) -> int:
+        return len(self.split)
+
+    def __getitems__(self, indices: list[int]) -> list[np.ndarray]:
+        """Arrays [T, F], float32."""
+        frames, bounds = _view(_plain(self.split[indices]["input_features"]))
+        return [frames[start:end] for start, end in zip(bounds[:-1], bounds[1:], strict=True)]
