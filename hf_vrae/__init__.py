@@ -3,11 +3,13 @@
 Importing this package registers its models with transformers' Auto classes.
 """
 
-from transformers import AutoConfig, AutoModel, AutoModelForSeq2SeqLM
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
 from .modeling.configuration_vrae import VRAEConfig
+from .modeling.configuration_vrnn import VRNNConfig
 from .modeling.modeling_vrae import VRAEForSequenceGeneration
 from .modeling.modeling_vrae_frames import VRAEForFrameGeneration
+from .modeling.modeling_vrnn import VRNNForSequenceGeneration
 
 __version__ = "0.1.0"
 
@@ -15,9 +17,20 @@ AutoConfig.register("vrae", VRAEConfig)
 # Of several classes the one that `config.architectures` names: with an `input_size` that of frames.
 AutoModel.register(VRAEConfig, (VRAEForSequenceGeneration, VRAEForFrameGeneration))
 AutoModelForSeq2SeqLM.register(VRAEConfig, VRAEForSequenceGeneration)
+AutoConfig.register("vrnn", VRNNConfig)
+AutoModel.register(VRNNConfig, VRNNForSequenceGeneration)
+AutoModelForCausalLM.register(VRNNConfig, VRNNForSequenceGeneration)
 # The code of these classes is saved with every checkpoint, which then loads where this package is not installed.
 VRAEConfig.register_for_auto_class()
 VRAEForSequenceGeneration.register_for_auto_class("AutoModel")
 VRAEForFrameGeneration.register_for_auto_class("AutoModel")
+VRNNConfig.register_for_auto_class()
+VRNNForSequenceGeneration.register_for_auto_class("AutoModel")
 
-__all__ = ["VRAEConfig", "VRAEForFrameGeneration", "VRAEForSequenceGeneration"]
+__all__ = [
+    "VRAEConfig",
+    "VRAEForFrameGeneration",
+    "VRAEForSequenceGeneration",
+    "VRNNConfig",
+    "VRNNForSequenceGeneration",
+]

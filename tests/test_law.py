@@ -98,6 +98,16 @@ SIBLINGS = {
     "configuration_vrae": {"configuration_common"},
     "configuration_vrnn": {"configuration_common"},
     "heads": {"distributions", "kernels"},
+    "modeling_vrnn": {
+        "configuration_vrnn",
+        "distributions",
+        "generation",
+        "kernels",
+        "modeling_vrae",
+        "objectives",
+        "posteriors",
+        "recurrent",
+    },
     "posteriors": {"distributions"},
     "inference": {"distributions", "posteriors"},
     "generation": {"kernels"},
@@ -128,7 +138,13 @@ def test_storeys(path):
 def test_public_names():
     import hf_vrae
 
-    assert hf_vrae.__all__ == ["VRAEConfig", "VRAEForFrameGeneration", "VRAEForSequenceGeneration"]
+    assert hf_vrae.__all__ == [
+        "VRAEConfig",
+        "VRAEForFrameGeneration",
+        "VRAEForSequenceGeneration",
+        "VRNNConfig",
+        "VRNNForSequenceGeneration",
+    ]
 
 
 def test_scripts_are_thin():

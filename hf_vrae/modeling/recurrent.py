@@ -182,6 +182,20 @@ def run_fused(forward, inputs, hx, lengths):
     return outputs, hx
 
 
+def stepwise_product(kernels: str, weight: torch.Tensor, steps: int, rows: int, like: torch.Tensor):
+    """h -> h W^T at each of so many steps, for `rows` rows; how, this decides.
+
+    Args:
+        kernels: "auto" or "plain".
+        weight: [G, H].
+        like: of the data type of the gates.
+    """
+    if kernels == "plain" or torch.compiler.is_compiling() or steps == 1:
+        return functools.partial(nn.functional.linear, weight=weight)
+    # Not the data type of the gates: on a GPU autocast normalises in float32.
+    return RecurrentProjection(weight, steps, rows, product_dtype(like))
+
+
 def run_loop(layer, gates_x, gates_z, state, lengths):
     """Run a layer by its equations, a `step` at a time.
 
@@ -192,12 +206,7 @@ def run_loop(layer, gates_x, gates_z, state, lengths):
         state, lengths: as in [`run_layer`], of K * B rows.
     """
     state = tuple(s.to(gates_x.dtype) for s in state)
-    weight = drop_weights(layer)
-    if layer.kernels == "plain" or torch.compiler.is_compiling() or len(gates_x) == 1:
-        project = functools.partial(nn.functional.linear, weight=weight)
-    else:
-        # Not the data type of the gates: on a GPU autocast normalises in float32.
-        project = RecurrentProjection(weight, len(gates_x), len(state[0]), product_dtype(gates_x))
+    project = stepwise_product(layer.kernels, drop_weights(layer), len(gates_x), len(state[0]), gates_x)
     states = []
     for gates in gates_x.unbind(0):
         if gates_z is not None:
