@@ -41,6 +41,18 @@ class AutoencodingCollator:
         }
 
 
+class CausalCollator(AutoencodingCollator):
+    """The same where the model wants the input tokens themselves as `labels`, as causal language models do."""
+
+    def __call__(self, examples: Sequence) -> dict[str, torch.Tensor]:
+        """
+        Returns:
+            `input_ids`, `attention_mask` and `labels` [B, T]; the labels are -100 where padded.
+        """
+        batch = super().__call__(examples)
+        return batch | {"labels": batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100)}
+
+
 @dataclass
 class FrameCollator:
     """Pads sequences of vectors on the right and makes them their own targets.

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from datasets import ClassLabel, Dataset, DatasetDict, DatasetInfo, Features, List, Value
 
-from .datasets import _SPLIT_NAMES, _load_named, load_file
+from .datasets import _SPLIT_NAMES, TokenRows, _load_named, load_file
 
 logger = logging.getLogger(__name__)
 
@@ -477,6 +477,11 @@ def frames_fingerprint(split: Dataset) -> str:
     for frames, _, _ in _blocks(split):
         digest.update(np.ascontiguousarray(frames, dtype="<f4"))
     return digest.hexdigest()
+
+
+def sequence_rows(split: Dataset) -> "TokenRows | FrameRows":
+    """The sequences of a split, of tokens or of frames, for a `DataLoader`."""
+    return (FrameRows if "input_features" in split.column_names else TokenRows)(split)
 
 
 class FrameRows:

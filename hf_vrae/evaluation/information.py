@@ -5,6 +5,8 @@ import math
 import torch
 from torch.distributions import Distribution
 
+from ..data.frames import sequence_rows
+
 
 @torch.no_grad()
 def encode_dataset(model, dataset, collator, batch_size: int = 64) -> Distribution:
@@ -12,15 +14,15 @@ def encode_dataset(model, dataset, collator, batch_size: int = 64) -> Distributi
 
     Args:
         model: has `encode`; it is put into evaluation mode and back.
-        dataset: rows with `input_ids`.
-        collator: makes a batch of a list of sequences of token ids.
+        dataset: rows with `input_ids` or `input_features`.
+        collator: makes a batch of a list of such sequences.
         batch_size: sequences a batch.
     """
     was_training, device = model.training, model.device
     model.eval()
-    sequences, parts = dataset.with_format("numpy", columns=["input_ids"]), []
+    sequences, parts = sequence_rows(dataset), []
     for start in range(0, len(sequences), batch_size):
-        batch = collator(sequences[start : start + batch_size]["input_ids"])
+        batch = collator(sequences.__getitems__(list(range(start, min(start + batch_size, len(sequences))))))
         parts.append(model.encode(**{name: tensor.to(device) for name, tensor in batch.items()}))
     model.train(was_training)
     names = parts[0].arg_constraints

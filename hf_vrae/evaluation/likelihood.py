@@ -12,6 +12,7 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, gather_object
 from tqdm.auto import tqdm
 
+from ..data.frames import sequence_rows
 from .information import active_units, mutual_information
 
 MI_SEQUENCES = 10_000  # the pairwise estimate costs their square
@@ -38,25 +39,29 @@ def evaluate(
     accelerator: Accelerator | None = None,
     description: str = "Evaluating",
     svi_steps: int = 0,
-) -> dict[str, float]:
+    per_sequence: bool = False,
+) -> dict:
     """Likelihood and information metrics of a model on a data set; every process of `accelerator` takes a share.
 
     Args:
         model: has `evaluation_terms`; it is put into evaluation mode and back.
-        dataset: rows with `input_ids`, `length` and, for bits a character, `num_characters`; `log_prob`, where there,
-            is the true log-probability of the row.
-        collator: makes a batch with `labels` of a list of sequences of token ids.
+        dataset: rows with `length` and `input_ids` or `input_features`; `num_characters`, for bits a character, and
+            `log_prob`, the true log-probability of the row (of frames in raw units), where they are there.
+        collator: makes a batch with `labels` of a list of sequences.
         num_samples: K of the importance-weighted bound.
         batch_size: sequences a batch.
         seed: of the noise.
         svi_steps: of stochastic variational inference from each encoder's posterior (Kim et al. 2018), by the model's
             `refine`; all metrics are then of the refined posteriors.
+        per_sequence: also give the terms of each sequence, in the order of the data.
 
     Returns:
-        in nats a sequence where nothing else is said: `neg_elbo`, `reconstruction`, `kl`, `nll_iw`, `ppl_iw`,
-        `ppl_elbo`, `bits_per_token`, `bits_per_character`, `mutual_information` (of `mi_num_sequences` sequences),
-        `mutual_information_32` (the mean over batches of 32, the size of He et al. 2019, at most log 32 = 3.47),
-        `active_units`, `num_samples`, `num_sequences`, `num_tokens`, and `true_nll` where the data know it.
+        in nats a sequence where nothing else is said: `neg_elbo`, `reconstruction`, `kl`, `nll_iw`, and `nll_fivo`
+        where the model has one latent a step and K is above 1 (Maddison et al. 2017); `active_units`, `num_samples`,
+        `num_sequences`, `true_nll` where the data know it; where z is one a sequence `mutual_information` (of
+        `mi_num_sequences` sequences) and `mutual_information_32` (the mean over batches of 32, the size of He et al.
+        2019, at most log 32 = 3.47). Of tokens [`_of_tokens`] adds its own, of frames [`_of_frames`]. `per_sequence`
+        holds arrays [N]: `neg_elbo`, `kl`, `nll_iw`, `num_steps`, and `nll_fivo`.
     """
     accelerator = accelerator or Accelerator()
     was_training = model.training
@@ -65,12 +70,15 @@ def evaluate(
     order = np.argsort(-dataset.with_format("numpy")["length"][:], kind="stable")
     batches = [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
     batches = batches[accelerator.process_index :: accelerator.num_processes]
-    sequences = dataset.with_format("numpy", columns=["input_ids"])
+    sequences = sequence_rows(dataset)
+    cuda = [accelerator.device] if accelerator.device.type == "cuda" else []
     rows, posterior = [], None
     for indices in tqdm(batches, desc=description, disable=not accelerator.is_local_main_process, leave=False):
-        batch = collator(sequences[indices]["input_ids"])
+        batch = collator(sequences.__getitems__(indices.tolist()))
         batch = {name: tensor.to(accelerator.device) for name, tensor in batch.items()}
-        terms = model.evaluation_terms(num_samples, noise_generators(seed, indices), svi_steps, **batch)
+        with torch.random.fork_rng(cuda):  # resampling draws from torch's own stream
+            torch.manual_seed(seed + int(indices[0]))
+            terms = model.evaluation_terms(num_samples, noise_generators(seed, indices), svi_steps, **batch)
         columns, posterior = _columns(terms)
         rows.append({"index": indices, **columns})
     model.train(was_training)
@@ -79,7 +87,7 @@ def evaluate(
     if accelerator.is_main_process:
         inverse = np.argsort(np.concatenate([row["index"] for row in rows]))
         columns = {name: np.concatenate([row[name] for row in rows])[inverse] for name in rows[0]}
-        results = [_summarise(columns, type(posterior), dataset, num_samples)]
+        results = [_summarise(columns, type(posterior), dataset, model.config, num_samples, per_sequence)]
     return broadcast_object_list(results)[0]
 
 
@@ -89,49 +97,87 @@ def noise_generators(seed: int, indices: np.ndarray) -> list[torch.Generator]:
     return [torch.Generator().manual_seed(state) for state in seeds]
 
 
-def _columns(terms) -> tuple[dict[str, np.ndarray], torch.distributions.Distribution]:
-    """Per-sequence terms of one batch as numpy arrays, and its posterior."""
-    q, log_weights = terms.pop("posterior"), terms.pop("log_weights")
+def _columns(terms) -> tuple[dict[str, np.ndarray], torch.distributions.Distribution | None]:
+    """Per-sequence terms of one batch as numpy arrays, and its posterior where z is one a sequence."""
+    q, log_weights = terms.pop("posterior", None), terms.pop("log_weights")
     terms["nll_iw"] = math.log(len(log_weights)) - log_weights.logsumexp(0)
-    terms |= {f"posterior/{name}": getattr(q, name) for name in q.arg_constraints}
+    if "log_fivo" in terms:
+        terms["nll_fivo"] = -terms.pop("log_fivo")
+    if q is not None:
+        terms |= {f"posterior/{name}": getattr(q, name) for name in q.arg_constraints}
     return {name: term.cpu().numpy() for name, term in terms.items()}, q
 
 
-def _summarise(columns, family, dataset, num_samples) -> dict[str, float]:
-    count, tokens = len(columns["kl"]), int(columns["num_steps"].sum())
-    reconstruction, kl, nll_iw = (float(columns[name].sum()) / count for name in ("reconstruction", "kl", "nll_iw"))
-    neg_elbo = reconstruction + kl
+def _summarise(columns, family, dataset, config, num_samples, per_sequence) -> dict:
+    count = len(columns["kl"])
+    bounds = [name for name in ("nll_iw", "nll_fivo") if name in columns]
+    results = {name: float(columns[name].sum()) / count for name in ("reconstruction", "kl", *bounds)}
+    results = {"neg_elbo": results["reconstruction"] + results["kl"]} | results
+    if family is not type(None):
+        results |= _of_one_latent(columns, family)
+    results["active_units"] = active_units(torch.from_numpy(columns["mean"]))
+    results |= {"num_samples": num_samples, "num_sequences": count}
+    if "log_prob" in dataset.column_names:
+        results["true_nll"] = -float(np.mean(dataset.with_format("numpy")["log_prob"][:]))
+    columns["neg_elbo"] = columns["reconstruction"] + columns["kl"]
+    bounds = ["neg_elbo", *bounds]
+    results |= (_of_tokens if config.input_size is None else _of_frames)(results, columns, bounds, dataset, config)
+    if per_sequence:
+        results["per_sequence"] = {name: columns[name] for name in (*bounds, "kl", "num_steps")}
+    return results
+
+
+def _of_one_latent(columns, family) -> dict[str, float]:
+    """`mutual_information`, `mutual_information_32`, `mi_num_sequences`."""
+    count = len(columns["kl"])
     some = np.linspace(0, count - 1, min(count, MI_SEQUENCES)).astype(int)
     parameters = {
         name.removeprefix("posterior/"): torch.from_numpy(column[some])
         for name, column in columns.items()
         if name.startswith("posterior/")
     }
-    posterior, latents = family(**parameters), torch.from_numpy(columns["latents"][some])
+    latents = torch.from_numpy(columns["latents"][some])
     batches = [slice(i, i + 32) for i in range(0, len(some), 32)]
     of_32 = [
         mutual_information(family(**{k: v[b] for k, v in parameters.items()}), latents[b]) * len(latents[b])
         for b in batches
     ]
-    results = {
-        "neg_elbo": neg_elbo,
-        "reconstruction": reconstruction,
-        "kl": kl,
-        "nll_iw": nll_iw,
-        "ppl_iw": perplexity(nll_iw, count, tokens),
-        "ppl_elbo": perplexity(neg_elbo, count, tokens),
-        "bits_per_token": bits(nll_iw, count, tokens),
-        "mutual_information": mutual_information(posterior, latents),
+    return {
+        "mutual_information": mutual_information(family(**parameters), latents),
         "mutual_information_32": sum(of_32) / len(some),
         "mi_num_sequences": len(some),
-        "active_units": active_units(torch.from_numpy(columns["mean"])),
-        "num_samples": num_samples,
-        "num_sequences": count,
-        "num_tokens": tokens,
     }
+
+
+def _of_tokens(results, columns, bounds, dataset, config) -> dict[str, float]:
+    """`ppl_iw`, `ppl_elbo`, `ppl_fivo`, `bits_per_token`, `num_tokens`; `bits_per_character` and `num_characters`."""
+    count, tokens = results["num_sequences"], int(columns["num_steps"].sum())
+    added = {f"ppl_{name.split('_')[1]}": perplexity(results[name], count, tokens) for name in bounds}
+    added |= {"bits_per_token": bits(results["nll_iw"], count, tokens), "num_tokens": tokens}
     if "num_characters" in dataset.column_names:
         characters = int(np.sum(dataset.with_format("numpy")["num_characters"][:]))
-        results |= {"bits_per_character": bits(nll_iw, count, characters), "num_characters": characters}
-    if "log_prob" in dataset.column_names:
-        results["true_nll"] = -float(np.mean(dataset.with_format("numpy")["log_prob"][:]))
-    return results
+        added |= {"bits_per_character": bits(results["nll_iw"], count, characters), "num_characters": characters}
+    return added
+
+
+def _of_frames(results, columns, bounds, dataset, config) -> dict[str, float | str]:
+    """Of each bound `_per_step`, total nats / total steps, and `_mean_of_means`, over the sequences, of the nats a
+    step of each; `kl_per_step`, `num_steps`. Of values on a grid, one a frame, `bits_per_value`. Where the model
+    scales frames, `units` is "scaled" and each bound is also there in raw units, `_raw` and `_raw_per_step`."""
+    count, steps = results["num_sequences"], columns["num_steps"]
+    total = int(steps.sum())
+    added = {"num_steps": total, "kl_per_step": float(columns["kl"].sum()) / total}
+    for name in bounds:
+        added[f"{name}_per_step"] = float(columns[name].sum()) / total
+        added[f"{name}_mean_of_means"] = float((columns[name] / steps.clip(min=1)).mean())
+    if config.head in ("categorical", "logistic_mixture") and config.input_size == 1:
+        added["bits_per_value"] = bits(results["nll_iw"], count, total)
+    if "raw_offset" in columns:
+        offset = float(columns["raw_offset"].sum())
+        added["units"] = "scaled"
+        for name in bounds:
+            added[f"{name}_raw"] = results[name] - offset / count
+            added[f"{name}_raw_per_step"] = added[f"{name}_per_step"] - offset / total
+        if "true_nll" in results:
+            added |= {"true_nll": results["true_nll"] + offset / count, "true_nll_raw": results["true_nll"]}
+    return added

@@ -14,7 +14,7 @@ from torch import nn
 from torch.nn.functional import logsigmoid
 
 from .generation import GeneratedFrames, decode_frames
-from .heads import make_head, standardise, to_raw
+from .heads import make_head, raw_log_prob_offset, standardise, to_raw
 from .modeling_latent import LatentSequenceModel, at_least_float32
 from .recurrent import left_align, take_time
 
@@ -72,6 +72,12 @@ class FrameModel(LatentSequenceModel):
     def num_steps(self, target: ScoredFrames) -> torch.LongTensor:
         """Frames that are scored, [B]: those with a value that is not missing."""
         return (~target.values.isnan()).any(-1).sum(-1)
+
+    def _raw_offset(self, target: ScoredFrames) -> dict[str, torch.Tensor]:
+        """`raw_offset` [B], for evaluation, where likelihoods in scaled units are not those in raw ones."""
+        if self.config.input_mean is None or self.config.head == "logistic_mixture":
+            return {}
+        return {"raw_offset": raw_log_prob_offset(target.values, self.config).sum(-1)}
 
     def _score(self, features: torch.Tensor, target: ScoredFrames) -> torch.Tensor:
         """log p(x_t | ...) in scaled units, summed over the steps, in nats: [..., B] of features [..., B, T, H].

@@ -192,6 +192,11 @@ class VRAEForFrameGeneration(VRAEPreTrainedModel, OneLatentModel, FrameModel):
         features, _ = self._features(latents.flatten(0, 1), target)
         return self._score(features.unflatten(0, latents.shape[:2]), target)  # [K, B]
 
+    def evaluation_terms(self, num_samples, generators=None, svi_steps=0, **batch):
+        """As in [`OneLatentModel`], and where frames are scaled `raw_offset` [B]: it makes log p one of raw ones."""
+        terms = super().evaluation_terms(num_samples, generators, svi_steps, **batch)
+        return terms | self._raw_offset(self.target(**batch))
+
     def _width(self, target: ScoredFrames) -> int:
         return target.mask.numel() * max(self.config.decoder_hidden_size, self.head.projection.out_features)
 

@@ -12,10 +12,10 @@ from transformers import HfArgumentParser
 
 from ..modeling.configuration_common import FreeBitsForm, LatentSequenceConfig
 from ..modeling.configuration_vrae import VRAEConfig
+from ..modeling.configuration_vrnn import VRNNConfig
 from .schedules import ScheduleKind
 
-CONFIGURATIONS = {"vrae": VRAEConfig}
-ModelType = Literal["vrae"]
+CONFIGURATIONS = {"vrae": VRAEConfig, "vrnn": VRNNConfig}
 # What says something of text alone, and of frames alone.
 OF_TEXT = (
     "text_column", "encoding", "max_length", "tokenizer_name", "tokenizer_type", "vocab_size", "min_frequency",
@@ -279,42 +279,82 @@ class TrainArguments:
             ValueError: naming both sides and why they exclude each other.
         """
         floor = self.free_bits > 0 or self.minimum_rate > 0 or self.kl_schedule == "capacity"
-        batch_of_one = self.per_device_train_batch_size == 1
         _refuse(
             [
                 (
-                    config.posterior == "vmf" and (floor or self.kl_schedule != "constant"),
-                    "`posterior` vmf has a constant KL, on which no KL schedule, `free_bits`, `kl_capacity` or "
-                    f"`minimum_rate` has a say. Set `kl_schedule` constant, got {self.kl_schedule}.",
-                ),
-                (
                     config.latent_size == 0 and (floor or self.kl_schedule != "constant" or self.aggressive),
-                    "`latent_size` 0 is a language model without z, which has no KL to schedule and no encoder to "
-                    f"train. Set `kl_schedule` constant, got {self.kl_schedule}.",
+                    "`latent_size` 0 is a model without z, which has no KL to schedule and no encoder to train. Set "
+                    f"`kl_schedule` constant, got {self.kl_schedule}.",
                 ),
                 (
                     config.latent_size == 0 and self.autoencoder_epochs > 0,
-                    "`latent_size` 0 is a language model without z, which `autoencoder_epochs` cannot pre-train.",
+                    "`latent_size` 0 is a model without z, which `autoencoder_epochs` cannot pre-train.",
                 ),
-                (
-                    config.posterior == "vmf" and self.autoencoder_epochs > 0,
-                    "`posterior` vmf has a constant KL: with or without `autoencoder_epochs` it costs the same.",
-                ),
-                (
-                    self.aggressive and config.tie_word_embeddings,
-                    "`aggressive` trains the encoder alone, but `tie_word_embeddings` shares its table with the "
-                    "decoder. Set one of them to false.",
-                ),
-                (
-                    config.posterior == "batch_norm" and batch_of_one,
-                    "`posterior` batch_norm normalises over a batch: raise `per_device_train_batch_size` above 1.",
-                ),
-                (
-                    self.mmd_weight > 0 and batch_of_one,
-                    "`mmd_weight` compares a batch with the prior: raise `per_device_train_batch_size` above 1.",
-                ),
+                *(self._not_of_vrae(config, floor) if config.model_type == "vrae" else self._not_of_vrnn()),
             ]
         )
+
+    def _not_of_vrae(self, config: VRAEConfig, floor: bool) -> list[tuple[bool, str]]:
+        batch_of_one = self.per_device_train_batch_size == 1
+        return [
+            (
+                config.posterior == "vmf" and (floor or self.kl_schedule != "constant"),
+                "`posterior` vmf has a constant KL, on which no KL schedule, `free_bits`, `kl_capacity` or "
+                f"`minimum_rate` has a say. Set `kl_schedule` constant, got {self.kl_schedule}.",
+            ),
+            (
+                config.posterior == "vmf" and self.autoencoder_epochs > 0,
+                "`posterior` vmf has a constant KL: with or without `autoencoder_epochs` it costs the same.",
+            ),
+            (
+                self.aggressive and config.tie_word_embeddings,
+                "`aggressive` trains the encoder alone, but `tie_word_embeddings` shares its table with the "
+                "decoder. Set one of them to false.",
+            ),
+            (
+                config.posterior == "batch_norm" and batch_of_one,
+                "`posterior` batch_norm normalises over a batch: raise `per_device_train_batch_size` above 1.",
+            ),
+            (
+                self.mmd_weight > 0 and batch_of_one,
+                "`mmd_weight` compares a batch with the prior: raise `per_device_train_batch_size` above 1.",
+            ),
+            (
+                self.resampling,
+                "`resampling` chooses among paths at each step, and a vrae has one latent for all steps: there is "
+                "nothing to choose. Take `model_type` vrnn, or leave it out.",
+            ),
+        ]
+
+    def _not_of_vrnn(self) -> list[tuple[bool, str]]:
+        weighted = self.kl_schedule != "constant" or self.kl_weight != 1
+        return [
+            (
+                self.svi_steps > 0 or self.mmd_weight > 0,
+                f"`svi_steps` {self.svi_steps} and `mmd_weight` {self.mmd_weight} are of one posterior a sequence, "
+                "and a vrnn has one a step, each of what was sampled before. Set both to 0.",
+            ),
+            (
+                self.aggressive,
+                "`aggressive` ends when the mutual information of x and one z falls, and a vrnn has a z a step. Leave "
+                "it out; `kl_schedule`, `free_bits`, `minimum_rate` and `residual_posterior` are there.",
+            ),
+            (
+                self.autoencoder_epochs > 0 or self.reset_decoder,
+                "`autoencoder_epochs` and `reset_decoder` make the decoder anew, which a vrnn shares with its "
+                "posterior: h_t is of both. Leave them out.",
+            ),
+            (
+                self.scheduled_sampling > 0,
+                f"`scheduled_sampling` {self.scheduled_sampling} changes what the decoder reads, which in a vrnn the "
+                "posterior reads too. Set it to 0.",
+            ),
+            (
+                self.resampling and weighted,
+                "`resampling` trains the particle filter's bound, in which no weight of the KL is: set `kl_schedule` "
+                f"constant and `kl_weight` 1, got {self.kl_schedule} and {self.kl_weight}.",
+            ),
+        ]
 
 
 def _refuse(combinations: list[tuple[bool, str]]) -> None:
@@ -333,7 +373,8 @@ def _check_positive(arguments, *names: str) -> None:
 def _model_arguments() -> type:
     """A dataclass of the configurations' fields that a user chooses; the data decide about the rest."""
     plain = {float | int: float}  # HfArgumentParser knows no union of numbers
-    chosen = {"model_type": ("model_type", ModelType, _arg("vrae", "One latent a sequence (vrae)"))}
+    model_type = _arg("vrae", "vrae: one latent a sequence; vrnn: one latent a step")
+    chosen = {"model_type": ("model_type", Literal["vrae", "vrnn"], model_type)}
     for f in (f for configuration in CONFIGURATIONS.values() for f in dataclasses.fields(configuration)):
         if "help" not in f.metadata or f.name == "vocab_size" or f.name in chosen:
             continue
@@ -409,7 +450,7 @@ def parse_recipe(argv: list[str] | None = None) -> Recipe:
         ValueError: for an unknown key or flag, naming the nearest known one, and for a value of the wrong type.
     """
     argv = sys.argv[1:] if argv is None else argv
-    parser = _Parser(SECTIONS.values(), description="Train a VRAE.", allow_abbrev=False)
+    parser = _Parser(SECTIONS.values(), description="Train a VRAE or a VRNN.", allow_abbrev=False)
     parser.add_argument("--config", help="Recipe: YAML with the sections model, data and training")
     config = parser.parse_known_args(argv)[0].config
     # A later flag overrides an earlier one, so a recipe is a list of flags in front of the user's own.

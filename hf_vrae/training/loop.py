@@ -20,6 +20,7 @@ from datasets import Dataset
 from torch import nn
 from tqdm.auto import tqdm
 
+from ..data.frames import sequence_rows
 from ..evaluation.likelihood import evaluate
 from .arguments import TrainArguments
 from .batches import UpdateBatches
@@ -33,9 +34,13 @@ logger = logging.getLogger(__name__)
 COLLAPSED_KL = 0.1  # nats a sequence: below, z says next to nothing about x
 COLLAPSE_WARNING = """The posterior has collapsed: at step %d the KL is %.3f nats a sequence with %d active units, so \
 the decoder ignores z and all latents decode alike. What helps: let the KL weight rise more slowly \
-(--kl_warmup_steps) or in cycles (--kl_schedule cyclical); leave some of the KL free (--free_bits); drop more of the \
-decoder's words (--word_dropout); show it z at every place (--latent_conditioning initial_state input output); less \
+(--kl_warmup_steps) or in cycles (--kl_schedule cyclical); leave some of the KL free (--free_bits); %s; less \
 --dropout. A larger --kl_weight makes it worse."""
+REMEDIES = {
+    "vrae": "drop more of the decoder's words or frames (--word_dropout); show it z at every place "
+    "(--latent_conditioning initial_state input output)",
+    "vrnn": "let the posterior begin at the prior (--residual_posterior) and see what comes (--smoothing_posterior)",
+}
 # Aggressive training (He et al. 2019, released code): the encoder's loss is compared over windows of 15 updates, of
 # which there are fewer than 100 before each of the decoder's.
 ENCODER_WINDOW, MAX_ENCODER_UPDATES = 15, 99
@@ -98,7 +103,7 @@ class TrainingLoop:
         self.state = TrainingState(fingerprint=task.fingerprint(train), aggressive=args.aggressive)
         multiple = 1 if accelerator.mixed_precision == "no" else 8  # tensor cores like multiples of 8
         self.collator = task.collator(pad_to_multiple_of=multiple)
-        self.batches = UpdateBatches(task.rows(train), self.lengths, self.collator, args, accelerator)
+        self.batches = UpdateBatches(sequence_rows(train), self.lengths, self.collator, args, accelerator)
         self.steps_per_epoch = self.batches.steps_per_epoch
         self.total_steps = (
             args.max_steps if args.max_steps > 0 else math.ceil(args.num_train_epochs * self.steps_per_epoch)
@@ -346,16 +351,23 @@ class TrainingLoop:
             description="Validating",
             svi_steps=args.svi_steps,
         )
-        del results["num_samples"], results["nll_iw"], results["ppl_iw"]  # one sample estimates no importance weight
+        # One sample estimates no importance weight.
+        results = {
+            name: value for name, value in results.items() if not name.startswith(("nll_iw", "ppl_iw", "num_samples"))
+        }
         self.write("eval", results)
         logger.info(
-            "step %d: -ELBO %.2f nats (reconstruction %.2f + KL %.2f), MI %.2f, %d active units",
+            "step %d: -ELBO %.2f nats (reconstruction %.2f + KL %.2f)%s%s, %d active units",
             *(state.step, results["neg_elbo"], results["reconstruction"], results["kl"]),
-            *(results["mutual_information"], results["active_units"]),
+            f", {results['neg_elbo_per_step']:.3f} a step" if "neg_elbo_per_step" in results else "",
+            f", MI {results['mutual_information']:.2f}" if "mutual_information" in results else "",
+            results["active_units"],
         )
-        collapsed = results["kl"] < COLLAPSED_KL or results["active_units"] == 0
-        if collapsed and self.plain_model.config.latent_size:
-            logger.warning(COLLAPSE_WARNING, state.step, results["kl"], results["active_units"])
+        config = self.plain_model.config
+        collapsed = results["kl"] < COLLAPSED_KL or (config.model_type == "vrae" and results["active_units"] == 0)
+        if collapsed and config.latent_size:
+            remedies = REMEDIES[config.model_type]
+            logger.warning(COLLAPSE_WARNING, state.step, results["kl"], results["active_units"], remedies)
         if state.aggressive:
             cap = args.aggressive_max_epochs * self.steps_per_epoch
             state.aggressive = results["mutual_information"] >= state.mutual_information and state.step < cap

@@ -4,11 +4,13 @@ from transformers import AutoConfig, PreTrainedModel
 
 from ..modeling.configuration_common import LatentSequenceConfig
 from ..modeling.modeling_vrae import VRAEForSequenceGeneration
+from ..modeling.modeling_vrae_frames import VRAEForFrameGeneration
+from ..modeling.modeling_vrnn import VRNNForSequenceGeneration
 from .arguments import CONFIGURATIONS, ModelArguments, Recipe
 
-OF_TOKENS = {"vrae": VRAEForSequenceGeneration}
-OF_FRAMES = {}
-OF_THE_LOSS = ("free_bits", "free_bits_form", "mmd_weight", "num_train_samples", "svi_steps")
+OF_TOKENS = {"vrae": VRAEForSequenceGeneration, "vrnn": VRNNForSequenceGeneration}
+OF_FRAMES = {"vrae": VRAEForFrameGeneration}
+OF_THE_LOSS = ("free_bits", "free_bits_form", "mmd_weight", "num_train_samples", "resampling", "svi_steps")
 """What of the configuration the run's arguments set, whatever model it starts from."""
 FREE_TO_CHANGE = ("dropout", "encoder_dropout", "weight_dropout", "word_dropout", "kernels", "initializer_range")
 """What of a saved model a recipe may set anew: no weight depends on it."""
@@ -24,13 +26,13 @@ def make_model(recipe: Recipe, **of_the_data) -> PreTrainedModel:
         ValueError: for what makes no sense of the run with this model.
     """
     args, config = recipe.training, configuration(recipe, **of_the_data)
-    if args.model_name_or_path:
-        model = start_from(args.model_name_or_path, config)
-        if args.reset_decoder:
-            model.reset_decoder()
-    else:
-        model = class_of(config)(config)
+    if not args.model_name_or_path:
+        args.check_model(config)
+        return class_of(config)(config)
+    model = start_from(args.model_name_or_path, config)
     args.check_model(model.config)
+    if args.reset_decoder:
+        model.reset_decoder()
     return model
 
 
@@ -41,7 +43,8 @@ def class_of(config: LatentSequenceConfig) -> type[PreTrainedModel]:
 def configuration(recipe: Recipe, **of_the_data) -> LatentSequenceConfig:
     """The configuration that a recipe asks for."""
     kind = CONFIGURATIONS[recipe.model.model_type]
-    of_the_loss = {name: getattr(recipe.training, name) for name in OF_THE_LOSS}
+    own = kind.__dataclass_fields__  # what the others would say, `check_model` refuses
+    of_the_loss = {name: getattr(recipe.training, name) for name in OF_THE_LOSS if name in own}
     return kind(**of_the_data, **recipe.model_fields(), **of_the_loss)
 
 
@@ -68,7 +71,7 @@ def start_from(name_or_path: str, wanted: LatentSequenceConfig) -> PreTrainedMod
                 f"{value}. Leave it out, or train a new model."
             )
         setattr(config, name, value)
-    for name in OF_THE_LOSS:
+    for name in type(wanted).__dataclass_fields__.keys() & set(OF_THE_LOSS):
         setattr(config, name, getattr(wanted, name))
     config.validate_architecture()
     return class_of(config).from_pretrained(name_or_path, config=config)

@@ -13,25 +13,24 @@ import torch
 from datasets import Dataset, DatasetDict
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerFast
 
-from ..data.collators import AutoencodingCollator, FrameCollator
-from ..data.datasets import TokenRows, load_text, split_validation, tokenize
+from ..data.collators import AutoencodingCollator, CausalCollator, FrameCollator
+from ..data.datasets import load_text, split_validation, tokenize
 from ..data.frames import (
-    FrameRows,
     check_frames,
     fit_range,
     fit_scaling,
     frames_fingerprint,
     load_frames,
     num_channels,
+    sequence_rows,
 )
 from ..data.grammar import generate_corpus
 from ..data.signals import generate_frames
 from ..data.tokenization import decode, load_tokenizer, train_tokenizer
-from .arguments import DataArguments, Recipe
+from .arguments import CONFIGURATIONS, DataArguments, Recipe
 from .checkpoints import find_checkpoint
 from .models import make_model
 
-SCALED_HEADS = ("gaussian", "full_gaussian", "gaussian_mixture", "logistic_mixture")
 SHOWN = 3  # reconstructions and prior samples shown at each evaluation
 
 
@@ -42,20 +41,29 @@ class TextTask:
         tokenizer: saved with every checkpoint, and used to show samples.
         max_length: longer sequences are cut.
         num_proc: processes to tokenize with.
+        causal: whether the model has one latent a token, and its input tokens as labels.
     """
 
     unit = "tokens"
     options = ("text_column", "encoding")  # of `read`
 
-    def __init__(self, tokenizer: PreTrainedTokenizerFast, max_length: int = 128, num_proc: int | None = None):
-        self.tokenizer, self.max_length, self.num_proc = tokenizer, max_length, num_proc
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerFast,
+        max_length: int = 128,
+        num_proc: int | None = None,
+        causal: bool = False,
+    ):
+        self.tokenizer, self.max_length, self.num_proc, self.causal = tokenizer, max_length, num_proc, causal
 
     @classmethod
     def prepare(cls, recipe: Recipe) -> tuple["TextTask", DatasetDict]:
         """The task of a run, and its splits: rows with `input_ids` and `length`."""
         data = recipe.data
         text = _first_rows(_load_text(data, recipe.training.seed), data)
-        task = cls(cls._tokenizer(recipe, text["train"]), data.max_length, data.preprocessing_num_workers)
+        causal = not CONFIGURATIONS[recipe.model.model_type].is_encoder_decoder
+        tokenizer = cls._tokenizer(recipe, text["train"])
+        task = cls(tokenizer, data.max_length, data.preprocessing_num_workers, causal)
         return task, DatasetDict({name: task.ready(split, name) for name, split in text.items()})
 
     def read(self, path: str | None, seed: int, split: str = "test", **options) -> Dataset:
@@ -84,18 +92,16 @@ class TextTask:
         """A model for the tokenizer, which generates up to the longest training sequence."""
         tokenizer = self.tokenizer
         marks = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("pad", "unk", "bos", "eos")}
-        marks["decoder_start_token_id"] = tokenizer.bos_token_id
+        if not self.causal:
+            marks["decoder_start_token_id"] = tokenizer.bos_token_id
         model = make_model(recipe, vocab_size=1 + max(tokenizer.get_vocab().values()), **marks)
         del marks["unk_token_id"]
         model.generation_config = GenerationConfig(max_length=int(np.max(lengths(train))), **marks)
         return model
 
-    def rows(self, split: Dataset) -> TokenRows:
-        """The sequences as a `DataLoader` takes them."""
-        return TokenRows(split)
-
     def collator(self, pad_to_multiple_of: int = 1) -> AutoencodingCollator:
-        return AutoencodingCollator(self.tokenizer.pad_token_id, pad_to_multiple_of)
+        kind = CausalCollator if self.causal else AutoencodingCollator
+        return kind(self.tokenizer.pad_token_id, pad_to_multiple_of)
 
     def scored(self, lengths: np.ndarray) -> int:
         """Tokens that are predicted in sequences of these lengths: all but `<s>`."""
@@ -118,15 +124,16 @@ class TextTask:
 
     def show(self, model: PreTrainedModel, split: Dataset, step: int, seed: int, folder: Path) -> str:
         """Write reconstructions of a split's first sequences and samples of the prior, and return them for the log."""
-        examples = self.rows(split).__getitems__(list(range(min(SHOWN, len(split)))))
+        examples = sequence_rows(split).__getitems__(list(range(min(SHOWN, len(split)))))
         batch = {
             name: tensor.to(model.device) for name, tensor in self.collator()(examples).items() if name != "labels"
         }
-        reconstructions = decode(self.tokenizer, model.generate(**batch))
+        reconstructions = decode(self.tokenizer, model.generate(latents=model.encode(**batch).mode))
         with torch.random.fork_rng():  # the stream of training's noise stays where it is
             torch.manual_seed(seed)
-            z = model.prior().sample((SHOWN,))
-            samples = decode(self.tokenizer, model.generate(latents=z, do_sample=True, top_k=0))
+            start = {"input_ids": batch["input_ids"].new_full((SHOWN, 1), self.tokenizer.bos_token_id)}
+            start = start if self.causal else {"latents": model.prior().sample((SHOWN,))}
+            samples = decode(self.tokenizer, model.generate(**start, do_sample=True, top_k=0))
         pairs = list(zip(decode(self.tokenizer, examples), reconstructions, strict=True))
         with open(folder / "samples.jsonl", "a") as file:
             line = {"step": step, "reconstructions": pairs, "samples": samples}
@@ -177,18 +184,13 @@ class FrameTask:
         return rows
 
     def make_model(self, recipe: Recipe, train: Dataset) -> PreTrainedModel:
-        """A model for the frames, with their scaling, which generates up to the longest training sequence."""
+        """A model for the frames, with their scaling."""
         scaling, head, wanted = {}, recipe.model.head, recipe.data.scale_features
-        if (head in SCALED_HEADS if wanted is None else wanted) and not recipe.training.model_name_or_path:
+        real_numbers = head not in ("bernoulli", "nade", "categorical")
+        if (real_numbers if wanted is None else wanted) and not recipe.training.model_name_or_path:
             fit = fit_range if head == "logistic_mixture" else fit_scaling
             scaling["input_mean"], scaling["input_scale"] = fit(train)
-        model = make_model(recipe, input_size=num_channels(train), **scaling)
-        model.generation_config.max_length = int(np.max(lengths(train)))
-        return model
-
-    def rows(self, split: Dataset) -> FrameRows:
-        """The sequences as a `DataLoader` takes them."""
-        return FrameRows(split)
+        return make_model(recipe, input_size=num_channels(train), **scaling)
 
     def collator(self, pad_to_multiple_of: int = 1) -> FrameCollator:
         return FrameCollator(pad_to_multiple_of)
@@ -211,14 +213,15 @@ class FrameTask:
     def show(self, model: PreTrainedModel, split: Dataset, step: int, seed: int, folder: Path) -> str:
         """Write to samples.npz reconstructions of a split's first sequences, and samples as long as these, and say how
         far off the reconstructions are."""
-        sequences = self.rows(split).__getitems__(list(range(min(SHOWN, len(split)))))
+        sequences = sequence_rows(split).__getitems__(list(range(min(SHOWN, len(split)))))
         batch = {name: tensor.to(model.device) for name, tensor in self.collator()(sequences).items()}
         real, sizes = batch.pop("labels").cpu().numpy(), np.array([len(sequence) for sequence in sequences])
-        reconstructions = model.generate(**batch, lengths=torch.from_numpy(sizes)).cpu().numpy()
+        sizes = torch.from_numpy(sizes)
+        reconstructions = model.generate(**batch, lengths=sizes).sequences.cpu().numpy()
         with torch.random.fork_rng():  # the stream of training's noise stays where it is
             torch.manual_seed(seed)
-            z = model.prior().sample((len(sizes),))
-            samples = model.generate(latents=z, lengths=torch.from_numpy(sizes), do_sample=True).cpu().numpy()
+            start = {"latents": model.prior().sample((len(sizes),))} if model.config.model_type == "vrae" else {}
+            samples = model.generate(**start, lengths=sizes, do_sample=True).sequences.cpu().numpy()
         np.savez(folder / "samples.npz", real=real, reconstruction=reconstructions, sample=samples, lengths=sizes)
         error = math.sqrt(np.nanmean((reconstructions - real) ** 2))
         spread = math.sqrt(np.nanmean((real - np.nanmean(real, axis=(0, 1))) ** 2))
@@ -289,7 +292,7 @@ def task_of(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast | None, m
     """The task of a trained model."""
     config = model.config
     if config.input_size is None:
-        return TextTask(tokenizer, max_length)
+        return TextTask(tokenizer, max_length, causal=not config.is_encoder_decoder)
     return FrameTask(config.head, config.num_levels, config.input_size)
 
 
