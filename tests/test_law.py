@@ -91,6 +91,7 @@ SIBLINGS = {
         "configuration_vrnn",
         "distributions",
         "generation",
+        "heads",
         "kernels",
         "modeling_vrae",
         "objectives",

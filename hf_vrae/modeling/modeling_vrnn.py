@@ -23,6 +23,7 @@ from transformers.utils import can_return_tuple
 from .configuration_vrnn import VRNNConfig
 from .distributions import DiagonalGaussian, kl_per_dimension
 from .generation import RecurrentCache
+from .heads import FrameEmbedding, make_head, standardise
 from .kernels import IGNORE_INDEX, Dropout, linear_cross_entropy, linear_nll
 from .modeling_vrae import VRAEPreTrainedModel, check_token_ids, token_nll
 from .objectives import capacity_gap, free_bits, importance_weighted_bound, negative_elbo
@@ -561,13 +562,17 @@ class VRNNModel(VRNNPreTrainedModel):
 
     def __init__(self, config: VRNNConfig):
         super().__init__(config)
-        self.embed_tokens = nn.Embedding(config.vocab_size, config.embedding_size)
+        if config.input_size is None:
+            self.embed_tokens = nn.Embedding(config.vocab_size, config.embedding_size)
+        else:
+            levels = config.num_levels if config.head == "categorical" else None
+            self.embed_frames = FrameEmbedding(config.input_size, config.embedding_size, levels)
         self.dropout = Dropout(config.dropout, config.kernels)
         self.layer = VRNNLayer(config)
         self.post_init()
 
-    def get_input_embeddings(self) -> nn.Embedding:
-        return self.embed_tokens
+    def get_input_embeddings(self) -> nn.Module:
+        return self.embed_tokens if self.config.input_size is None else self.embed_frames
 
     def set_input_embeddings(self, value: nn.Embedding):
         self.embed_tokens = value
@@ -812,4 +817,60 @@ class Reading:
     cache: RecurrentCache
 
 
-__all__ = ["VRNNForSequenceGeneration", "VRNNModel", "VRNNPreTrainedModel"]
+class VRNNForFrameGeneration(VRNNPreTrainedModel):
+    """The VRNN over sequences of frames, vectors of F channels: each frame has a latent of its own.
+
+    Likelihoods are of scaled frames, (x - mean) / scale, in nats a sequence; frames are in raw units throughout.
+    """
+
+    main_input_name = "input_features"
+
+    def __init__(self, config: VRNNConfig):
+        super().__init__(config)
+        self.model = VRNNModel(config)
+        self.head = make_head(config, config.feature_size)
+        if config.predict_length:
+            self.last = nn.Linear(config.hidden_size, 1)
+        self.kl_weight, self.kl_capacity, self.sampling_probability = 1.0, None, 0.0  # what schedules set
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_features: torch.FloatTensor,
+        attention_mask: torch.Tensor | None = None,
+        labels: torch.FloatTensor | None = None,
+        output_hidden_states: bool | None = None,
+    ) -> VRNNOutput:
+        """
+        Args:
+            input_features: frames in raw units, NaN where a value is missing, [B, T, F].
+            attention_mask: nonzero where a frame is real, [B, T]; all by default.
+            labels: what is scored, NaN where nothing is, [B, T, F]; by default the real frames.
+
+        Returns:
+            [`VRNNOutput`], the bound of log p(x) with its path sampled from the posterior, in evaluation always with
+            the same noise.
+        """
+        outputs = self._bound(self._observe(labels, input_features, attention_mask))
+        if not (self.config.output_hidden_states if output_hidden_states is None else output_hidden_states):
+            outputs.hidden_states = None
+        return outputs
+
+    def _observe(self, labels=None, input_features=None, attention_mask=None) -> Observed:
+        mask = torch.ones_like(input_features[..., 0]) if attention_mask is None else attention_mask
+        mask = mask.bool()
+        labels = input_features if labels is None else labels
+        targets = standardise(labels.masked_fill(~mask.unsqueeze(-1), torch.nan), self.config)
+        embedded = self.model.embed_frames(standardise(input_features, self.config))
+        order, back, lengths = left_align(mask)
+        return Observed(self.model.embed(take_time(embedded, order)), lengths, take_time(targets, order), back)
+
+    def _score(self, features: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        return self.head(features).log_prob(targets)
+
+    def _num_scored(self, targets: torch.Tensor) -> torch.Tensor:
+        return (~targets.isnan()).any(-1).sum(1)
+
+
+__all__ = ["VRNNForFrameGeneration", "VRNNForSequenceGeneration", "VRNNModel", "VRNNPreTrainedModel"]
