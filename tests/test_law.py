@@ -74,13 +74,24 @@ STOREYS = {
 }
 # Within modeling: those without an entry import no sibling.
 SIBLINGS = {
+    "modeling_latent": {"distributions", "inference", "kernels", "objectives", "posteriors", "recurrent"},
+    "modeling_frames": {"generation", "heads", "modeling_latent", "recurrent"},
+    "modeling_vrae_frames": {
+        "configuration_vrae",
+        "generation",
+        "kernels",
+        "modeling_frames",
+        "modeling_latent",
+        "modeling_vrae",
+        "recurrent",
+    },
     "modeling_vrae": {
         "configuration_vrae",
         "distributions",
         "generation",
-        "inference",
+        "heads",
         "kernels",
-        "objectives",
+        "modeling_latent",
         "posteriors",
         "recurrent",
     },
@@ -93,11 +104,12 @@ SIBLINGS = {
         "generation",
         "heads",
         "kernels",
-        "modeling_vrae",
+        "modeling_latent",
         "objectives",
         "posteriors",
         "recurrent",
     },
+    "modeling_vrnn_frames": {"configuration_vrnn", "generation", "modeling_frames", "modeling_vrnn", "recurrent"},
     "posteriors": {"distributions"},
     "inference": {"distributions", "posteriors"},
     "generation": {"kernels"},
@@ -128,7 +140,8 @@ def test_storeys(path):
 def test_public_names():
     import hf_vrae
 
-    assert hf_vrae.__all__ == ["VRAEConfig", "VRAEForSequenceGeneration", "VRNNConfig", "VRNNForSequenceGeneration"]
+    families = ("VRAEConfig", "VRAEForFrameGeneration", "VRAEForSequenceGeneration")
+    assert hf_vrae.__all__ == [*families, *(name.replace("VRAE", "VRNN") for name in families)]
 
 
 def test_scripts_are_thin():

@@ -10,7 +10,6 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, gather_object
-from torch.distributions import kl_divergence
 from tqdm.auto import tqdm
 
 from .information import active_units, mutual_information
@@ -43,7 +42,7 @@ def evaluate(
     """Likelihood and information metrics of a model on a data set; every process of `accelerator` takes a share.
 
     Args:
-        model: has `encode`, `prior` and `log_importance_weights`; it is put into evaluation mode and back.
+        model: has `evaluation_terms`; it is put into evaluation mode and back.
         dataset: rows with `input_ids`, `length` and, for bits a character, `num_characters`; `log_prob`, where there,
             is the true log-probability of the row.
         collator: makes a batch with `labels` of a list of sequences of token ids.
@@ -71,7 +70,8 @@ def evaluate(
     for indices in tqdm(batches, desc=description, disable=not accelerator.is_local_main_process, leave=False):
         batch = collator(sequences[indices]["input_ids"])
         batch = {name: tensor.to(accelerator.device) for name, tensor in batch.items()}
-        columns, posterior = _evaluate_batch(model, batch, noise_generators(seed, indices), num_samples, svi_steps)
+        terms = model.evaluation_terms(num_samples, noise_generators(seed, indices), svi_steps, **batch)
+        columns, posterior = _columns(terms)
         rows.append({"index": indices, **columns})
     model.train(was_training)
     rows = gather_object(rows)
@@ -89,28 +89,16 @@ def noise_generators(seed: int, indices: np.ndarray) -> list[torch.Generator]:
     return [torch.Generator().manual_seed(state) for state in seeds]
 
 
-def _evaluate_batch(model, batch, generators, num_samples, svi_steps):
+def _columns(terms) -> tuple[dict[str, np.ndarray], torch.distributions.Distribution]:
     """Per-sequence terms of one batch as numpy arrays, and its posterior."""
-    q, p = model.encode(**batch), model.prior(**batch)
-    if svi_steps:
-        q = model.refine(q, batch["labels"], svi_steps, generators)
-    z = q.sample((num_samples,), generators)  # [K, B, ...]
-    log_weights = model.log_importance_weights(latents=z, posterior=q, **batch).double()  # [K, B]
-    log_ratio = (q.log_prob(z) - p.log_prob(z)).double()  # [K, B]; what the KL is the mean of
-    terms = {
-        "reconstruction": -(log_weights + log_ratio).mean(0),
-        "kl": kl_divergence(q, p).double(),
-        "nll_iw": math.log(num_samples) - log_weights.logsumexp(0),
-        "num_tokens": (batch["labels"] != -100).sum(-1),
-        "mean": q.mean,
-        "latents": z[0],
-        **{f"posterior/{name}": getattr(q, name) for name in q.arg_constraints},
-    }
+    q, log_weights = terms.pop("posterior"), terms.pop("log_weights")
+    terms["nll_iw"] = math.log(len(log_weights)) - log_weights.logsumexp(0)
+    terms |= {f"posterior/{name}": getattr(q, name) for name in q.arg_constraints}
     return {name: term.cpu().numpy() for name, term in terms.items()}, q
 
 
 def _summarise(columns, family, dataset, num_samples) -> dict[str, float]:
-    count, tokens = len(columns["kl"]), int(columns["num_tokens"].sum())
+    count, tokens = len(columns["kl"]), int(columns["num_steps"].sum())
     reconstruction, kl, nll_iw = (float(columns[name].sum()) / count for name in ("reconstruction", "kl", "nll_iw"))
     neg_elbo = reconstruction + kl
     some = np.linspace(0, count - 1, min(count, MI_SEQUENCES)).astype(int)

@@ -95,6 +95,9 @@ class LatentSequenceConfig(PreTrainedConfig):
                 nearest = difflib.get_close_matches(key, sorted(known), n=1, cutoff=0.0)[0]
                 raise ValueError(f"`{key}` is not a field of {type(self).__name__}; did you mean `{nearest}`?")
         super().__post_init__(**kwargs)
+        if self.architectures is None:  # by which `AutoModel` chooses among the classes of a configuration
+            kind = "Sequence" if self.input_size is None else "Frame"
+            self.architectures = [f"{type(self).__name__.removesuffix('Config')}For{kind}Generation"]
         # `strict` runs the validators too, but would wrap this ValueError in an exception that is none.
         self.validate_architecture()
 

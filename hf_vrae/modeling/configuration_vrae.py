@@ -42,7 +42,8 @@ class VRAEConfig(LatentSequenceConfig):
         default=0.0, metadata={"help": "Dropout on the encoder's embeddings and on its summary of the input"}
     )
     word_dropout: float | int = field(
-        default=0.3, metadata={"help": "Share of the decoder's input tokens replaced by <unk> in training"}
+        default=0.3,
+        metadata={"help": "Share of the decoder's inputs lost in training: tokens become <unk>, frames missing"},
     )
     skip_connections: bool = field(
         default=False, metadata={"help": "Add to each further decoder layer's output what it was given"}
@@ -96,7 +97,7 @@ class VRAEConfig(LatentSequenceConfig):
             )
         if len(set(self.latent_conditioning)) < len(self.latent_conditioning):
             raise ValueError(f"`latent_conditioning` names a place twice: {self.latent_conditioning}.")
-        if self.word_dropout and self.unk_token_id is None:
+        if self.input_size is None and self.word_dropout and self.unk_token_id is None:
             raise ValueError("`word_dropout` replaces tokens by `unk_token_id`, which is None. Set it, or set 0.")
 
     def _combinations(self) -> list[tuple[bool, str]]:

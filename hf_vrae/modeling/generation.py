@@ -1,9 +1,13 @@
-"""What `generate` needs from a recurrent decoder: a cache of fixed size, a draw that a CPU is quick at, and a loop
-that does nothing but decode."""
+"""What `generate` needs from a recurrent decoder: a cache of fixed size, a draw that a CPU is quick at, and for tokens
+and for frames a loop that does nothing but decode."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from transformers import LogitsProcessor
 from transformers.cache_utils import Cache, LinearAttentionLayer
+from transformers.modeling_outputs import ModelOutput
 
 from .kernels import draw
 
@@ -93,3 +97,53 @@ def decode(next_scores, scores, input_ids, logits_processor, stopping_criteria, 
         if not unfinished.any():
             return input_ids
         scores = next_scores(tokens)
+
+
+@dataclass
+class GeneratedFrames(ModelOutput):
+    """
+    Args:
+        sequences: frames in raw units, [B, T, F], 0 behind the end of a row.
+        lengths: frames of each row, [B].
+    """
+
+    sequences: torch.FloatTensor | None = None
+    lengths: torch.LongTensor | None = None
+
+
+def decode_frames(
+    next_distribution: Callable[[torch.Tensor | None], tuple[torch.distributions.Distribution, torch.Tensor | None]],
+    lengths: torch.LongTensor,
+    do_sample: bool = False,
+    beginning: torch.Tensor | None = None,
+) -> tuple[torch.Tensor, torch.LongTensor]:
+    """Frame after frame: a sample of each distribution, or its mode, is what the next is given.
+
+    Args:
+        next_distribution: from the frames just chosen, scaled [B, F], None at the start, to the distribution of the
+            next ones, and the logit of each of these being its row's last, [B], or None where no length is learnt.
+        lengths: of each row, [B]; of learnt ones the largest.
+        do_sample: sample each frame, and whether a row ends with it; otherwise take modes, and end where p > 0.5.
+        beginning: scaled frames to begin with, [B, S, F]. The model fills in what is NaN there, so that beginnings of
+            different lengths have NaN frames at their ends. No row ends inside its beginning.
+
+    Returns:
+        scaled frames [B, T, F], which behind the end of a row mean nothing, and each row's length [B].
+    """
+    frame, frames = None, []
+    begun = torch.zeros_like(lengths)
+    if beginning is not None:
+        steps = torch.arange(1, beginning.shape[1] + 1, device=beginning.device)
+        begun = (steps * ~beginning.isnan().all(-1)).amax(1)  # [B]
+    while len(frames) < lengths.max():
+        distribution, last_logit = next_distribution(frame)
+        frame = distribution.sample() if do_sample else distribution.mode  # [B, F]
+        if beginning is not None and len(frames) < beginning.shape[1]:
+            given = beginning[:, len(frames)]
+            frame = torch.where(given.isnan(), frame, given)
+        frames.append(frame)
+        if last_logit is not None:
+            threshold = torch.rand_like(last_logit) if do_sample else 0.5
+            ends = (last_logit.sigmoid() > threshold) & (begun <= len(frames))
+            lengths = torch.where(ends, lengths.clamp(max=len(frames)), lengths)
+    return torch.stack(frames, dim=1), lengths

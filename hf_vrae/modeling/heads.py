@@ -72,6 +72,12 @@ class FrameEmbedding(nn.Module):
         return self.table(levels + first_rows).sum(-2)
 
 
+def make_frame_embedding(config) -> FrameEmbedding:
+    """How frames enter a network: only those of the categorical head are a choice among levels."""
+    num_levels = config.num_levels if config.head == "categorical" else None
+    return FrameEmbedding(config.input_size, config.embedding_size, num_levels)
+
+
 class FrameDistribution(Distribution):
     """A distribution over frames, with batch shape [*batch] and event shape [F], whose missing features are left out.
 

@@ -13,38 +13,25 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 from transformers import LogitsProcessorList
-from transformers import initialization as init
 from transformers.generation import GenerationMixin
 from transformers.modeling_outputs import ModelOutput
-from transformers.modeling_utils import PreTrainedModel
 from transformers.utils import can_return_tuple
 
 from .configuration_vrae import VRAEConfig
-from .distributions import DiagonalGaussian, HypersphericalUniform, kl_divergence, kl_per_dimension
+from .distributions import DiagonalGaussian
 from .generation import Draw, RecurrentCache, decode
-from .inference import refine
+from .heads import make_frame_embedding
 from .kernels import IGNORE_INDEX, Dropout, PackedLinear, draw, linear_cross_entropy, linear_nll, product_dtype
-from .objectives import (
-    capacity_gap,
-    doubly_reparameterised_weights,
-    free_bits,
-    importance_weighted_bound,
-    maximum_mean_discrepancy,
-    negative_elbo,
+from .modeling_latent import (
+    LatentSequenceModel,
+    OneLatentModel,
+    at_least_float32,
+    check_latents,
+    check_token_ids,
+    token_nll,
 )
 from .posteriors import BatchNormPosterior, CommittedRatePosterior, GaussianPosterior, VonMisesFisherPosterior
-from .recurrent import (
-    GRU,
-    LSTM,
-    LayerNormCell,
-    LayerNormLSTM,
-    RecurrentDecoder,
-    RecurrentEncoder,
-    RecurrentStep,
-    left_align,
-)
-
-MAX_AT_ONCE = 2**22  # decoder outputs, or logits, held at once for importance weights: 16 MiB in float32
+from .recurrent import RecurrentDecoder, RecurrentEncoder, RecurrentStep, left_align
 
 
 @dataclass
@@ -93,53 +80,12 @@ class VRAEOutput(ModelOutput):
     posterior_logvar: torch.FloatTensor | None = None
 
 
-class VRAEPreTrainedModel(PreTrainedModel):
-    """Loading, saving and initialisation."""
+class VRAEPreTrainedModel(LatentSequenceModel):
+    """What every class of the VRAE is to transformers."""
 
     config: VRAEConfig
-    base_model_prefix = "model"
     main_input_name = "input_ids"
     _no_split_modules = ["VRAEEncoder", "VRAEDecoder"]
-    _is_stateful = True  # a recurrent state cannot be rolled back: `generate` then refuses assisted decoding
-
-    @torch.no_grad()
-    def _init_weights(self, module: nn.Module):
-        """Uniform weights, zero biases, forget gates open; every tensor that was loaded is left as it is."""
-        bound = self.config.initializer_range
-        if isinstance(module, nn.Embedding):
-            bound = self.config.embedding_initializer_range
-            init.uniform_(module.weight, -bound, bound)
-        elif isinstance(module, nn.Linear):
-            init.uniform_(module.weight, -bound, bound)
-            if module.bias is not None:
-                init.zeros_(module.bias)
-            if isinstance(module, BatchNormPosterior):
-                init.zeros_(module.shift)
-                init.zeros_(module.running_mean)
-                init.ones_(module.running_var)
-                if module.scale is not None:
-                    init.ones_(module.scale)
-        elif isinstance(module, (LSTM, GRU, LayerNormCell)):
-            for name, parameter in module.named_parameters(recurse=False):
-                if "weight" in name:
-                    init.uniform_(parameter, -bound, bound)
-                else:
-                    init.zeros_(parameter)
-            if isinstance(module, (LSTM, LayerNormLSTM)):
-                # Forget-gate bias 1 (Gers et al. 2000; Jozefowicz et al. 2015), gates in torch's order i, f, g, o.
-                forget = torch.zeros(4, module.hidden_size)
-                forget[1] = 1
-                init.copy_(module.bias_ih_l0 if isinstance(module, LSTM) else module.bias, forget.flatten())
-        else:
-            super()._init_weights(module)
-
-    def save_pretrained(self, save_directory, *args, **kwargs):
-        """As in transformers. Where the code is exported too, `AutoModelForSeq2SeqLM` finds it as `AutoModel` does."""
-        if self.is_remote_code():
-            name = f"{type(self).__module__.split('.')[-1]}.{type(self).__name__}"
-            auto_map = getattr(self.config, "auto_map", None) or {}
-            self.config.auto_map = auto_map | {"AutoModelForSeq2SeqLM": name}
-        super().save_pretrained(save_directory, *args, **kwargs)
 
 
 class VRAEEncoder(nn.Module):
@@ -150,7 +96,10 @@ class VRAEEncoder(nn.Module):
     def __init__(self, config: VRAEConfig):
         super().__init__()
         self.config = config
-        self.embed_tokens = nn.Embedding(config.vocab_size, config.embedding_size)
+        if config.input_size is None:
+            self.embed_tokens = nn.Embedding(config.vocab_size, config.embedding_size)
+        else:
+            self.embed_frames = make_frame_embedding(config)
         self.dropout = Dropout(config.encoder_dropout, config.kernels)
         self.rnn = RecurrentEncoder(
             config.rnn_type,
@@ -174,7 +123,7 @@ class VRAEEncoder(nn.Module):
     ) -> VRAEEncoderOutput:
         """
         Args:
-            input_ids: [B, T]; or `inputs_embeds` [B, T, E] in its place.
+            input_ids: [B, T]; or `inputs_embeds` [B, T, E] in its place, as always for frames.
             attention_mask: nonzero where a token is real, [B, T]; by default all but `pad_token_id`.
         """
         if (input_ids is None) == (inputs_embeds is None):
@@ -209,6 +158,10 @@ class NoEncoder(nn.Module):
     """What stands for the encoder in a language model without z: vectors of no dimension for every input."""
 
     main_input_name = "input_ids"
+
+    def __init__(self):
+        super().__init__()
+        self.embed_frames = nn.Identity()
 
     @can_return_tuple
     def forward(
@@ -249,7 +202,11 @@ class VRAEDecoder(nn.Module):
     def __init__(self, config: VRAEConfig):
         super().__init__()
         self.config = config
-        self.embed_tokens = nn.Embedding(config.vocab_size, config.embedding_size)
+        if config.input_size is None:
+            self.embed_tokens = nn.Embedding(config.vocab_size, config.embedding_size)
+        else:
+            self.embed_frames = make_frame_embedding(config)
+            self.embed_start = nn.Embedding(1, config.embedding_size)  # what is read before the first frame
         self.dropout = Dropout(config.dropout, config.kernels)
         if "initial_state" in config.latent_conditioning:
             size = config.decoder_layers * config.decoder_hidden_size
@@ -265,6 +222,7 @@ class VRAEDecoder(nn.Module):
             config.skip_connections,
             config.kernels,
         )
+        self.output_size = config.decoder_hidden_size + config.latent_size * ("output" in config.latent_conditioning)
 
     def first_states(self, latents: torch.Tensor) -> list:
         """c0 = W z, h0 = tanh(c0) of each layer (He et al. 2019); zeros where z does not set the first state."""
@@ -276,6 +234,13 @@ class VRAEDecoder(nn.Module):
     def seen_at_every_step(self, latents: torch.Tensor) -> torch.Tensor:
         """What of `latents` [B, D] the first layer reads at every step: all, or nothing."""
         return latents if "input" in self.config.latent_conditioning else latents[:, :0]
+
+    def beside_latents(self, hidden: torch.Tensor, latents: torch.Tensor) -> torch.Tensor:
+        """What p(x_t | ...) is read from: h, or [h; z], of outputs `hidden` [B, T, H] and `latents` [B, D]."""
+        if "output" not in self.config.latent_conditioning:
+            return hidden
+        z = latents.to(hidden.dtype).unsqueeze(1).expand(-1, hidden.shape[1], -1)
+        return torch.cat([hidden, z], dim=-1)  # [B, T, H + D]
 
     def drop_words(self, input_ids: torch.LongTensor) -> torch.LongTensor:
         """Replace each word, but no mark, by <unk> with probability `word_dropout` (Bowman et al. 2016, sec. 3.1)."""
@@ -308,7 +273,7 @@ class VRAEDecoder(nn.Module):
         Returns:
             the outputs [K * B, T, H], the cache, and the hidden states.
         """
-        latents = latents.to(self.embed_tokens.weight.dtype)
+        latents = latents.to(self.rnn.layers[0].input_weight.dtype)
         if inputs_embeds is None:
             check_token_ids("decoder_input_ids", input_ids, self.embed_tokens.num_embeddings)
             if self.training and self.config.word_dropout > 0:
@@ -341,12 +306,14 @@ class VRAEModel(VRAEPreTrainedModel):
             self.encoder = VRAEEncoder(config)
         else:
             self.encoder = NoEncoder()
-            self._tied_weights_keys = {}
+        if not config.latent_size or config.input_size is not None:
+            self._tied_weights_keys = {}  # there is one table, or none
         self.decoder = VRAEDecoder(config)
         self.post_init()
 
-    def get_input_embeddings(self) -> nn.Embedding:
-        return self.encoder.embed_tokens if self.config.latent_size else self.decoder.embed_tokens
+    def get_input_embeddings(self) -> nn.Module:
+        part = self.encoder if self.config.latent_size else self.decoder
+        return part.embed_tokens if self.config.input_size is None else part.embed_frames
 
     def set_input_embeddings(self, value: nn.Embedding):
         if self.config.latent_size:
@@ -411,7 +378,7 @@ class VRAEModel(VRAEPreTrainedModel):
         )
 
 
-class VRAEForSequenceGeneration(VRAEPreTrainedModel, GenerationMixin):
+class VRAEForSequenceGeneration(VRAEPreTrainedModel, OneLatentModel, GenerationMixin):
     """The VRAE over token sequences: encodes text, decodes latents, and bounds log p(x).
 
     Example:
@@ -424,14 +391,17 @@ class VRAEForSequenceGeneration(VRAEPreTrainedModel, GenerationMixin):
     """
 
     _tied_weights_keys = {"lm_head.weight": "model.encoder.embed_tokens.weight"}
-    # Trainer would divide the summed loss by a token count; ours is complete as it stands, KL included.
-    accepts_loss_kwargs = False
+    other_auto_classes = ("AutoModelForSeq2SeqLM",)
 
     def __init__(self, config: VRAEConfig):
         super().__init__(config)
+        if config.input_size is not None:
+            raise ValueError(
+                f"`input_size` {config.input_size} is of frames: take `VRAEForFrameGeneration`, or leave it out."
+            )
         self.model = VRAEModel(config)
         self.dropout = Dropout(config.dropout, config.kernels)
-        size = config.decoder_hidden_size + config.latent_size * ("output" in config.latent_conditioning)
+        size = self.model.decoder.output_size
         if config.tie_word_embeddings and size != config.embedding_size:
             self.projection = nn.Linear(size, config.embedding_size, bias=False)
             size = config.embedding_size
@@ -444,11 +414,6 @@ class VRAEForSequenceGeneration(VRAEPreTrainedModel, GenerationMixin):
             # Zhao et al. 2017, released code: one hidden layer of 400 units.
             layers = nn.Linear(config.latent_size, 400), nn.Tanh(), nn.Linear(400, config.vocab_size)
             self.bag_of_words = nn.Sequential(*layers)
-        # What schedules set while a model learns: beta; C of a KL capacity; how many of the words that the decoder
-        # reads are its own.
-        self.kl_weight = 1.0
-        self.kl_capacity: float | None = None
-        self.sampling_probability = 0.0
         self.post_init()
 
     @can_return_tuple
@@ -497,15 +462,9 @@ class VRAEForSequenceGeneration(VRAEPreTrainedModel, GenerationMixin):
                     input_ids, attention_mask, inputs_embeds, output_hidden_states, return_dict=True
                 )
                 posterior = self.model.encoder.distribution(encoder_outputs.mean, encoder_outputs.logvar)
-                if self.training:
-                    if self.config.num_train_samples > 1:
-                        return self._importance_weighted_output(posterior, labels)
-                    if self.config.svi_steps:
-                        posterior = self.refine(posterior, labels, self.config.svi_steps, differentiable=True)
-                    latents = posterior.rsample()
-                else:
-                    # At the mean the reconstruction would bound nothing: z is sampled, but repeatably.
-                    latents = posterior.rsample(generator=torch.Generator().manual_seed(0))
+                if self.training and self.config.num_train_samples > 1:
+                    return VRAEOutput(**self._importance_weighted_loss(posterior, labels))
+                posterior, latents = self._draw_latents(posterior, labels)
             if self.training and self.sampling_probability > 0 and decoder_input_ids is not None:
                 decoder_input_ids = self._mix_in_own_words(decoder_input_ids, labels, latents)
         elif decoder_attention_mask is not None:
@@ -538,13 +497,9 @@ class VRAEForSequenceGeneration(VRAEPreTrainedModel, GenerationMixin):
             if labels is not None:
                 reconstruction = token_nll(logits, labels).sum(-1).mean()
         if labels is not None:
-            loss = reconstruction
             if posterior is None and outputs.posterior_mean is not None:
                 posterior = self.model.encoder.distribution(outputs.posterior_mean, outputs.posterior_logvar)
-            if posterior is not None:
-                kl = kl_divergence(posterior, self.prior()).mean()
-                charged = self._charged_kl(posterior, kl) if self.training else kl
-                loss = negative_elbo(reconstruction, charged, self.kl_weight)
+            loss, kl = self._bound(reconstruction, posterior)
             if self.training:
                 loss = loss + self._auxiliary_losses(outputs.latents, labels)
         return VRAEOutput(
@@ -561,58 +516,28 @@ class VRAEForSequenceGeneration(VRAEPreTrainedModel, GenerationMixin):
             posterior_logvar=outputs.posterior_logvar,
         )
 
-    def _charged_kl(self, posterior: torch.distributions.Distribution, kl: torch.Tensor) -> torch.Tensor:
-        """The KL term of the training loss, a scalar; `kl` is the KL itself, its mean."""
-        if self.kl_capacity is not None:
-            return capacity_gap(kl, self.kl_capacity)
-        if self.config.free_bits:
-            each = kl_per_dimension(posterior, self.prior())  # [B, D]
-            return free_bits(each, self.config.free_bits, self.config.free_bits_form)
-        return kl
-
-    def _auxiliary_losses(self, latents: torch.Tensor, labels: torch.LongTensor) -> torch.Tensor | float:
-        """What training minimises beside the bound, weighted."""
-        config, loss = self.config, 0.0
-        if config.mmd_weight and len(latents) > 1:  # the last batch of an epoch may be a single sequence
-            loss += config.mmd_weight * maximum_mean_discrepancy(latents, self.prior().sample((len(latents),)))
+    def _auxiliary_losses(self, latents: torch.Tensor, target: torch.LongTensor) -> torch.Tensor | float:
+        config, loss = self.config, super()._auxiliary_losses(latents, target)
         if config.bag_of_words_weight:
             # -log p(each word | z) without its place; of the marks the bag knows none.
-            words = labels.masked_fill(labels == config.eos_token_id, IGNORE_INDEX)
+            words = target.masked_fill(target == config.eos_token_id, IGNORE_INDEX)
             log_p = at_least_float32(self.bag_of_words(latents.to(self.dtype))).log_softmax(-1)  # [B, V]
             nll = -log_p.gather(1, words.clamp(min=0)) * (words != IGNORE_INDEX)  # [B, T]
             loss += config.bag_of_words_weight * nll.sum(-1).mean()
         return loss
 
-    def _importance_weighted_output(self, posterior: DiagonalGaussian, labels: torch.LongTensor) -> VRAEOutput:
-        """Loss of the importance-weighted bound with K samples (Burda et al. 2016), by the gradient of Tucker et al.
-
-        `kl_weight` is that of log q - log p in each weight.
-        """
-        z = posterior.rsample((self.config.num_train_samples,))  # [K, B, D]
-        hidden, _, _ = self.model.decoder(
-            z.flatten(0, 1), self.prepare_decoder_input_ids_from_labels(labels), labels != IGNORE_INDEX
-        )
-        features = self.features(hidden, z.flatten(0, 1)).flatten(0, 1)  # [K * B * T, H]
-        repeated = labels.repeat(len(z), 1)  # [K * B, T]
+    def _weighable_log_likelihood(self, latents: torch.Tensor, target: torch.LongTensor):
+        """As in [`OneLatentModel`], in two passes over the logits, of which none are kept."""
+        features = self._features_of(latents, target).flatten(0, 1)  # [K * B * T, H]
+        repeated = target.repeat(len(latents), 1)  # [K * B, T]
         with torch.no_grad():
             nll = linear_nll(features, self.lm_head.weight, repeated.flatten()).view_as(repeated).sum(-1)
-        nll = nll.view(z.shape[:2])  # [K, B]
-        # log q with its parameters held fixed: the encoder's gradient flows through z alone.
-        log_ratio = posterior.detach().log_prob(z) - self.prior().log_prob(z)
-        log_weights = -nll - self.kl_weight * log_ratio.detach()
-        weights = doubly_reparameterised_weights(log_weights, z, self.kl_weight)
-        scale = (weights / len(labels)).reshape(-1, 1).expand(repeated.shape)
-        weighted_nll = linear_cross_entropy(features, self.lm_head.weight, repeated.flatten(), scale.flatten())
-        surrogate = weighted_nll + self.kl_weight * (weights * log_ratio).sum(0).mean()
-        loss = -importance_weighted_bound(log_weights).mean()
-        kl = kl_divergence(posterior, self.prior()).mean()
-        return VRAEOutput(
-            loss=surrogate + (loss - surrogate).detach(),
-            reconstruction_loss=nll.mean(),
-            kl=kl,
-            latents=z[0],
-            posterior_mean=posterior.mean,
-        )
+
+        def weighted_nll(weights):
+            scale = (weights / len(target)).reshape(-1, 1).expand(repeated.shape)
+            return linear_cross_entropy(features, self.lm_head.weight, repeated.flatten(), scale.flatten())
+
+        return -nll.view(latents.shape[:2]), weighted_nll
 
     @torch.no_grad()
     def _mix_in_own_words(self, decoder_input_ids, labels, latents) -> torch.LongTensor:
@@ -632,55 +557,13 @@ class VRAEForSequenceGeneration(VRAEPreTrainedModel, GenerationMixin):
         chosen = torch.rand(labels.shape, device=labels.device) < self.sampling_probability
         return torch.where(chosen & real & ~first, said, decoder_input_ids)
 
-    def refine(
-        self,
-        posterior: DiagonalGaussian,
-        labels: torch.LongTensor,
-        num_steps: int,
-        generator: torch.Generator | list[torch.Generator] | None = None,
-        differentiable: bool = False,
-    ) -> DiagonalGaussian:
-        """A posterior nearer to the true one, by gradient steps on the -ELBO of each sequence: see [`refine`].
-
-        Args:
-            posterior: the encoder's, of as many sequences.
-            labels: as in [`forward`].
-            num_steps, generator, differentiable: as in [`refine`].
-        """
-        if self.config.posterior != "gaussian":
-            raise ValueError(
-                f"`svi_steps` would move the posterior out of the family {self.config.posterior}, and its floor of "
-                "the KL with it. Take a model whose `posterior` is gaussian."
-            )
-
-        def sequence_negative_elbo(q, z):
-            beta = self.kl_weight if self.training else 1.0
-            return -self._log_likelihood(z.unsqueeze(0), labels)[0] + beta * kl_divergence(q, self.prior())
-
-        return refine(posterior, sequence_negative_elbo, num_steps, generator, differentiable)
-
     def features(self, hidden: torch.Tensor, latents: torch.Tensor) -> torch.Tensor:
         """What `lm_head` projects: h, or [h; z], of decoder outputs `hidden` [B, T, H] and `latents` [B, D]."""
-        hidden = self.dropout(hidden)
-        if "output" in self.config.latent_conditioning:
-            z = latents.to(hidden.dtype).unsqueeze(1).expand(-1, hidden.shape[1], -1)
-            hidden = torch.cat([hidden, z], dim=-1)  # [B, T, H + D]
-        return self.projection(hidden)
+        return self.projection(self.model.decoder.beside_latents(self.dropout(hidden), latents))
 
-    @torch.no_grad()
-    def reset_decoder(self) -> None:
-        """Make p(x|z) anew, as at the start, and keep q(z|x): after training as an autoencoder (Li et al. 2019).
-
-        A table of words that the encoder shares (`tie_word_embeddings`) is kept with it.
-        """
-        tied = self.config.tie_word_embeddings
-        for part in (self.model.decoder, self.projection, self.lm_head):
-            for module in part.modules():
-                if tied and (module is self.lm_head or isinstance(module, nn.Embedding)):
-                    continue
-                for parameter in module.parameters(recurse=False):
-                    parameter._is_hf_initialized = False
-                self._init_weights(module)
+    def _parts_of_likelihood(self) -> list[nn.Module]:
+        head = [] if self.config.tie_word_embeddings else [self.lm_head]
+        return [self.model.decoder, self.projection, *head]
 
     def encode(
         self, input_ids=None, attention_mask=None, inputs_embeds=None, **batch
@@ -693,51 +576,29 @@ class VRAEForSequenceGeneration(VRAEPreTrainedModel, GenerationMixin):
         outputs = self.model.encoder(input_ids, attention_mask, inputs_embeds, return_dict=True)
         return self.model.encoder.distribution(outputs.mean, outputs.logvar)
 
-    def prior(self, **batch) -> torch.distributions.Distribution:
-        """p(z) = N(0, I), beside a vMF posterior the uniform one on the sphere; event shape [D], for every batch."""
-        if self.config.posterior == "vmf":
-            return HypersphericalUniform(self.config.latent_size, self.device)
-        zeros = torch.zeros(self.config.latent_size, device=self.device)
-        return DiagonalGaussian(zeros, zeros)
-
-    def log_importance_weights(
-        self,
-        num_samples: int = 1,
-        latents: torch.Tensor | None = None,
-        generator: torch.Generator | list[torch.Generator] | None = None,
-        labels: torch.LongTensor | None = None,
-        posterior: torch.distributions.Distribution | None = None,
-        **batch,
-    ) -> torch.Tensor:
-        """log p(x, z_k) - log q(z_k|x) of K samples z_k ~ q(z|x), in nats: [K, B].
-
-        Their mean is the ELBO, their logsumexp - log K the importance-weighted bound (Burda et al. 2016, eq. 8).
-
-        Args:
-            num_samples: K.
-            latents: the samples themselves, [K, B, D], where the caller drew them.
-            generator: as in [`DiagonalGaussian.rsample`].
-            labels: as in [`forward`]; by default the input tokens but the first.
-            posterior: q(z|x), where it is not what [`encode`] gives, or is there already.
-            batch: what [`encode`] takes.
-        """
+    def target(self, labels: torch.LongTensor | None = None, **batch) -> torch.LongTensor:
+        """The labels, by default the input tokens but the first."""
         if labels is None:
-            labels = self.labels_from_input_ids(batch["input_ids"], batch.get("attention_mask"))
-        q = self.encode(**batch) if posterior is None else posterior
-        z = q.rsample((num_samples,), generator) if latents is None else latents  # [K, B, D]
-        width = self.config.decoder_hidden_size if self._without_logits else self.config.vocab_size
-        at_once = max(1, MAX_AT_ONCE // (labels.numel() * width))
-        log_likelihood = torch.cat([self._log_likelihood(part, labels) for part in z.split(at_once)])
-        return log_likelihood + self.prior(**batch).log_prob(z) - q.log_prob(z)
+            return self.labels_from_input_ids(batch["input_ids"], batch.get("attention_mask"))
+        return labels
 
-    def _log_likelihood(self, latents: torch.Tensor, labels: torch.LongTensor) -> torch.Tensor:
-        """log p(x|z_k), [K, B], of latents [K, B, D] and labels [B, T]."""
-        rows = latents.shape[0]
+    def num_steps(self, target: torch.LongTensor) -> torch.LongTensor:
+        """Tokens that are scored, [B]; `</s>` is one."""
+        return (target != IGNORE_INDEX).sum(-1)
+
+    def _width(self, target: torch.LongTensor) -> int:
+        return target.numel() * (self.config.decoder_hidden_size if self._without_logits else self.config.vocab_size)
+
+    def _features_of(self, latents: torch.Tensor, labels: torch.LongTensor) -> torch.Tensor:
+        """What `lm_head` projects, [K * B, T, H], of latents [K, B, D] and labels [B, T]."""
         hidden, _, _ = self.model.decoder(
             latents.flatten(0, 1), self.prepare_decoder_input_ids_from_labels(labels), labels != IGNORE_INDEX
         )
-        features = self.features(hidden, latents.flatten(0, 1))  # [K * B, T, H]
-        labels = labels.repeat(rows, 1)
+        return self.features(hidden, latents.flatten(0, 1))
+
+    def _log_likelihood(self, latents: torch.Tensor, target: torch.LongTensor) -> torch.Tensor:
+        rows, features = len(latents), self._features_of(latents, target)
+        labels = target.repeat(rows, 1)
         if self._without_logits:
             nll = linear_nll(features.flatten(0, 1), self.lm_head.weight, labels.flatten()).view_as(labels)
         else:
@@ -883,41 +744,6 @@ class VRAEForSequenceGeneration(VRAEPreTrainedModel, GenerationMixin):
             size = embeddings.weight.shape[0]
             self.bag_of_words[-1] = self._get_resized_lm_head(self.bag_of_words[-1], size, mean_resizing=mean_resizing)
         return embeddings
-
-
-def token_nll(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """-log p(label) in nats, 0 where the label is -100: [B, T] of logits [B, T, V] and labels [B, T]."""
-    return nn.functional.cross_entropy(
-        at_least_float32(logits).flatten(0, 1), labels.flatten(), ignore_index=IGNORE_INDEX, reduction="none"
-    ).view_as(labels)
-
-
-def at_least_float32(tensor: torch.Tensor) -> torch.Tensor:
-    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
-
-
-def check_latents(latents: torch.Tensor, latent_size: int) -> None:
-    if not isinstance(latents, torch.Tensor) or not latents.is_floating_point():
-        kind = latents.dtype if isinstance(latents, torch.Tensor) else type(latents).__name__
-        raise ValueError(f"`latents` must be a tensor of floats, got {kind}. Use `torch.as_tensor(z).float()`.")
-    if latents.dim() != 2 or latents.shape[-1] != latent_size:
-        raise ValueError(
-            f"`latents` must have shape [batch, latent_size] with `latent_size` {latent_size}, got "
-            f"{list(latents.shape)}."
-        )
-
-
-def check_token_ids(name: str, ids: torch.LongTensor, vocab_size: int, ignore: int | None = None) -> None:
-    """Name the id that no table holds. On an accelerator this would cost a synchronisation: its kernels check."""
-    if ids.device.type != "cpu" or ids.numel() == 0 or torch.compiler.is_compiling():
-        return
-    real = ids if ignore is None else ids[ids != ignore]
-    for bad in (real.min().item(), real.max().item()) if real.numel() else ():
-        if not 0 <= bad < vocab_size:
-            allowed = "" if ignore is None else f" or {ignore}"
-            raise ValueError(
-                f"`{name}` must be in [0, {vocab_size}){allowed}, got {bad}. Does the tokenizer belong to the model?"
-            )
 
 
 __all__ = ["VRAEForSequenceGeneration", "VRAEModel", "VRAEPreTrainedModel"]

@@ -438,13 +438,15 @@ class RecurrentStep:
     Args:
         rnn: the layers.
         constant: what the first layer sees at every step beside its input, [B, D].
-        states: of each layer.
+        states: of each layer, or None for zeros.
     """
 
-    def __init__(self, rnn: RecurrentDecoder, constant: torch.Tensor, states: list[State]):
-        self.states, self.skip_connections = states, rnn.skip_connections
-        self.layers = []
+    def __init__(self, rnn: RecurrentDecoder, constant: torch.Tensor, states: list[State | None]):
+        self.skip_connections = rnn.skip_connections
+        self.layers, self.states = [], []
         for i, layer in enumerate(rnn.layers):
+            zeros = (constant.new_zeros(len(constant), layer.hidden_size),) * layer.number_of_states
+            self.states.append(zeros if states[i] is None else states[i])
             weight, recurrent_weight = layer.input_weight, layer.recurrent_weight
             seen = (constant if i == 0 else constant[:, :0]).to(weight.dtype)  # [B, D], or nothing
             weight, weight_z = weight.tensor_split([weight.shape[1] - seen.shape[1]], dim=1)

@@ -148,7 +148,7 @@ def test_importance_weights_in_parts_are_the_same(model, batch, monkeypatch, wit
     with torch.set_grad_enabled(with_gradient):
         z = model.encode(**batch).sample((5,))
         whole = model.log_importance_weights(latents=z, **batch)
-        monkeypatch.setattr("hf_vrae.modeling.modeling_vrae.MAX_AT_ONCE", 1)
+        monkeypatch.setattr("hf_vrae.modeling.modeling_latent.MAX_AT_ONCE", 1)
         torch.testing.assert_close(model.log_importance_weights(latents=z, **batch), whole)
 
 

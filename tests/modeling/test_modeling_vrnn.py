@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from hf_vrae import VRNNConfig, VRNNForSequenceGeneration
-from hf_vrae.modeling.modeling_vrnn import VRNNForFrameGeneration, over_samples
+from hf_vrae import VRNNConfig, VRNNForFrameGeneration, VRNNForSequenceGeneration
+from hf_vrae.modeling.modeling_vrnn import over_samples
 
 VARIANTS = {
     "lstm": {},

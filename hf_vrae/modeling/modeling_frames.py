@@ -1,0 +1,205 @@
+"""What models of frames share, whatever their latents are: what they are given and score, p(x_t | ...), generation.
+
+Frames come and go in raw units. The network, its losses and its likelihoods are of scaled ones,
+(x - `config.input_mean`) / `config.input_scale`; `heads.raw_log_prob_offset` is what makes these likelihoods ones in
+raw units. A missing value is NaN everywhere, never zero.
+
+Letters in shapes: B batch, T time, K samples, F channels of a frame, H hidden size.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import nn
+from torch.nn.functional import logsigmoid
+
+from .generation import GeneratedFrames, decode_frames
+from .heads import make_head, standardise, to_raw
+from .modeling_latent import LatentSequenceModel, at_least_float32
+from .recurrent import left_align, take_time
+
+
+class ScoredFrames(NamedTuple):
+    """The target of a batch.
+
+    Args:
+        values: scaled, [B, T, F], NaN where missing or padded.
+        mask: true where a frame is real, [B, T].
+        last: true where it is its row's last, [B, T].
+    """
+
+    values: torch.Tensor
+    mask: torch.Tensor
+    last: torch.Tensor
+
+
+class FrameModel(LatentSequenceModel):
+    """A model of frames. A subclass calls `_make_head` where it makes its layers, and gives the rest of a family."""
+
+    def _make_head(self, size: int) -> None:
+        """What reads p(x_t | ...), and whether x_t is the last, from a hidden vector of this size."""
+        if self.config.input_size is None:
+            raise ValueError(
+                f"`{type(self).__name__}` needs `input_size`, the number of channels of a frame; got None."
+            )
+        self.head = make_head(self.config, size)
+        if self.config.predict_length:
+            self.length_head = nn.Linear(size, 1)
+
+    def _scaled(self, input_features: torch.Tensor, attention_mask: torch.Tensor | None, name: str = "input_features"):
+        """Scaled frames [B, T, F], and the mask [B, T] of the real ones, of what a caller gave."""
+        check_frames(name, input_features, attention_mask, self.config)
+        if attention_mask is None:
+            attention_mask = torch.ones_like(input_features[..., 0])
+        values = input_features.to(torch.promote_types(self.dtype, torch.float32))
+        return standardise(values, self.config), attention_mask.bool()
+
+    def target(
+        self,
+        labels: torch.Tensor | None = None,
+        input_features: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        **batch,
+    ) -> ScoredFrames:
+        """What is scored: `labels` [B, T, F] in raw units, by default the input; NaN where nothing is.
+
+        A real frame of nothing but NaN is a step in time like any other.
+        """
+        if labels is None:
+            values, mask = self._scaled(input_features, attention_mask)
+        else:
+            values, mask = self._scaled(labels, attention_mask, "labels")
+        count = mask.cumsum(1)
+        return ScoredFrames(values.masked_fill(~mask.unsqueeze(-1), torch.nan), mask, mask & (count == count[:, -1:]))
+
+    def num_steps(self, target: ScoredFrames) -> torch.LongTensor:
+        """Frames that are scored, [B]: those with a value that is not missing."""
+        return (~target.values.isnan()).any(-1).sum(-1)
+
+    def _score(self, features: torch.Tensor, target: ScoredFrames) -> torch.Tensor:
+        """log p(x_t | ...) of each step in scaled units, in nats: [..., B, T] of features [..., B, T, H].
+
+        With `predict_length` that of each frame being the last one, or not, is part of it.
+        """
+        log_p = self.head(features).log_prob(target.values)
+        if self.config.predict_length:
+            logits = self._last_logit(features)
+            log_p = log_p + logsigmoid(torch.where(target.last, logits, -logits)) * target.mask
+        return log_p
+
+    def _last_logit(self, features: torch.Tensor) -> torch.Tensor:
+        """Of this frame being the last one, [...] of features [..., H]."""
+        return at_least_float32(self.length_head(features.to(self.length_head.weight.dtype))).squeeze(-1)
+
+    def _predictions(self, features: torch.Tensor, target: ScoredFrames) -> torch.Tensor:
+        """Means of p(x_t | ...) in raw units, 0 at padding: [B, T, F]."""
+        return to_raw(self.head(features).mean, self.config).masked_fill(~target.mask.unsqueeze(-1), 0)
+
+    @torch.no_grad()
+    def _mix_in_own_frames(self, frames: torch.Tensor, features: torch.Tensor, target: ScoredFrames) -> torch.Tensor:
+        """Replace frames that the decoder reads, [B, T, F], by samples of what the model expected there, each with
+        the scheduled probability.
+
+        Scheduled sampling (Bengio et al. 2015) with one teacher-forced pass, which gave `features` [B, T, H], for all
+        steps (Duckworth et al. 2019).
+        """
+        said, _ = move_on(target._replace(values=self.head(features).sample()))
+        chosen = torch.rand(target.mask.shape, device=frames.device) < self.sampling_probability
+        return torch.where(chosen.unsqueeze(-1), said, frames)
+
+    def _generate(
+        self,
+        next_features,
+        rows: int,
+        attention_mask: torch.Tensor | None = None,
+        max_length: int | None = None,
+        do_sample: bool = False,
+        lengths: torch.LongTensor | None = None,
+        beginning: torch.Tensor | None = None,
+    ) -> GeneratedFrames:
+        """[`decode_frames`] with the caller's arguments, checked, from and to raw units.
+
+        Args:
+            next_features: from the frames just chosen, scaled [B, F], None at the start, to what `head` reads, [B, H].
+            rows: B.
+            attention_mask: of the input's real frames, [B, T], where there is one.
+            max_length, do_sample, lengths, beginning: as in `generate`.
+        """
+        learnt = self.config.predict_length and lengths is None
+        if lengths is not None:
+            lengths = torch.as_tensor(lengths, device=self.device)
+        elif max_length is not None:
+            lengths = torch.full((rows,), max_length, device=self.device)
+        elif attention_mask is not None:
+            lengths = attention_mask.sum(1).to(self.device)
+            lengths = lengths.max().expand(rows) if learnt else lengths
+        else:
+            raise ValueError("`latents` have no length: pass `max_length`, or `lengths` of each row.")
+        if lengths.shape != (rows,) or lengths.min() < 1:
+            raise ValueError(
+                f"Each of the {rows} rows needs a length of 1 or more: `lengths` must be [{rows}], got "
+                f"{lengths.tolist()}."
+            )
+        if beginning is not None:
+            beginning, _ = self._scaled(beginning.to(self.device), None, "beginning")
+            if len(beginning) not in (1, rows) or beginning.shape[1] > lengths.min():
+                raise ValueError(
+                    f"`beginning` must be [{rows} or 1, S, F] with S at most the shortest length "
+                    f"{lengths.min().item()}, got {list(beginning.shape)}."
+                )
+            beginning = beginning.expand(rows, -1, -1)
+
+        def next_distribution(frame):
+            features = next_features(frame)
+            return self.head(features), self._last_logit(features) if learnt else None
+
+        frames, lengths = decode_frames(next_distribution, lengths, do_sample, beginning)
+        behind = torch.arange(frames.shape[1], device=frames.device) >= lengths.unsqueeze(1)
+        return GeneratedFrames(to_raw(frames, self.config).masked_fill(behind.unsqueeze(-1), 0), lengths)
+
+
+def move_on(target: ScoredFrames) -> tuple[torch.Tensor, torch.Tensor]:
+    """Each real frame's predecessor among the real ones, [B, T, F], and where there is none, [B, T]."""
+    values, mask, _ = target
+    order, back, _ = left_align(mask)
+    moved = take_time(take_time(values, order).roll(1, dims=1), back)
+    return moved, mask & (mask.cumsum(1) == 1)
+
+
+def check_frames(name: str, frames: torch.Tensor, attention_mask: torch.Tensor | None, config) -> None:
+    """Name what is wrong with frames and their mask. Values are looked at on a CPU alone: elsewhere that would cost a
+    synchronisation at every step."""
+    if not isinstance(frames, torch.Tensor) or not frames.is_floating_point():
+        kind = frames.dtype if isinstance(frames, torch.Tensor) else type(frames).__name__
+        raise ValueError(f"`{name}` must be a tensor of floats, got {kind}. Use `torch.as_tensor(frames).float()`.")
+    if frames.dim() != 3 or frames.shape[-1] != config.input_size or 0 in frames.shape:
+        raise ValueError(
+            f"`{name}` must have shape [batch, time, input_size], time 1 or more and `input_size` "
+            f"{config.input_size}, got {list(frames.shape)}."
+        )
+    if attention_mask is not None and attention_mask.shape != frames.shape[:2]:
+        raise ValueError(
+            f"`attention_mask` must have the batch and time of `{name}`, {list(frames.shape[:2])}, got "
+            f"{list(attention_mask.shape)}."
+        )
+    if frames.device.type != "cpu" or torch.compiler.is_compiling():
+        return
+    values = frames
+    if attention_mask is not None:
+        empty = (~attention_mask.bool().any(1)).nonzero().flatten().tolist()
+        if empty:
+            raise ValueError(f"`attention_mask` says that row {empty[0]} has no frame; every row needs one. Drop it.")
+        values = frames[attention_mask.bool()]
+    values = values[~values.isnan()]
+    bad = values[values.isinf()]
+    allowed = "finite, or NaN where missing"
+    if config.head in ("bernoulli", "nade"):
+        bad, allowed = values[(values != 0) & (values != 1)], "0 or 1, or NaN where missing"
+    elif config.head == "categorical":
+        bad = values[(values != values.round()) | (values < 0) | (values >= config.num_levels)]
+        allowed = f"integers in [0, {config.num_levels}), or NaN where missing"
+    if len(bad):
+        raise ValueError(
+            f"`{name}` must be {allowed}, for `head` {config.head}; got {bad[0].item()}. Prepare the data so, or take "
+            "another head."
+        )

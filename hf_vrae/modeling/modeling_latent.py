@@ -1,0 +1,303 @@
+"""What latent-variable sequence models share as transformers models: `LatentSequenceModel` is under all of them, and
+`OneLatentModel` adds the bounds and losses of those with one z for the whole sequence, whatever the sequence is of.
+
+Letters in shapes: B batch, T time, K samples, D latent size, H hidden size.
+"""
+
+import torch
+from torch import nn
+from transformers import initialization as init
+from transformers.modeling_utils import PreTrainedModel
+
+from .distributions import DiagonalGaussian, HypersphericalUniform, kl_divergence, kl_per_dimension
+from .inference import refine
+from .kernels import IGNORE_INDEX
+from .objectives import (
+    capacity_gap,
+    doubly_reparameterised_weights,
+    free_bits,
+    importance_weighted_bound,
+    maximum_mean_discrepancy,
+    negative_elbo,
+)
+from .posteriors import BatchNormPosterior
+from .recurrent import GRU, LSTM, LayerNormCell, LayerNormLSTM
+
+MAX_AT_ONCE = 2**22  # decoder outputs, or parameters of p(x_t), held at once for importance weights: 16 MiB in float32
+
+
+class LatentSequenceModel(PreTrainedModel):
+    """Loading, saving, initialisation, and what a schedule may set while a model learns."""
+
+    base_model_prefix = "model"
+    _is_stateful = True  # a recurrent state cannot be rolled back: `generate` then refuses assisted decoding
+    # Trainer would divide the summed loss by a count of tokens; ours is complete as it stands, KL included.
+    accepts_loss_kwargs = False
+    other_auto_classes: tuple[str, ...] = ()  # that find exported code beside `AutoModel`
+
+    # beta; C of a KL capacity; how much of what the decoder reads is its own.
+    kl_weight: float = 1.0
+    kl_capacity: float | None = None
+    sampling_probability: float = 0.0
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module):
+        """Uniform weights, zero biases, forget gates open; every tensor that was loaded is left as it is."""
+        bound = self.config.initializer_range
+        if isinstance(module, nn.Embedding):
+            bound = self.config.embedding_initializer_range
+            init.uniform_(module.weight, -bound, bound)
+        elif isinstance(module, nn.Linear):
+            init.uniform_(module.weight, -bound, bound)
+            if module.bias is not None:
+                init.zeros_(module.bias)
+            if isinstance(module, BatchNormPosterior):
+                init.zeros_(module.shift)
+                init.zeros_(module.running_mean)
+                init.ones_(module.running_var)
+                if module.scale is not None:
+                    init.ones_(module.scale)
+        elif isinstance(module, (LSTM, GRU, LayerNormCell)):
+            for name, parameter in module.named_parameters(recurse=False):
+                if "weight" in name:
+                    init.uniform_(parameter, -bound, bound)
+                else:
+                    init.zeros_(parameter)
+            if isinstance(module, (LSTM, LayerNormLSTM)):
+                # Forget-gate bias 1 (Gers et al. 2000; Jozefowicz et al. 2015), gates in torch's order i, f, g, o.
+                forget = torch.zeros(4, module.hidden_size)
+                forget[1] = 1
+                init.copy_(module.bias_ih_l0 if isinstance(module, LSTM) else module.bias, forget.flatten())
+        else:
+            super()._init_weights(module)
+
+    def save_pretrained(self, save_directory, *args, **kwargs):
+        """As in transformers. Where the code is exported too, `other_auto_classes` find it as `AutoModel` does."""
+        if self.is_remote_code():
+            name = f"{type(self).__module__.split('.')[-1]}.{type(self).__name__}"
+            auto_map = getattr(self.config, "auto_map", None) or {}
+            self.config.auto_map = auto_map | dict.fromkeys(self.other_auto_classes, name)
+        super().save_pretrained(save_directory, *args, **kwargs)
+
+
+class OneLatentModel(LatentSequenceModel):
+    """A model with one z for the whole sequence: log p(x) >= E_q(z|x)[log p(x|z)] - KL(q(z|x) || p(z)).
+
+    A subclass says what x is. It gives `encode`, and by a *target*, what of x is scored, in a form of its own:
+
+    - `target(labels, **batch)`: the target of a batch;
+    - `_log_likelihood(latents, target)`: log p(x|z_k), [K, B], of latents [K, B, D];
+    - `_width(target)`: how many numbers that holds at once for one z of each row;
+    - `num_steps(target)`: how many steps are scored, [B];
+    - `_parts_of_likelihood()`: the modules of p(x|z).
+    """
+
+    def prior(self, **batch) -> torch.distributions.Distribution:
+        """p(z) = N(0, I), beside a vMF posterior the uniform one on the sphere; event shape [D], for every batch."""
+        if self.config.posterior == "vmf":
+            return HypersphericalUniform(self.config.latent_size, self.device)
+        zeros = torch.zeros(self.config.latent_size, device=self.device)
+        return DiagonalGaussian(zeros, zeros)
+
+    def log_importance_weights(
+        self,
+        num_samples: int = 1,
+        latents: torch.Tensor | None = None,
+        generator: torch.Generator | list[torch.Generator] | None = None,
+        labels: torch.Tensor | None = None,
+        posterior: torch.distributions.Distribution | None = None,
+        **batch,
+    ) -> torch.Tensor:
+        """log p(x, z_k) - log q(z_k|x) of K samples z_k ~ q(z|x), in nats: [K, B].
+
+        Their mean is the ELBO, their logsumexp - log K the importance-weighted bound (Burda et al. 2016, eq. 8).
+
+        Args:
+            num_samples: K.
+            latents: the samples themselves, [K, B, D], where the caller drew them.
+            generator: as in [`DiagonalGaussian.rsample`].
+            labels: as in [`forward`]; by default the input itself.
+            posterior: q(z|x), where it is not what [`encode`] gives, or is there already.
+            batch: what [`encode`] takes.
+        """
+        target = self.target(labels, **batch)
+        q = self.encode(**batch) if posterior is None else posterior
+        z = q.rsample((num_samples,), generator) if latents is None else latents  # [K, B, D]
+        at_once = max(1, MAX_AT_ONCE // self._width(target))
+        log_likelihood = torch.cat([self._log_likelihood(part, target) for part in z.split(at_once)])
+        return log_likelihood + self.prior(**batch).log_prob(z) - q.log_prob(z)
+
+    @torch.no_grad()
+    def evaluation_terms(
+        self, num_samples: int, generators: list[torch.Generator] | None = None, svi_steps: int = 0, **batch
+    ) -> dict[str, torch.Tensor | torch.distributions.Distribution]:
+        """What an evaluation needs of a batch, each row's noise from a generator of its own.
+
+        Args:
+            num_samples: K.
+            generators: one for each row.
+            svi_steps: of [`refine`] from the encoder's posterior; all terms are then of the refined one.
+            batch: what [`forward`] takes, with `labels`.
+
+        Returns:
+            in nats and float64, `log_weights` [K, B] of [`log_importance_weights`], `reconstruction` [B] (the mean of
+            -log p(x|z_k)) and `kl` [B] in closed form; `num_steps` [B]; of q its `mean` [B, D] and a sample, `latents`
+            [B, D]; and `posterior`, q itself.
+        """
+        q, p = self.encode(**batch), self.prior(**batch)
+        target = self.target(**batch)
+        if svi_steps:
+            q = self.refine(q, target, svi_steps, generators)
+        z = q.sample((num_samples,), generators)  # [K, B, D]
+        log_weights = self.log_importance_weights(latents=z, posterior=q, **batch).double()
+        log_ratio = (q.log_prob(z) - p.log_prob(z)).double()  # [K, B]; what the KL is the mean of
+        return {
+            "log_weights": log_weights,
+            "reconstruction": -(log_weights + log_ratio).mean(0),
+            "kl": kl_divergence(q, p).double(),
+            "num_steps": self.num_steps(target),
+            "mean": q.mean,
+            "latents": z[0],
+            "posterior": q,
+        }
+
+    def refine(
+        self,
+        posterior: DiagonalGaussian,
+        target,
+        num_steps: int,
+        generator: torch.Generator | list[torch.Generator] | None = None,
+        differentiable: bool = False,
+    ) -> DiagonalGaussian:
+        """A posterior nearer to the true one, by gradient steps on the -ELBO of each sequence: see [`refine`].
+
+        Args:
+            posterior: the encoder's, of as many sequences.
+            target: what is scored: labels [B, T] of tokens, or what `target` makes of frames.
+            num_steps, generator, differentiable: as in [`refine`].
+        """
+        if self.config.posterior != "gaussian":
+            raise ValueError(
+                f"`svi_steps` would move the posterior out of the family {self.config.posterior}, and its floor of "
+                "the KL with it. Take a model whose `posterior` is gaussian."
+            )
+
+        def sequence_negative_elbo(q, z):
+            beta = self.kl_weight if self.training else 1.0
+            return -self._log_likelihood(z.unsqueeze(0), target)[0] + beta * kl_divergence(q, self.prior())
+
+        return refine(posterior, sequence_negative_elbo, num_steps, generator, differentiable)
+
+    def _draw_latents(self, posterior: torch.distributions.Distribution, target):
+        """The posterior that the loss is of, and a sample of it, [B, D]."""
+        if not self.training:
+            # At the mean the reconstruction would bound nothing: z is sampled, but repeatably.
+            return posterior, posterior.rsample(generator=torch.Generator().manual_seed(0))
+        if self.config.svi_steps:
+            posterior = self.refine(posterior, target, self.config.svi_steps, differentiable=True)
+        return posterior, posterior.rsample()
+
+    def _bound(self, reconstruction: torch.Tensor, posterior: torch.distributions.Distribution | None):
+        """The -ELBO with the KL that is charged for, and the KL, both scalars; without a posterior there is none.
+
+        Args:
+            reconstruction: the mean of -log p(x|z).
+        """
+        if posterior is None:
+            return reconstruction, None
+        kl = kl_divergence(posterior, self.prior()).mean()
+        charged = self._charged_kl(posterior, kl) if self.training else kl
+        return negative_elbo(reconstruction, charged, self.kl_weight), kl
+
+    def _charged_kl(self, posterior: torch.distributions.Distribution, kl: torch.Tensor) -> torch.Tensor:
+        """The KL term of the training loss, a scalar; `kl` is the KL itself, its mean."""
+        if self.kl_capacity is not None:
+            return capacity_gap(kl, self.kl_capacity)
+        if self.config.free_bits:
+            each = kl_per_dimension(posterior, self.prior())  # [B, D]
+            return free_bits(each, self.config.free_bits, self.config.free_bits_form)
+        return kl
+
+    def _auxiliary_losses(self, latents: torch.Tensor, target) -> torch.Tensor | float:
+        """What training minimises beside the bound, weighted."""
+        if self.config.mmd_weight and len(latents) > 1:  # the last batch of an epoch may be a single sequence
+            prior_latents = self.prior().sample((len(latents),))
+            return self.config.mmd_weight * maximum_mean_discrepancy(latents, prior_latents)
+        return 0.0
+
+    def _importance_weighted_loss(self, posterior: torch.distributions.Distribution, target) -> dict:
+        """The importance-weighted bound with K samples (Burda et al. 2016), by the gradient of Tucker et al., as the
+        fields of an output.
+
+        `kl_weight` is that of log q - log p in each weight.
+        """
+        z = posterior.rsample((self.config.num_train_samples,))  # [K, B, D]
+        log_likelihood, weighted_nll = self._weighable_log_likelihood(z, target)
+        # log q with its parameters held fixed: the encoder's gradient flows through z alone.
+        log_ratio = posterior.detach().log_prob(z) - self.prior().log_prob(z)
+        log_weights = log_likelihood - self.kl_weight * log_ratio.detach()
+        weights = doubly_reparameterised_weights(log_weights, z, self.kl_weight)
+        surrogate = weighted_nll(weights) + self.kl_weight * (weights * log_ratio).sum(0).mean()
+        loss = -importance_weighted_bound(log_weights).mean()
+        return {
+            "loss": surrogate + (loss - surrogate).detach(),
+            "reconstruction_loss": -log_likelihood.mean(),
+            "kl": kl_divergence(posterior, self.prior()).mean(),
+            "latents": z[0],
+            "posterior_mean": posterior.mean,
+        }
+
+    def _weighable_log_likelihood(self, latents: torch.Tensor, target):
+        """log p(x|z_k) without a gradient, [K, B], and a function of weights w, [K, B], which gives the mean over the
+        batch of -sum_k w_k log p(x|z_k) with one."""
+        log_likelihood = self._log_likelihood(latents, target)  # [K, B]
+        return log_likelihood.detach(), lambda weights: -(weights * log_likelihood).sum(0).mean()
+
+    @torch.no_grad()
+    def reset_decoder(self) -> None:
+        """Make p(x|z) anew, as at the start, and keep q(z|x): after training as an autoencoder (Li et al. 2019).
+
+        A table of words that the encoder shares (`tie_word_embeddings`) is kept with it.
+        """
+        for part in self._parts_of_likelihood():
+            for module in part.modules():
+                if self.config.tie_word_embeddings and isinstance(module, nn.Embedding):
+                    continue
+                for parameter in module.parameters(recurse=False):
+                    parameter._is_hf_initialized = False
+                self._init_weights(module)
+
+
+def at_least_float32(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+
+
+def check_latents(latents: torch.Tensor, latent_size: int) -> None:
+    if not isinstance(latents, torch.Tensor) or not latents.is_floating_point():
+        kind = latents.dtype if isinstance(latents, torch.Tensor) else type(latents).__name__
+        raise ValueError(f"`latents` must be a tensor of floats, got {kind}. Use `torch.as_tensor(z).float()`.")
+    if latents.dim() != 2 or latents.shape[-1] != latent_size:
+        raise ValueError(
+            f"`latents` must have shape [batch, latent_size] with `latent_size` {latent_size}, got "
+            f"{list(latents.shape)}."
+        )
+
+
+def token_nll(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """-log p(label) in nats, 0 where the label is -100: [B, T] of logits [B, T, V] and labels [B, T]."""
+    return nn.functional.cross_entropy(
+        at_least_float32(logits).flatten(0, 1), labels.flatten(), ignore_index=IGNORE_INDEX, reduction="none"
+    ).view_as(labels)
+
+
+def check_token_ids(name: str, ids: torch.LongTensor, vocab_size: int, ignore: int | None = None) -> None:
+    """Name the id that no table holds. On an accelerator this would cost a synchronisation: its kernels check."""
+    if ids.device.type != "cpu" or ids.numel() == 0 or torch.compiler.is_compiling():
+        return
+    real = ids if ignore is None else ids[ids != ignore]
+    for bad in (real.min().item(), real.max().item()) if real.numel() else ():
+        if not 0 <= bad < vocab_size:
+            allowed = "" if ignore is None else f" or {ignore}"
+            raise ValueError(
+                f"`{name}` must be in [0, {vocab_size}){allowed}, got {bad}. Does the tokenizer belong to the model?"
+            )

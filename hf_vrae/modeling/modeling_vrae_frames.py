@@ -1,0 +1,248 @@
+"""The variational recurrent autoencoder over sequences of vectors.
+
+    z ~ q(z|x)                                      encoder: state at the last frame of x
+    log p(x|z) = sum_t log p(x_t | x_<t, z)         decoder: recurrent, reads the frame before; p(x_t | ...) is a head
+    log p(x) >= E_q[log p(x|z)] - KL(q(z|x) || p(z))
+
+Letters in shapes: B batch, T time, K samples, D latent size, E embedding size, H hidden size, F channels of a frame.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from transformers.modeling_outputs import ModelOutput
+from transformers.utils import can_return_tuple
+
+from .configuration_vrae import VRAEConfig
+from .generation import GeneratedFrames
+from .kernels import Dropout
+from .modeling_frames import FrameModel, ScoredFrames, move_on
+from .modeling_latent import OneLatentModel, check_latents
+from .modeling_vrae import VRAEEncoderOutput, VRAEModel, VRAEPreTrainedModel
+from .recurrent import RecurrentStep
+
+
+@dataclass
+class VRAEFrameOutput(ModelOutput):
+    """
+    Args:
+        loss: mean over the examples of reconstruction + kl_weight * KL, in nats a sequence; in training what the
+            configuration makes of it: the KL that is charged for, further terms, or the importance-weighted bound.
+        reconstruction_loss: mean of -log p(x|z), summed over frames, in nats a sequence, a density of scaled frames;
+            `heads.raw_log_prob_offset` says what raw ones add to log p.
+        kl: mean of KL(q(z|x) || p(z)), neither weighted nor clamped, in nats a sequence.
+        predictions: the mean of p(x_t | x_<t, z) for each frame of the labels, in raw units, 0 at padding,
+            [B, T, F]; None in training with labels, where nobody looks.
+        decoder_hidden_states: embeddings [B, T, E] and each layer's outputs [B, T, H].
+        encoder_last_hidden_state: z where none was sampled: the posterior mean, [B, 1, D].
+        encoder_hidden_states: embeddings [B, T, E] and each layer's outputs [B, T, H].
+        latents: the z that was decoded, [B, D].
+        posterior_mean, posterior_logvar: of q(z|x), float32 [B, D]; None where z was given.
+    """
+
+    loss: torch.FloatTensor | None = None
+    predictions: torch.FloatTensor | None = None
+    reconstruction_loss: torch.FloatTensor | None = None
+    kl: torch.FloatTensor | None = None
+    decoder_hidden_states: tuple[torch.FloatTensor, ...] | None = None
+    encoder_last_hidden_state: torch.FloatTensor | None = None
+    encoder_hidden_states: tuple[torch.FloatTensor, ...] | None = None
+    latents: torch.FloatTensor | None = None
+    posterior_mean: torch.FloatTensor | None = None
+    posterior_logvar: torch.FloatTensor | None = None
+
+
+class VRAEForFrameGeneration(VRAEPreTrainedModel, OneLatentModel, FrameModel):
+    """The VRAE over sequences of vectors: encodes series, decodes latents, and bounds log p(x).
+
+    Frames come and go in raw units; losses and likelihoods are of scaled ones (see `modeling_frames`).
+
+    Example:
+
+    ```python
+    >>> model = VRAEForFrameGeneration(VRAEConfig(input_size=12, head="gaussian"))
+    >>> z = model.encode(input_features=series).mean  # of series [B, T, 12]
+    >>> model.generate(latents=z, max_length=50).sequences
+    ```
+    """
+
+    main_input_name = "input_features"
+
+    def __init__(self, config: VRAEConfig):
+        super().__init__(config)
+        self.model = VRAEModel(config)
+        self.dropout = Dropout(config.dropout, config.kernels)
+        self._make_head(self.model.decoder.output_size)
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_features: torch.FloatTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        labels: torch.FloatTensor | None = None,
+        latents: torch.FloatTensor | None = None,
+        encoder_outputs: VRAEEncoderOutput | None = None,
+        output_hidden_states: bool | None = None,
+    ) -> VRAEFrameOutput:
+        """
+        Args:
+            input_features: what to encode, [B, T, F], raw; NaN where a value is missing.
+            attention_mask: nonzero where a frame is real, [B, T], of input and labels alike; all by default.
+            labels: frames to score, [B, T, F], raw; NaN where nothing is scored. The decoder reads them too, each
+                one before the next; without labels it reads the input.
+            latents: z to decode in place of an input, [B, D]. By default a sample of q(z|x) with `labels` (in
+                evaluation always the same noise), and the mean of q(z|x) otherwise.
+            encoder_outputs: an earlier output of the encoder, whose `last_hidden_state` [B, 1, D] is decoded as is.
+
+        Returns:
+            [`VRAEFrameOutput`]; `loss` and its parts only with `labels`, `kl` only where there is a posterior.
+
+        Raises:
+            ValueError: for frames of a wrong shape, a mask that disagrees with them, a row without a frame, and on a
+                CPU for values that are infinite or that the head does not know.
+        """
+        if input_features is None and labels is None:
+            raise ValueError("Pass `input_features`, or with `latents` the `labels` that the decoder reads.")
+        if latents is not None and (input_features is not None or encoder_outputs is not None):
+            raise ValueError("`latents` take the place of the encoder: pass them or its input, not both.")
+        if output_hidden_states is None:
+            output_hidden_states = self.config.output_hidden_states
+        target = self.target(labels, input_features, attention_mask)
+        posterior = None
+        if latents is None:
+            if encoder_outputs is None:
+                encoder_outputs = self._encoder_outputs(input_features, attention_mask, output_hidden_states)
+                posterior = self.model.encoder.distribution(encoder_outputs.mean, encoder_outputs.logvar)
+            elif not isinstance(encoder_outputs, VRAEEncoderOutput):
+                encoder_outputs = VRAEEncoderOutput(*encoder_outputs)
+            latents = encoder_outputs.last_hidden_state[:, 0]
+        if labels is not None and posterior is not None:
+            if self.training and self.config.num_train_samples > 1:
+                return VRAEFrameOutput(**self._importance_weighted_loss(posterior, target))
+            posterior, latents = self._draw_latents(posterior, target)
+        elif encoder_outputs is not None and encoder_outputs.mean is not None:
+            posterior = self.model.encoder.distribution(encoder_outputs.mean, encoder_outputs.logvar)
+        check_latents(latents, self.config.latent_size)
+        features, hidden_states = self._features(latents, target, output_hidden_states)
+        loss = reconstruction = kl = predictions = None
+        if labels is not None:
+            reconstruction = -self._score(features, target).sum(-1).mean()
+            loss, kl = self._bound(reconstruction, posterior)
+            if self.training:
+                loss = loss + self._auxiliary_losses(latents, target)
+        if labels is None or not self.training:
+            predictions = self._predictions(features, target)
+        given = encoder_outputs or VRAEEncoderOutput(latents.unsqueeze(1))
+        return VRAEFrameOutput(
+            loss=loss,
+            predictions=predictions,
+            reconstruction_loss=reconstruction,
+            kl=kl,
+            decoder_hidden_states=hidden_states,
+            encoder_last_hidden_state=given.last_hidden_state,
+            encoder_hidden_states=given.hidden_states,
+            latents=latents,
+            posterior_mean=given.mean,
+            posterior_logvar=given.logvar,
+        )
+
+    def _encoder_outputs(self, input_features, attention_mask, output_hidden_states=False) -> VRAEEncoderOutput:
+        frames, mask = self._scaled(input_features, attention_mask)
+        embedded = self.model.encoder.embed_frames(frames)  # [B, T, E]
+        return self.model.encoder(None, mask, embedded, output_hidden_states=output_hidden_states, return_dict=True)
+
+    def encode(self, input_features=None, attention_mask=None, **batch) -> torch.distributions.Distribution:
+        """q(z|x), with batch shape [B] and event shape [D], in float32.
+
+        Args:
+            input_features, attention_mask: as in [`forward`]; the rest of the batch is not looked at.
+        """
+        outputs = self._encoder_outputs(input_features, attention_mask)
+        return self.model.encoder.distribution(outputs.mean, outputs.logvar)
+
+    def _features(self, latents: torch.Tensor, target: ScoredFrames, output_hidden_states: bool = False):
+        """What `head` reads, [K * B, T, H], of latents [K * B, D] and a target of B rows; and the hidden states."""
+        decoder = self.model.decoder
+        frames, first = move_on(target)
+        if self.training and self.sampling_probability > 0:
+            hidden, _, _ = decoder(latents, attention_mask=target.mask, inputs_embeds=self._embed(frames, first))
+            frames = self._mix_in_own_frames(frames, self._beside_latents(hidden, latents), target)
+        if self.training and self.config.word_dropout:
+            dropped = torch.rand(first.shape, device=first.device) < self.config.word_dropout
+            frames = frames.masked_fill(dropped.unsqueeze(-1), torch.nan)
+        hidden, _, hidden_states = decoder(
+            latents,
+            attention_mask=target.mask,
+            inputs_embeds=self._embed(frames, first),
+            output_hidden_states=output_hidden_states,
+        )
+        return self._beside_latents(hidden, latents), hidden_states
+
+    def _embed(self, frames: torch.Tensor, first: torch.Tensor) -> torch.Tensor:
+        """What the decoder reads, [B, T, E]: scaled frames [B, T, F], where `first` [B, T] the learnt start."""
+        decoder = self.model.decoder
+        return torch.where(first.unsqueeze(-1), decoder.embed_start.weight[0], decoder.embed_frames(frames))
+
+    def _beside_latents(self, hidden: torch.Tensor, latents: torch.Tensor) -> torch.Tensor:
+        return self.model.decoder.beside_latents(self.dropout(hidden), latents)
+
+    def _log_likelihood(self, latents: torch.Tensor, target: ScoredFrames) -> torch.Tensor:
+        features, _ = self._features(latents.flatten(0, 1), target)
+        return self._score(features.unflatten(0, latents.shape[:2]), target).sum(-1)  # [K, B]
+
+    def _width(self, target: ScoredFrames) -> int:
+        return target.mask.numel() * max(self.config.decoder_hidden_size, self.head.projection.out_features)
+
+    def _parts_of_likelihood(self) -> list[nn.Module]:
+        return [self.model.decoder, self.head, *([self.length_head] if self.config.predict_length else [])]
+
+    @torch.no_grad()
+    def generate(
+        self,
+        input_features: torch.FloatTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        latents: torch.FloatTensor | None = None,
+        max_length: int | None = None,
+        do_sample: bool = False,
+        lengths: torch.LongTensor | None = None,
+        beginning: torch.FloatTensor | None = None,
+    ) -> GeneratedFrames:
+        """Frames from an input (its posterior mean is decoded) or from `latents`, one step of the decoder after the
+        other.
+
+        Args:
+            input_features, attention_mask: as in [`forward`].
+            latents: z to decode in place of an input, [B, D].
+            max_length: how many frames; with `predict_length` at most so many, and each row ends where the model says.
+                By default as many as the input's row has, and with `predict_length` at most as its longest.
+            do_sample: sample each frame from p(x_t | x_<t, z). Otherwise its mode is taken, which for the Gaussian
+                heads is the mean, for a mixture the place of its likeliest component, and for the others the likeliest
+                value.
+            lengths: how many frames of each row, [B], in place of all that.
+            beginning: frames to go on from, [B, S, F] or [1, S, F], raw. The model fills in what is NaN there, given
+                the frames before; beginnings of different lengths have NaN frames at their ends.
+
+        Returns:
+            [`GeneratedFrames`]: `sequences` [B, T, F], raw, beginnings included, and the `lengths` [B] of its rows.
+        """
+        if (input_features is None) == (latents is None):
+            raise ValueError("Pass one of `input_features`, whose posterior mean is decoded, and `latents`.")
+        if latents is None:
+            if attention_mask is None:
+                attention_mask = torch.ones_like(input_features[..., 0], dtype=torch.long)
+            latents = self.encode(input_features, attention_mask).mode
+        check_latents(latents, self.config.latent_size)
+        decoder, rows = self.model.decoder, len(latents)
+        latents = latents.to(self.device, self.dtype)
+        step = RecurrentStep(decoder.rnn, decoder.seen_at_every_step(latents), decoder.first_states(latents))
+
+        def next_features(frame):
+            embedded = decoder.embed_start.weight.expand(rows, -1) if frame is None else decoder.embed_frames(frame)
+            return self._beside_latents(step(embedded).unsqueeze(1), latents).squeeze(1)  # [B, H]
+
+        return self._generate(next_features, rows, attention_mask, max_length, do_sample, lengths, beginning)
+
+
+__all__ = ["VRAEForFrameGeneration"]
