@@ -1,4 +1,4 @@
-"""The variational recurrent autoencoder in the Hugging Face ecosystem.
+"""Latent-variable recurrent models of sequences in the Hugging Face ecosystem.
 
 Importing this package registers its models with transformers' Auto classes.
 """
@@ -10,27 +10,30 @@ from .modeling.configuration_vrnn import VRNNConfig
 from .modeling.modeling_vrae import VRAEForSequenceGeneration
 from .modeling.modeling_vrae_frames import VRAEForFrameGeneration
 from .modeling.modeling_vrnn import VRNNForSequenceGeneration
+from .modeling.modeling_vrnn_frames import VRNNForFrameGeneration
 
 __version__ = "0.1.0"
 
 AutoConfig.register("vrae", VRAEConfig)
+AutoConfig.register("vrnn", VRNNConfig)
 # Of several classes the one that `config.architectures` names: with an `input_size` that of frames.
 AutoModel.register(VRAEConfig, (VRAEForSequenceGeneration, VRAEForFrameGeneration))
+AutoModel.register(VRNNConfig, (VRNNForSequenceGeneration, VRNNForFrameGeneration))
 AutoModelForSeq2SeqLM.register(VRAEConfig, VRAEForSequenceGeneration)
-AutoConfig.register("vrnn", VRNNConfig)
-AutoModel.register(VRNNConfig, VRNNForSequenceGeneration)
 AutoModelForCausalLM.register(VRNNConfig, VRNNForSequenceGeneration)
 # The code of these classes is saved with every checkpoint, which then loads where this package is not installed.
 VRAEConfig.register_for_auto_class()
+VRNNConfig.register_for_auto_class()
 VRAEForSequenceGeneration.register_for_auto_class("AutoModel")
 VRAEForFrameGeneration.register_for_auto_class("AutoModel")
-VRNNConfig.register_for_auto_class()
 VRNNForSequenceGeneration.register_for_auto_class("AutoModel")
+VRNNForFrameGeneration.register_for_auto_class("AutoModel")
 
 __all__ = [
     "VRAEConfig",
     "VRAEForFrameGeneration",
     "VRAEForSequenceGeneration",
     "VRNNConfig",
+    "VRNNForFrameGeneration",
     "VRNNForSequenceGeneration",
 ]

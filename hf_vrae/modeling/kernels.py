@@ -231,6 +231,53 @@ def _exponentials(logits: torch.Tensor, y: torch.Tensor):
     return weights, norm, norm.log() + largest - target
 
 
+def nade_logits(
+    x: torch.Tensor, b: torch.Tensor, c: torch.Tensor, weight: torch.Tensor, out_weight: torch.Tensor
+) -> torch.Tensor:
+    """`b + einsum("nfh,fh->nf", sigmoid(c + cumsum of x_j W_j over j < i), V)`, feature after feature: [N, F].
+
+    The plain form holds [N, F, Hn] at once; here only [N, Hn] is, and the backward pass goes back through the sums.
+
+    Args:
+        x: binary features, [N, F]; there is no gradient in them.
+        b: biases of the features, [N, F].
+        c: biases of the hidden units, [N, Hn].
+        weight: W, [F, Hn].
+        out_weight: V, [F, Hn].
+    """
+    return _NADELogits.apply(x, b, c, weight, out_weight)
+
+
+class _NADELogits(Function):
+    @staticmethod
+    def forward(ctx, x, b, c, weight, out_weight):
+        x = x.t().contiguous()  # [F, N]
+        total, logits, hidden = c.clone(), b.t().contiguous(), torch.empty_like(c)
+        for i in range(len(x)):
+            torch.sigmoid(total, out=hidden)
+            logits[i].addmv_(hidden, out_weight[i])
+            total.addr_(x[i], weight[i])
+        ctx.save_for_backward(x, total, weight, out_weight)
+        return logits.t()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, gradient):
+        x, total, weight, out_weight = ctx.saved_tensors
+        gradient = gradient.t().contiguous()  # [F, N]
+        total = total.clone()
+        d_total, hidden, slope = (torch.zeros_like(total) for _ in range(3))
+        d_weight, d_out_weight = torch.empty_like(weight), torch.empty_like(out_weight)
+        for i in reversed(range(len(x))):
+            torch.mv(d_total.t(), x[i], out=d_weight[i])
+            total.addr_(x[i], weight[i], alpha=-1)
+            torch.sigmoid(total, out=hidden)
+            torch.mv(hidden.t(), gradient[i], out=d_out_weight[i])
+            torch.addcmul(hidden, hidden, hidden, value=-1, out=slope)
+            d_total.addcmul_(slope.mul_(out_weight[i]), gradient[i].unsqueeze(1))
+        return None, gradient.t(), d_total, d_weight, d_out_weight
+
+
 class Dropout(nn.Dropout):
     """Dropout with 16 random bits an element, four elements a draw: on a CPU torch draws them one by one, five times
     slower. `p` is rounded to a multiple of 2**-16."""

@@ -25,10 +25,12 @@ class ScoredFrames(NamedTuple):
     Args:
         values: scaled, [B, T, F], NaN where missing or padded.
         mask: true where a frame is real, [B, T].
+        last: true where it is its row's last, [B, T].
     """
 
     values: torch.Tensor
     mask: torch.Tensor
+    last: torch.Tensor
 
 
 class FrameModel(LatentSequenceModel):
@@ -67,7 +69,8 @@ class FrameModel(LatentSequenceModel):
             values, mask = self._scaled(input_features, attention_mask)
         else:
             values, mask = self._scaled(labels, attention_mask, "labels")
-        return ScoredFrames(values.masked_fill(~mask.unsqueeze(-1), torch.nan), mask)
+        count = mask.cumsum(1)
+        return ScoredFrames(values.masked_fill(~mask.unsqueeze(-1), torch.nan), mask, mask & (count == count[:, -1:]))
 
     def num_steps(self, target: ScoredFrames) -> torch.LongTensor:
         """Frames that are scored, [B]: those with a value that is not missing."""
@@ -80,17 +83,15 @@ class FrameModel(LatentSequenceModel):
         return {"raw_offset": raw_log_prob_offset(target.values, self.config).sum(-1)}
 
     def _score(self, features: torch.Tensor, target: ScoredFrames) -> torch.Tensor:
-        """log p(x_t | ...) in scaled units, summed over the steps, in nats: [..., B] of features [..., B, T, H].
+        """log p(x_t | ...) of each step in scaled units, in nats: [..., B, T] of features [..., B, T, H].
 
         With `predict_length` that of each frame being the last one, or not, is part of it.
         """
-        log_p = self.head(features).log_prob(target.values)  # [..., B, T]
+        log_p = self.head(features).log_prob(target.values)
         if self.config.predict_length:
-            count = target.mask.cumsum(1)
-            last = target.mask & (count == count[:, -1:])
             logits = self._last_logit(features)
-            log_p = log_p + logsigmoid(torch.where(last, logits, -logits)) * target.mask
-        return log_p.sum(-1)
+            log_p = log_p + logsigmoid(torch.where(target.last, logits, -logits)) * target.mask
+        return log_p
 
     def _last_logit(self, features: torch.Tensor) -> torch.Tensor:
         """Of this frame being the last one, [...] of features [..., H]."""
@@ -165,7 +166,7 @@ class FrameModel(LatentSequenceModel):
 
 def move_on(target: ScoredFrames) -> tuple[torch.Tensor, torch.Tensor]:
     """Each real frame's predecessor among the real ones, [B, T, F], and where there is none, [B, T]."""
-    values, mask = target
+    values, mask, _ = target
     order, back, _ = left_align(mask)
     moved = take_time(take_time(values, order).roll(1, dims=1), back)
     return moved, mask & (mask.cumsum(1) == 1)

@@ -11,6 +11,7 @@ from transformers.modeling_utils import PreTrainedModel
 
 from .distributions import DiagonalGaussian, HypersphericalUniform, kl_divergence, kl_per_dimension
 from .inference import refine
+from .kernels import IGNORE_INDEX
 from .objectives import (
     capacity_gap,
     doubly_reparameterised_weights,
@@ -280,3 +281,23 @@ def check_latents(latents: torch.Tensor, latent_size: int) -> None:
             f"`latents` must have shape [batch, latent_size] with `latent_size` {latent_size}, got "
             f"{list(latents.shape)}."
         )
+
+
+def token_nll(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """-log p(label) in nats, 0 where the label is -100: [B, T] of logits [B, T, V] and labels [B, T]."""
+    return nn.functional.cross_entropy(
+        at_least_float32(logits).flatten(0, 1), labels.flatten(), ignore_index=IGNORE_INDEX, reduction="none"
+    ).view_as(labels)
+
+
+def check_token_ids(name: str, ids: torch.LongTensor, vocab_size: int, ignore: int | None = None) -> None:
+    """Name the id that no table holds. On an accelerator this would cost a synchronisation: its kernels check."""
+    if ids.device.type != "cpu" or ids.numel() == 0 or torch.compiler.is_compiling():
+        return
+    real = ids if ignore is None else ids[ids != ignore]
+    for bad in (real.min().item(), real.max().item()) if real.numel() else ():
+        if not 0 <= bad < vocab_size:
+            allowed = "" if ignore is None else f" or {ignore}"
+            raise ValueError(
+                f"`{name}` must be in [0, {vocab_size}){allowed}, got {bad}. Does the tokenizer belong to the model?"
+            )

@@ -20,9 +20,16 @@ from transformers.utils import can_return_tuple
 from .configuration_vrae import VRAEConfig
 from .distributions import DiagonalGaussian
 from .generation import Draw, RecurrentCache, decode
-from .heads import FrameEmbedding
+from .heads import make_frame_embedding
 from .kernels import IGNORE_INDEX, Dropout, PackedLinear, draw, linear_cross_entropy, linear_nll, product_dtype
-from .modeling_latent import LatentSequenceModel, OneLatentModel, at_least_float32, check_latents
+from .modeling_latent import (
+    LatentSequenceModel,
+    OneLatentModel,
+    at_least_float32,
+    check_latents,
+    check_token_ids,
+    token_nll,
+)
 from .posteriors import BatchNormPosterior, CommittedRatePosterior, GaussianPosterior, VonMisesFisherPosterior
 from .recurrent import RecurrentDecoder, RecurrentEncoder, RecurrentStep, left_align
 
@@ -175,12 +182,6 @@ class NoEncoder(nn.Module):
     def distribution(self, mean: torch.Tensor, logvar: torch.Tensor) -> DiagonalGaussian:
         """q(z|x) = p(z), in which there is nothing to draw: batch shape [B], event shape [0]."""
         return DiagonalGaussian(mean, logvar)
-
-
-def make_frame_embedding(config: VRAEConfig) -> FrameEmbedding:
-    """How frames enter a network: only those of the categorical head are a choice among levels."""
-    num_levels = config.num_levels if config.head == "categorical" else None
-    return FrameEmbedding(config.input_size, config.embedding_size, num_levels)
 
 
 def make_posterior(config: VRAEConfig) -> GaussianPosterior:
@@ -743,26 +744,6 @@ class VRAEForSequenceGeneration(VRAEPreTrainedModel, OneLatentModel, GenerationM
             size = embeddings.weight.shape[0]
             self.bag_of_words[-1] = self._get_resized_lm_head(self.bag_of_words[-1], size, mean_resizing=mean_resizing)
         return embeddings
-
-
-def token_nll(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """-log p(label) in nats, 0 where the label is -100: [B, T] of logits [B, T, V] and labels [B, T]."""
-    return nn.functional.cross_entropy(
-        at_least_float32(logits).flatten(0, 1), labels.flatten(), ignore_index=IGNORE_INDEX, reduction="none"
-    ).view_as(labels)
-
-
-def check_token_ids(name: str, ids: torch.LongTensor, vocab_size: int, ignore: int | None = None) -> None:
-    """Name the id that no table holds. On an accelerator this would cost a synchronisation: its kernels check."""
-    if ids.device.type != "cpu" or ids.numel() == 0 or torch.compiler.is_compiling():
-        return
-    real = ids if ignore is None else ids[ids != ignore]
-    for bad in (real.min().item(), real.max().item()) if real.numel() else ():
-        if not 0 <= bad < vocab_size:
-            allowed = "" if ignore is None else f" or {ignore}"
-            raise ValueError(
-                f"`{name}` must be in [0, {vocab_size}){allowed}, got {bad}. Does the tokenizer belong to the model?"
-            )
 
 
 __all__ = ["VRAEForSequenceGeneration", "VRAEModel", "VRAEPreTrainedModel"]

@@ -128,7 +128,7 @@ class VRAEForFrameGeneration(VRAEPreTrainedModel, OneLatentModel, FrameModel):
         features, hidden_states = self._features(latents, target, output_hidden_states)
         loss = reconstruction = kl = predictions = None
         if labels is not None:
-            reconstruction = -self._score(features, target).mean()
+            reconstruction = -self._score(features, target).sum(-1).mean()
             loss, kl = self._bound(reconstruction, posterior)
             if self.training:
                 loss = loss + self._auxiliary_losses(latents, target)
@@ -190,7 +190,7 @@ class VRAEForFrameGeneration(VRAEPreTrainedModel, OneLatentModel, FrameModel):
 
     def _log_likelihood(self, latents: torch.Tensor, target: ScoredFrames) -> torch.Tensor:
         features, _ = self._features(latents.flatten(0, 1), target)
-        return self._score(features.unflatten(0, latents.shape[:2]), target)  # [K, B]
+        return self._score(features.unflatten(0, latents.shape[:2]), target).sum(-1)  # [K, B]
 
     def evaluation_terms(self, num_samples, generators=None, svi_steps=0, **batch):
         """As in [`OneLatentModel`], and where frames are scaled `raw_offset` [B]: it makes log p one of raw ones."""

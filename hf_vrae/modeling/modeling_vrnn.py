@@ -23,8 +23,9 @@ from transformers.utils import can_return_tuple
 from .configuration_vrnn import VRNNConfig
 from .distributions import DiagonalGaussian, kl_per_dimension
 from .generation import RecurrentCache
+from .heads import make_frame_embedding
 from .kernels import IGNORE_INDEX, Dropout, linear_cross_entropy, linear_nll
-from .modeling_vrae import VRAEPreTrainedModel, check_token_ids, token_nll
+from .modeling_latent import LatentSequenceModel, check_token_ids, token_nll
 from .objectives import capacity_gap, free_bits, importance_weighted_bound, negative_elbo
 from .posteriors import MAX_LOGVAR, MIN_LOGVAR
 from .recurrent import LAYERS, drop_weights, left_align, run_layer, stepwise_product, take_time
@@ -318,13 +319,13 @@ class Observed:
     Args:
         phi_x: [B, T, P], left-aligned.
         lengths: real steps, [B].
-        targets: what the emission is scored on, [B, T] or [B, T, F], left-aligned.
+        target: what the emission is scored on, left-aligned, in the form of the model.
         back: index of each position's step in the aligned order, [B, T].
     """
 
     phi_x: torch.Tensor
     lengths: torch.Tensor
-    targets: torch.Tensor
+    target: object
     back: torch.Tensor
 
     @property
@@ -333,20 +334,19 @@ class Observed:
         return torch.arange(self.phi_x.shape[1], device=self.phi_x.device) < self.lengths.unsqueeze(1)
 
 
-class VRNNPreTrainedModel(VRAEPreTrainedModel):
-    """What the VRNN over tokens and that over frames share: the bounds of log p(x), from `_observe` and `_score`."""
+class VRNNPreTrainedModel(LatentSequenceModel):
+    """What the VRNN over tokens and that over frames share: the bounds of log p(x).
+
+    A subclass says what x is. By a *target*, what of x is scored, left-aligned and in a form of its own, it gives:
+
+    - `_observe(labels, **batch)`: the sequences of a batch and their target, see [`Observed`];
+    - `_score(features, target)`: log p(x_t | features), 0 where nothing is scored, [K, B, T] of [K, B, T, P];
+    - `_at_step(target, t)`: the target of one step;
+    - `num_steps(target)`: how many steps are scored, [B].
+    """
 
     config: VRNNConfig
     _no_split_modules = ["VRNNLayer"]
-    accepts_loss_kwargs = False  # the loss is complete as it stands, KL included
-
-    def _observe(self, labels: torch.Tensor | None = None, **batch) -> Observed:
-        """The sequences of a batch."""
-        raise NotImplementedError
-
-    def _score(self, features: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        """log p(target | features), 0 where nothing is to be scored: [N] of features [N, P] and targets [N, ...]."""
-        raise NotImplementedError
 
     def get_encoder(self, modality=None) -> nn.Module:
         """What gives q(z_t | x_t, h_{t-1}) and nothing else."""
@@ -425,10 +425,9 @@ class VRNNPreTrainedModel(VRAEPreTrainedModel):
         return self._filter(observed, noise)[0]
 
     def _filter(self, observed: Observed, noise: torch.Tensor) -> tuple[torch.Tensor, Trajectory]:
-        targets = observed.targets.repeat(len(noise), *[1] * (observed.targets.dim() - 1))
-
         def log_likelihood(features, t):
-            return self._score(features, targets[:, t])
+            features = features.unflatten(0, noise.shape[:2]).unsqueeze(2)  # [K, B, 1, P]
+            return self._score(features, self._at_step(observed.target, t)).flatten()
 
         return self.model.layer.filter(observed.phi_x, observed.lengths, noise, log_likelihood)
 
@@ -449,9 +448,7 @@ class VRNNPreTrainedModel(VRAEPreTrainedModel):
 
     def _log_likelihood(self, path: Trajectory, observed: Observed) -> torch.Tensor:
         """log p(x_t | z_t, h_{t-1}) of each step along a path, [K * B, T]."""
-        repeats = len(path.z) // len(observed.targets)
-        targets = observed.targets.repeat(repeats, *[1] * (observed.targets.dim() - 1))
-        return self._score(path.features.flatten(0, 1), targets.flatten(0, 1)).view(path.z.shape[:2])
+        return self._score(path.features.unflatten(0, (-1, len(observed.phi_x))), observed.target).flatten(0, 1)
 
     def _log_ratio(self, path: Trajectory, observed: Observed) -> torch.Tensor:
         """log q(z|x) - log p(z|x) of each path, summed over its steps: [K * B]."""
@@ -500,15 +497,12 @@ class VRNNPreTrainedModel(VRAEPreTrainedModel):
             "log_weights": log_p - log_ratio,
             "reconstruction": -log_p.mean(0),
             "kl": kl.mean(0),
-            "num_steps": self._num_scored(observed.targets),
+            "num_steps": self.num_steps(observed.target),
             "mean": mean.mean(0),
         }
         if num_samples > 1 and self.latent_size:
             terms["log_fivo"] = self._filter(observed, noise)[0].double()
         return terms
-
-    def _num_scored(self, targets: torch.Tensor) -> torch.Tensor:
-        raise NotImplementedError
 
     def _bound(self, observed: Observed) -> VRNNOutput:
         """Loss and its parts, of one sampled path in evaluation, always with the same noise, and as configured in
@@ -561,13 +555,16 @@ class VRNNModel(VRNNPreTrainedModel):
 
     def __init__(self, config: VRNNConfig):
         super().__init__(config)
-        self.embed_tokens = nn.Embedding(config.vocab_size, config.embedding_size)
+        if config.input_size is None:
+            self.embed_tokens = nn.Embedding(config.vocab_size, config.embedding_size)
+        else:
+            self.embed_frames = make_frame_embedding(config)
         self.dropout = Dropout(config.dropout, config.kernels)
         self.layer = VRNNLayer(config)
         self.post_init()
 
-    def get_input_embeddings(self) -> nn.Embedding:
-        return self.embed_tokens
+    def get_input_embeddings(self) -> nn.Module:
+        return self.embed_tokens if self.config.input_size is None else self.embed_frames
 
     def set_input_embeddings(self, value: nn.Embedding):
         self.embed_tokens = value
@@ -594,7 +591,6 @@ class VRNNForSequenceGeneration(VRNNPreTrainedModel, GenerationMixin):
         super().__init__(config)
         self.model = VRNNModel(config)
         self.lm_head = nn.Linear(config.feature_size, config.vocab_size, bias=False)
-        self.kl_weight, self.kl_capacity, self.sampling_probability = 1.0, None, 0.0  # what schedules set
         self.post_init()
 
     @can_return_tuple
@@ -684,19 +680,24 @@ class VRNNForSequenceGeneration(VRNNPreTrainedModel, GenerationMixin):
             labels = input_ids if input_ids is not None else torch.full_like(mask, IGNORE_INDEX, dtype=torch.long)
         return self._align(inputs_embeds, mask, labels)
 
-    def _score(self, features: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    def _score(self, features: torch.Tensor, target: torch.LongTensor) -> torch.Tensor:
+        labels = target.expand(features.shape[:-1])  # [K, B, T]
         if self.config.kernels == "auto" and not torch.is_grad_enabled():
-            return -linear_nll(features, self.lm_head.weight, targets)
-        return -token_nll(self.lm_head(features).unsqueeze(0), targets.unsqueeze(0)).squeeze(0)
+            return -linear_nll(features.flatten(0, -2), self.lm_head.weight, labels.flatten()).view_as(labels)
+        return -token_nll(self.lm_head(features).flatten(0, 1), labels.flatten(0, 1)).view_as(labels)
 
-    def _num_scored(self, targets: torch.Tensor) -> torch.Tensor:
-        return (targets != IGNORE_INDEX).sum(1)
+    def _at_step(self, target: torch.LongTensor, t: int) -> torch.LongTensor:
+        return target[:, t : t + 1]
+
+    def num_steps(self, target: torch.LongTensor) -> torch.LongTensor:
+        """Tokens that are scored, [B]."""
+        return (target != IGNORE_INDEX).sum(1)
 
     def _reconstruction(self, path: Trajectory, observed: Observed) -> torch.Tensor:
         if not self.training or self.config.kernels == "plain":
             return super()._reconstruction(path, observed)
-        count, features = len(observed.targets), path.features.flatten(0, 1)
-        return linear_cross_entropy(features, self.lm_head.weight, observed.targets.flatten(), scale=1 / count)
+        features, labels = path.features.flatten(0, 1), observed.target.flatten()
+        return linear_cross_entropy(features, self.lm_head.weight, labels, scale=1 / len(observed.target))
 
     def _read(self, inputs_embeds, mask, cache, latents, num_observed, sample_latents) -> "Reading":
         """Go through the columns one by one; see [`forward`] for which z each is read with."""

@@ -15,6 +15,7 @@ from torch.distributions import (
 
 from hf_vrae.modeling import heads
 from hf_vrae.modeling.heads import FrameEmbedding, make_head, raw_log_prob_offset, standardise, to_raw
+from hf_vrae.modeling.kernels import nade_logits
 
 KINDS = ["bernoulli", "nade", "gaussian", "full_gaussian", "gaussian_mixture", "logistic_mixture", "categorical"]
 EXACT = [kind for kind in KINDS if kind != "nade"]  # those whose marginals are
@@ -128,18 +129,18 @@ def test_nade_is_its_equations():
     torch.testing.assert_close(p.log_prob(x), expected)
 
 
-def test_nade_in_chunks(monkeypatch):
-    """The same value and gradients where the rows do not fit in at once."""
-    head = make_head(make_config("nade"), 8).double()
-    hidden, x = torch.randn(5, 7, 8).double(), (torch.rand(5, 7, 3) > 0.5).double()
-
-    def gradients():
-        value = head(hidden).log_prob(x)
-        return [value, *torch.autograd.grad(value.square().sum(), list(head.parameters()))]
-
-    expected = gradients()
-    monkeypatch.setattr(heads, "NADE_ELEMENTS", 4 * 3 * 4)  # four rows
-    torch.testing.assert_close(gradients(), expected)
+def test_nade_kernel_is_its_plain_form():
+    x = (torch.rand(5, 7) > 0.5).double()
+    inputs = [
+        torch.randn(*shape, dtype=torch.float64, requires_grad=True) for shape in ((5, 7), (5, 4), (7, 4), (7, 4))
+    ]
+    b, c, W, V = inputs
+    before = torch.cat([c.unsqueeze(1), x[:, :-1].unsqueeze(-1) * W[:-1]], 1).cumsum(1)  # [N, F, Hn]
+    plain = b + torch.einsum("nfh,fh->nf", before.sigmoid(), V)
+    torch.testing.assert_close(nade_logits(x, *inputs), plain)
+    weights = torch.randn(5, 7, dtype=torch.float64)
+    expected = torch.autograd.grad((plain * weights).sum(), inputs)
+    torch.testing.assert_close(torch.autograd.grad((nade_logits(x, *inputs) * weights).sum(), inputs), expected)
 
 
 @pytest.mark.parametrize("kind", ["bernoulli", "nade", "logistic_mixture", "categorical"])

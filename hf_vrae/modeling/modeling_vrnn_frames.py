@@ -1,0 +1,138 @@
+"""The variational recurrent neural network over sequences of vectors: see `modeling_vrnn` for its four distributions.
+
+Letters in shapes: B batch, T time, S frames given, D latent size, P feature size, F channels of a frame.
+"""
+
+import torch
+from transformers.utils import can_return_tuple
+
+from .configuration_vrnn import VRNNConfig
+from .generation import GeneratedFrames
+from .modeling_frames import FrameModel, ScoredFrames
+from .modeling_vrnn import Observed, VRNNModel, VRNNOutput, VRNNPreTrainedModel
+from .recurrent import left_align, take_time
+
+
+class VRNNForFrameGeneration(VRNNPreTrainedModel, FrameModel):
+    """The VRNN over sequences of vectors; each frame has a latent of its own.
+
+    Frames come and go in raw units; losses and likelihoods are of scaled ones (see `modeling_frames`).
+
+    Example:
+
+    ```python
+    >>> model = VRNNForFrameGeneration(VRNNConfig(input_size=88, head="bernoulli"))
+    >>> model.generate(beginning=roll, max_length=200, do_sample=True).sequences  # of rolls [B, S, 88]
+    ```
+    """
+
+    main_input_name = "input_features"
+
+    def __init__(self, config: VRNNConfig):
+        super().__init__(config)
+        self.model = VRNNModel(config)
+        self._make_head(config.feature_size)
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_features: torch.FloatTensor,
+        attention_mask: torch.Tensor | None = None,
+        labels: torch.FloatTensor | None = None,
+        output_hidden_states: bool | None = None,
+    ) -> VRNNOutput:
+        """
+        Args:
+            input_features: frames in raw units, NaN where a value is missing, [B, T, F].
+            attention_mask: nonzero where a frame is real, [B, T]; all by default.
+            labels: what is scored, NaN where nothing is, [B, T, F]; by default the input.
+
+        Returns:
+            [`VRNNOutput`]: the bound of log p(x), its path sampled from the posterior, in evaluation always with the
+            same noise.
+
+        Raises:
+            ValueError: for frames that the model cannot take, see `modeling_frames.check_frames`.
+        """
+        outputs = self._bound(self._observe(labels, input_features, attention_mask))
+        if not (self.config.output_hidden_states if output_hidden_states is None else output_hidden_states):
+            outputs.hidden_states = None
+        return outputs
+
+    def _observe(self, labels=None, input_features=None, attention_mask=None) -> Observed:
+        frames, mask = self._scaled(input_features, attention_mask)
+        target = self.target(labels, input_features, attention_mask)
+        order, back, lengths = left_align(mask)
+        phi_x = self.model.embed(self.model.embed_frames(take_time(frames, order)))
+        values, *marks = target
+        aligned = ScoredFrames(take_time(values, order), *(mark.gather(1, order) for mark in marks))
+        return Observed(phi_x, lengths, aligned, back)
+
+    def _at_step(self, target: ScoredFrames, t: int) -> ScoredFrames:
+        return ScoredFrames(*(part[:, t : t + 1] for part in target))
+
+    @torch.no_grad()
+    def generate(
+        self,
+        input_features: torch.FloatTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        latents: torch.FloatTensor | None = None,
+        max_length: int | None = None,
+        do_sample: bool = False,
+        lengths: torch.LongTensor | None = None,
+        beginning: torch.FloatTensor | None = None,
+    ) -> GeneratedFrames:
+        """Frames from the prior, from given latents, or again from those of an input, one after the other.
+
+        Args:
+            input_features, attention_mask: the latents are then the means of q(z_t | x_t, h_{t-1}) of this input.
+            latents: z of each frame, [B, S, D]; those of further frames are the prior's.
+            max_length: how many frames; with `predict_length` at most so many. By default as many as the input has.
+            do_sample: draw each z_t from the prior and each frame from its distribution; otherwise their mean and
+                its mode.
+            lengths: how many frames of each row, [B].
+            beginning: frames to go on from, [B, S, F], raw; what is NaN there is filled in. Their z are inferred
+                from them.
+
+        Returns:
+            [`GeneratedFrames`]: `sequences` [B, T, F], raw, beginnings included, and the `lengths` [B] of its rows.
+        """
+        if input_features is not None and latents is not None:
+            raise ValueError("Pass one of `input_features`, whose latents are decoded, and `latents`.")
+        if input_features is not None:
+            if attention_mask is None:
+                attention_mask = torch.ones_like(input_features[..., 0], dtype=torch.long)
+            latents = self.encode(input_features=input_features, attention_mask=attention_mask).mean
+        if latents is not None:
+            self._check_latents(latents)
+            latents = latents.to(self.device, self.dtype)
+        rows = len(latents) if latents is not None else 1 if beginning is None else len(beginning)
+        if lengths is not None and latents is None and beginning is None:
+            rows = len(lengths)
+        layer, like = self.model.layer, next(self.parameters())
+        state, z, step, seen = layer.first_state(rows, like), None, 0, None
+        if beginning is not None:
+            phi_x = self.model.embed(self.model.embed_frames(self._scaled(beginning, None, "beginning")[0]))
+            seen = layer.what_the_posterior_sees(phi_x, torch.full((len(phi_x),), phi_x.shape[1], device=phi_x.device))
+
+        def next_features(frame):
+            nonlocal state, z, step
+            if frame is not None:
+                phi_x = self.model.embed(self.model.embed_frames(frame))
+                inferred = seen is not None and step <= seen.shape[1]
+                if inferred and (latents is None or step > latents.shape[1]):
+                    z = layer.posterior(seen[:, step - 1], state[0], layer.prior(state[0])).mean
+                state = layer.advance(phi_x, z, state)
+            prior = layer.prior(state[0])
+            if latents is not None and step < latents.shape[1]:
+                z = latents[:, step]
+            else:
+                z = prior.sample() if do_sample else prior.mean
+            step += 1
+            return layer.emission(z, state[0])
+
+        return self._generate(next_features, rows, attention_mask, max_length, do_sample, lengths, beginning)
+
+
+__all__ = ["VRNNForFrameGeneration"]

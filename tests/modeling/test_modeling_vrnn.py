@@ -1,0 +1,303 @@
+"""The VRNN: its distributions, its bounds, and generation with a latent a step."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from hf_vrae import VRNNConfig, VRNNForFrameGeneration, VRNNForSequenceGeneration
+from hf_vrae.modeling.modeling_vrnn import over_samples
+
+VARIANTS = {
+    "lstm": {},
+    "deep gru": {"rnn_type": "gru", "feature_layers": 2},
+    "layer-norm lstm": {"layer_norm": True},
+    "smoothing": {"smoothing_posterior": True, "rnn_type": "gru", "layer_norm": True},
+    "residual": {"residual_posterior": True, "smoothing_posterior": True},
+    "without latent": {"latent_size": 0},
+}
+KINDS = ["tokens", "frames"]
+
+
+def make_model(kind="tokens", **options):
+    """A small model in evaluation mode with weights large enough for everything to matter."""
+    sizes = {"embedding_size": 10, "latent_size": 3, "hidden_size": 12, "feature_size": 10, "initializer_range": 0.5}
+    classes = {"tokens": VRNNForSequenceGeneration, "frames": VRNNForFrameGeneration}
+    own = {"tokens": {"vocab_size": 40}, "frames": {"input_size": 4, "head": "gaussian"}}
+    config = VRNNConfig(**(sizes | {"dropout": 0.0, "embedding_initializer_range": 1.0} | own[kind] | options))
+    return classes[kind](config).eval()
+
+
+def make_batch(kind="tokens", dtype=torch.float32):
+    lengths = torch.tensor([6, 4, 1])
+    mask = (torch.arange(6) < lengths.unsqueeze(1)).long()
+    if kind == "frames":
+        features = torch.randn(3, 6, 4, dtype=dtype) * mask.unsqueeze(-1)
+        return {
+            "input_features": features,
+            "attention_mask": mask,
+            "labels": features.masked_fill(mask[..., None] == 0, math.nan),
+        }
+    ids = torch.randint(4, 40, (3, 7)) * nn.functional.pad(mask, (1, 0), value=1)
+    ids[:, 0] = 2
+    return {"input_ids": ids, "attention_mask": (ids != 0).long(), "labels": ids.masked_fill(ids == 0, -100)}
+
+
+@pytest.fixture(params=VARIANTS.values(), ids=VARIANTS.keys())
+def variant(request):
+    return request.param
+
+
+def step_by_step(layer, observed, noise):
+    """The paper's equations, one step after the other."""
+    samples, rows = len(noise), len(noise) * noise.shape[1]
+    seen = layer.what_the_posterior_sees(observed.phi_x, observed.lengths)
+    state, path = layer.first_state(rows, observed.phi_x), []
+    for t in range(noise.shape[2]):
+        h = state[0]
+        p = layer.prior(h)
+        q = layer.posterior(over_samples(seen[:, t], samples), h, p)
+        z = q.mean + q.stddev * noise[:, :, t].flatten(0, 1)
+        features = layer.emission(z, h)
+        state = layer.advance(over_samples(observed.phi_x[:, t], samples), z, state)
+        path.append((z, q.mean, q.logvar, p.mean, p.logvar, features, state[0]))
+    return [torch.stack(part, 1) for part in zip(*path, strict=True)]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kernels", ["auto", "plain"])
+def test_a_path_is_what_the_equations_say(kind, kernels, variant):
+    model = make_model(kind, kernels=kernels, **variant).double()
+    observed = model._observe(**make_batch(kind, torch.float64))
+    noise = torch.randn(2, 3, 6, model.config.latent_size, dtype=torch.float64)
+    expected = step_by_step(model.model.layer, observed, noise)
+    sampled = model.model.layer.unroll(observed.phi_x, observed.lengths, noise)
+    followed = model.model.layer.follow(observed.phi_x, observed.lengths, sampled.z.view_as(noise))
+    real = observed.real.repeat(2, 1).unsqueeze(-1)
+    for path in (sampled, followed):
+        q, p = path.posterior, path.prior
+        parts = (path.z, q.mean, q.logvar, p.mean, p.logvar, path.features, path.hidden)
+        for part, equation in zip(parts, expected, strict=True):
+            torch.testing.assert_close(part * real, equation * real)
+    weights = list(model.model.layer.parameters())
+    loss = lambda parts: sum((part * real).square().sum() for part in parts)  # noqa: E731
+    p, q = sampled.prior, sampled.posterior
+    got = (sampled.z, q.mean, q.logvar, p.mean, p.logvar, sampled.features, sampled.hidden)
+    options = {"retain_graph": True, "allow_unused": True}
+    for a, b in zip(
+        torch.autograd.grad(loss(got), weights, **options),
+        torch.autograd.grad(loss(expected), weights, **options),
+        strict=True,
+    ):
+        torch.testing.assert_close(a, b)
+
+
+def test_the_prior_never_sees_its_step_and_the_filtering_posterior_no_later_one():
+    for smoothing in (False, True):
+        model = make_model("frames", smoothing_posterior=smoothing)
+        batch = make_batch("frames")
+        other = {**batch, "input_features": batch["input_features"].clone()}
+        other["input_features"][0, 3] += 1.0
+        noise = torch.zeros(1, 3, 6, 3)
+        paths = []
+        for inputs in (batch, other):
+            observed = model._observe(**inputs)
+            paths.append(model.model.layer.unroll(observed.phi_x, observed.lengths, noise))
+        moved = [[(getattr(a, d).mean[0] != getattr(b, d).mean[0]).any(-1).tolist() for d in ("prior", "posterior")]
+                 for a, b in [paths]][0]  # fmt: skip
+        if not smoothing:  # else the path itself changes from the first step on
+            assert moved[0] == [False] * 4 + [True] * 2
+            assert moved[1] == [False] * 3 + [True] * 3
+        else:
+            assert moved[1] == [True] * 6 and not moved[0][0]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_padding_changes_nothing(kind, variant):
+    model, batch = make_model(kind, **variant), make_batch(kind)
+    generators = [torch.Generator().manual_seed(i) for i in range(3)]
+    terms = model.evaluation_terms(4, generators, **batch)
+    for side in ("left", "right"):
+        width = (2, 0) if side == "left" else (0, 2)
+        padded = {"attention_mask": nn.functional.pad(batch["attention_mask"], width)}
+        if kind == "tokens":
+            padded["input_ids"] = nn.functional.pad(batch["input_ids"], width)
+            padded["labels"] = nn.functional.pad(batch["labels"], width, value=-100)
+        else:
+            padded["input_features"] = nn.functional.pad(batch["input_features"], (0, 0, *width), value=9.0)
+            padded["labels"] = nn.functional.pad(batch["labels"], (0, 0, *width), value=math.nan)
+        generators = [torch.Generator().manual_seed(i) for i in range(3)]
+        again = model.evaluation_terms(4, generators, **padded)
+        for name in ("log_weights", "reconstruction", "kl", "num_steps", "mean"):
+            torch.testing.assert_close(again[name], terms[name])
+        moved = batch["attention_mask"].shape[1] - model.encode(**batch).mean.shape[1]  # the start mark
+        real = batch["attention_mask"][:, moved:].bool()
+        places = padded["attention_mask"].bool()[:, moved:].clone()
+        if kind == "tokens" and side == "left":
+            places[:, :2] &= False
+            places[:, 1] = False
+            real_means = model.encode(**padded).mean[:, 2:][real]
+        else:
+            real_means = model.encode(**padded).mean[places]
+        torch.testing.assert_close(real_means, model.encode(**batch).mean[real])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_terms_agree_with_each_other_and_with_the_loss(kind, variant):
+    model, batch = make_model(kind, **variant), make_batch(kind)
+    seeds = lambda: [torch.Generator().manual_seed(i) for i in range(3)]  # noqa: E731
+    terms = model.evaluation_terms(500, seeds(), **batch)
+    weights = model.log_importance_weights(500, generator=seeds(), **batch)
+    torch.testing.assert_close(weights, terms["log_weights"].float())
+    # The KL along sampled paths is what log q - log p is the mean of.
+    elbo = terms["log_weights"].mean(0)
+    torch.testing.assert_close(-terms["reconstruction"] - terms["kl"], elbo, atol=0.3, rtol=0)
+    outputs = model(**batch)
+    torch.testing.assert_close(outputs.loss, outputs.reconstruction_loss + outputs.kl)
+    assert (outputs.kl > 0) == bool(model.config.latent_size)
+    assert terms["num_steps"].tolist() == [6, 4, 1]
+
+
+def test_the_particle_filter_and_importance_weights_estimate_the_same_likelihood():
+    model, batch = make_model("frames", initializer_range=0.3), make_batch("frames")
+    with torch.no_grad():
+        exact = model.log_importance_weights(30_000, **batch).logsumexp(0) - math.log(30_000)
+        filtered = torch.stack([model.particle_filter(20, **batch) for _ in range(200)])
+        weighted = model.log_importance_weights(200 * 20, **batch).view(200, 20, 3).logsumexp(1) - math.log(20)
+        elbo = model.log_importance_weights(4000, **batch).mean(0)
+    torch.testing.assert_close(filtered.logsumexp(0) - math.log(200), exact, atol=0.05, rtol=0)  # unbiased
+    for bound in (filtered, weighted):
+        assert (bound.mean(0) <= exact + 0.02).all() and (bound.mean(0) >= elbo - 0.02).all()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    "loss", [{}, {"num_train_samples": 3}, {"num_train_samples": 3, "resampling": True}, {"free_bits": 0.5}]
+)
+def test_one_step_lowers_each_loss_in_bfloat16_too(kind, loss):
+    for autocast in (False, True):
+        torch.manual_seed(1)
+        model, batch = make_model(kind, initializer_range=0.1, dropout=0.1, **loss).train(), make_batch(kind)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+
+        def value(model=model, batch=batch, autocast=autocast):
+            torch.manual_seed(0)
+            with torch.autocast("cpu", enabled=autocast):
+                return model(**batch).loss
+
+        before = value()
+        before.backward()
+        assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
+        optimizer.step()
+        assert value() < before
+
+
+def test_free_bits_leave_a_floor_and_the_kl_weight_counts():
+    batch = make_batch()
+    model = make_model(free_bits=1000.0).train()
+    outputs = model(**batch)
+    torch.testing.assert_close(outputs.loss, outputs.reconstruction_loss + 3000.0)
+    model = make_model().train()
+    model.kl_weight = 0.25
+    outputs = model(**batch)
+    torch.testing.assert_close(outputs.loss, outputs.reconstruction_loss + 0.25 * outputs.kl)
+    model.kl_capacity = 7.0
+    outputs = model(**batch)
+    torch.testing.assert_close(outputs.loss, outputs.reconstruction_loss + 0.25 * (outputs.kl - 7.0).abs())
+
+
+def test_the_encoder_is_what_gives_the_posterior():
+    model, batch = make_model("frames", smoothing_posterior=True), make_batch("frames")
+    outputs = model.encode(**batch)
+    (outputs.mean.sum() + outputs.logvar.sum()).backward()
+    assert all(p.grad is not None for p in model.get_encoder().parameters())
+    assert all(p.grad is None for p in model.head.parameters())
+
+
+# Generation of tokens.
+
+
+def test_reading_is_causal(variant):
+    model, batch = make_model(**variant), make_batch()
+    ids = batch["input_ids"][:1]
+    logits = model(ids).logits
+    other = ids.clone()
+    other[0, 5] = 4 if ids[0, 5] != 4 else 5
+    if not model.config.smoothing_posterior:  # whose reading of given tokens knows them all
+        torch.testing.assert_close(model(other).logits[:, :5], logits[:, :5])
+    assert not torch.allclose(model(other).logits[:, 5], logits[:, 5])
+
+
+@pytest.mark.parametrize("options", [{}, {"do_sample": True, "top_k": 0}, {"num_beams": 3}])
+def test_cached_is_uncached(options, variant):
+    model, ids = make_model(**variant), make_batch()["input_ids"][:2, :4]
+    results = []
+    for use_cache in (True, False):
+        torch.manual_seed(0)
+        results.append(model.generate(ids, max_new_tokens=6, use_cache=use_cache, eos_token_id=None, **options))
+    assert torch.equal(*results)
+    assert results[0].shape == (2, 10) and torch.equal(results[0][:, :4], ids)
+
+
+def test_generation_goes_on_from_a_cache():
+    model, ids = make_model(), make_batch()["input_ids"][:1, :3]
+    options = {"eos_token_id": None, "return_dict_in_generate": True}
+    whole = model.generate(ids, max_new_tokens=6, **options)
+    part = model.generate(ids, max_new_tokens=2, **options)
+    cache = part.past_key_values
+    more = model.generate(part.sequences, past_key_values=cache, max_new_tokens=4, **options)
+    assert torch.equal(more.sequences, whole.sequences)
+    assert cache.get_seq_length() == 4  # what was passed in stays as it is
+
+
+def test_given_latents_decide():
+    model = make_model()
+    z = 3 * torch.randn(4, 6, 3)
+    ids = model.generate(latents=z, max_new_tokens=6, eos_token_id=None)
+    assert ids.shape == (4, 7) and len({tuple(row) for row in ids.tolist()}) > 1
+    assert torch.equal(model.generate(latents=z, max_new_tokens=6, eos_token_id=None, use_cache=False), ids)
+    # What was decoded is what the model says with these latents.
+    logits = model(ids, latents=z).logits
+    assert torch.equal(logits[:, :-1].argmax(-1), ids[:, 1:])
+    with pytest.raises(ValueError, match="latents"):
+        model.generate(latents=z[..., :2])
+
+
+def test_padded_beginnings_generate_as_without_padding(variant):
+    model, ids = make_model(**variant), make_batch()["input_ids"][:1, :4]
+    alone = model.generate(ids, max_new_tokens=4, eos_token_id=None)
+    padded = nn.functional.pad(ids, (2, 0))
+    mask = (padded != 0).long()
+    together = model.generate(padded, attention_mask=mask, max_new_tokens=4, eos_token_id=None)
+    assert torch.equal(together[:, 2:], alone)
+
+
+def test_sampled_beams_without_cache_are_refused():
+    model = make_model()
+    with pytest.raises(ValueError, match="use_cache"):
+        model.generate(max_new_tokens=3, do_sample=True, num_beams=2, use_cache=False)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_saved_is_loaded(kind, variant, tmp_path):
+    model, batch = make_model(kind, **variant), make_batch(kind)
+    model.save_pretrained(tmp_path)
+    loaded = type(model).from_pretrained(tmp_path)
+    assert torch.equal(loaded(**batch).loss, model(**batch).loss)
+
+
+def test_refusals():
+    with pytest.raises(ValueError, match="latent_size. 0"):
+        VRNNConfig(latent_size=0, smoothing_posterior=True)
+    with pytest.raises(ValueError, match="resampling"):
+        VRNNConfig(resampling=True)
+    with pytest.raises(ValueError, match="tie_word_embeddings"):
+        VRNNConfig(tie_word_embeddings=True, embedding_size=8, feature_size=9)
+    with pytest.raises(ValueError, match="did you mean .feature_layers"):
+        VRNNConfig(feature_layer=2)
+    model, batch = make_model(), make_batch()
+    with pytest.raises(ValueError, match="svi_steps"):
+        model.evaluation_terms(2, None, svi_steps=1, **batch)
+    with pytest.raises(ValueError, match="labels"):
+        model(batch["input_ids"], labels=batch["labels"][:, 1:])
