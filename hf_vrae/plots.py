@@ -30,6 +30,7 @@ def plot_training_curves(metrics_file: str | Path, picture: str | Path | None = 
     train, validation = ([line for line in lines if line["kind"] == kind] for kind in ("train", "eval"))
 
     def curve(axis, rows, name, label, **style):
+        rows = [row for row in rows if name in row]  # of one latent a step there is no mutual information
         axis.plot([row["step"] for row in rows], [row[name] for row in rows], label=label, **style)
 
     figure = _figure(15, 4.2)

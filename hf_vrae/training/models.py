@@ -6,10 +6,11 @@ from ..modeling.configuration_common import LatentSequenceConfig
 from ..modeling.modeling_vrae import VRAEForSequenceGeneration
 from ..modeling.modeling_vrae_frames import VRAEForFrameGeneration
 from ..modeling.modeling_vrnn import VRNNForSequenceGeneration
+from ..modeling.modeling_vrnn_frames import VRNNForFrameGeneration
 from .arguments import CONFIGURATIONS, ModelArguments, Recipe
 
 OF_TOKENS = {"vrae": VRAEForSequenceGeneration, "vrnn": VRNNForSequenceGeneration}
-OF_FRAMES = {"vrae": VRAEForFrameGeneration}
+OF_FRAMES = {"vrae": VRAEForFrameGeneration, "vrnn": VRNNForFrameGeneration}
 OF_THE_LOSS = ("free_bits", "free_bits_form", "mmd_weight", "num_train_samples", "resampling", "svi_steps")
 """What of the configuration the run's arguments set, whatever model it starts from."""
 FREE_TO_CHANGE = ("dropout", "encoder_dropout", "weight_dropout", "word_dropout", "kernels", "initializer_range")
