@@ -1,6 +1,8 @@
 """Small models of every kind."""
 
-from hf_vrae import VRAEConfig, VRAEForSequenceGeneration
+import torch
+
+from hf_vrae import VRAEConfig, VRAEForFrameGeneration, VRAEForSequenceGeneration
 
 # Every kind of layer, direction, depth and way of showing z to the decoder is in one of these.
 VARIANTS = {
@@ -28,3 +30,37 @@ def make_model(**options) -> VRAEForSequenceGeneration:
     hidden = {"encoder_hidden_size": 16, "decoder_hidden_size": 16, "initializer_range": 0.5}
     config = VRAEConfig(**(sizes | hidden | {"embedding_initializer_range": 1.0} | options))
     return VRAEForSequenceGeneration(config).eval()
+
+
+HEADS = ["bernoulli", "nade", "gaussian", "full_gaussian", "gaussian_mixture", "logistic_mixture", "categorical"]
+SCALING = {"input_mean": [0.5, -1.0, 3.0], "input_scale": [2.0, 0.5, 1.5]}
+# Between them every head, kind of layer and place of z, with and without a learnt length.
+FRAME_VARIANTS = {head: {"head": head} for head in HEADS} | {
+    "scaled gru": {"rnn_type": "gru", "decoder_layers": 2, "latent_conditioning": ["input"], **SCALING},
+    "layer norm": {"layer_norm": True, "predict_length": True, "posterior": "vmf", "latent_conditioning": ["output"]},
+    "bernoulli length": {"head": "bernoulli", "predict_length": True, "rnn_type": "gru", "posterior": "delta"},
+    "no latent": {"head": "full_gaussian", "latent_size": 0, "predict_length": True},
+}
+
+
+def make_frame_model(**options) -> VRAEForFrameGeneration:
+    """As [`make_model`], of frames with three channels."""
+    sizes = {"input_size": 3, "embedding_size": 8, "latent_size": 4, "num_levels": 5, "num_mixtures": 2}
+    hidden = {"encoder_hidden_size": 8, "decoder_hidden_size": 8, "initializer_range": 0.5, "nade_hidden_size": 6}
+    return VRAEForFrameGeneration(VRAEConfig(**(sizes | hidden | options))).eval()
+
+
+def make_frames(model: VRAEForFrameGeneration) -> dict[str, torch.Tensor]:
+    """Four series of up to seven frames that the model's head knows, padded on the right, with values missing."""
+    config, shape = model.config, (4, 7, 3)
+    if config.head in ("bernoulli", "nade"):
+        frames = torch.randint(0, 2, shape).float()
+    elif config.head == "categorical":
+        frames = torch.randint(0, config.num_levels, shape).float()
+    else:
+        frames = torch.randn(shape).clamp(-1, 1)
+    frames[0, 2, 1] = frames[1, 3] = frames[3, 1, :2] = torch.nan
+    mask = (torch.arange(7) < torch.tensor([[7], [5], [1], [6]])).long()
+    frames = frames.masked_fill(mask.unsqueeze(-1) == 0, 0)
+    labels = frames.masked_fill(mask.unsqueeze(-1) == 0, torch.nan)
+    return {"input_features": frames, "attention_mask": mask, "labels": labels}

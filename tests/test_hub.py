@@ -13,7 +13,7 @@ from huggingface_hub import ModelCard
 
 from hf_vrae.hub import load, write_model_card
 from tests.hub_server import Hub
-from tests.models import VARIANTS, make_model
+from tests.models import SCALING, VARIANTS, make_frame_model, make_model
 
 # Runs where `import hf_vrae` fails: all it has is what came with the checkpoint.
 STRANGER = """
@@ -35,6 +35,13 @@ for name in names:
     assert torch.isfinite(model(ids, labels=ids[:, 1:]).loss)
     print(q.mean.sum().item())
     model.save_pretrained(name.split("/")[-1] + "_again")
+"""
+STRANGER_TO_FRAMES = """
+model = AutoModel.from_pretrained("frames", trust_remote_code=True).eval()
+assert type(model).__name__ == "VRAEForFrameGeneration" and "transformers_modules" in type(model).__module__
+x = torch.linspace(-1, 1, 12).view(1, 4, 3)
+assert model.generate(latents=model.prior().sample((2,)), max_length=3, do_sample=True).sequences.shape == (2, 3, 3)
+print(model(x, labels=x).loss.item())
 """
 
 
@@ -173,8 +180,14 @@ def test_a_stranger_loads_every_kind_of_model_from_its_folder(tmp_path):
         model = make_model(**options)
         model.save_pretrained(tmp_path / name.replace(" ", "-"))
         expected.append(model.encode(torch.tensor([[2, 5, 6, 3]])).mean.sum().item())
+    frames = make_frame_model(head="gaussian_mixture", **SCALING)
+    frames.save_pretrained(tmp_path / "frames")
+    assert set(frames.config.auto_map) == {"AutoConfig", "AutoModel"}  # no `AutoModelForSeq2SeqLM`: it has no tokens
+    x = torch.linspace(-1, 1, 12).view(1, 4, 3)
+    expected.append(frames(x, labels=x).loss.item())
     folders = [name.replace(" ", "-") for name in VARIANTS]
-    assert [float(number) for number in python(STRANGER, *folders, cwd=tmp_path)] == pytest.approx(expected, rel=1e-4)
+    printed = python(STRANGER + STRANGER_TO_FRAMES, *folders, cwd=tmp_path)
+    assert [float(number) for number in printed] == pytest.approx(expected, rel=1e-4)
     # What the stranger saved again still has its code, and the Auto classes still find it.
     config = json.loads((tmp_path / "lstm_again" / "config.json").read_text())
     assert set(config["auto_map"]) == {"AutoConfig", "AutoModel", "AutoModelForSeq2SeqLM"}

@@ -1,2 +1,2 @@
-"""Metrics of latent-variable sequence models. A model is known here by four methods only: `encode`, `prior`,
-`log_importance_weights` and `generate`."""
+"""Metrics of latent-variable sequence models. A model is known here by five methods only: `encode`, `prior`,
+`log_importance_weights`, `evaluation_terms` and `generate`."""

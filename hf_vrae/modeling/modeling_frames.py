@@ -46,13 +46,15 @@ class FrameModel(LatentSequenceModel):
         if self.config.predict_length:
             self.length_head = nn.Linear(size, 1)
 
-    def _scaled(self, input_features: torch.Tensor, attention_mask: torch.Tensor | None, name: str = "input_features"):
-        """Scaled frames [B, T, F], and the mask [B, T] of the real ones, of what a caller gave."""
-        check_frames(name, input_features, attention_mask, self.config)
+    def _scaled(self, frames: torch.Tensor, attention_mask: torch.Tensor | None, name: str) -> ScoredFrames:
+        """Raw frames [B, T, F] that a caller gave by this name, checked."""
+        check_frames(name, frames, attention_mask, self.config)
         if attention_mask is None:
-            attention_mask = torch.ones_like(input_features[..., 0])
-        values = input_features.to(torch.promote_types(self.dtype, torch.float32))
-        return standardise(values, self.config), attention_mask.bool()
+            attention_mask = torch.ones_like(frames[..., 0])
+        values = standardise(frames.to(torch.promote_types(self.dtype, torch.float32)), self.config)
+        mask = attention_mask.bool()
+        count = mask.cumsum(1)
+        return ScoredFrames(values.masked_fill(~mask.unsqueeze(-1), torch.nan), mask, mask & (count == count[:, -1:]))
 
     def target(
         self,
@@ -61,16 +63,13 @@ class FrameModel(LatentSequenceModel):
         attention_mask: torch.Tensor | None = None,
         **batch,
     ) -> ScoredFrames:
-        """What is scored: `labels` [B, T, F] in raw units, by default the input; NaN where nothing is.
+        """What is scored: `labels` [B, T, F] in raw units, NaN where nothing is; by default the input.
 
         A real frame of nothing but NaN is a step in time like any other.
         """
         if labels is None:
-            values, mask = self._scaled(input_features, attention_mask)
-        else:
-            values, mask = self._scaled(labels, attention_mask, "labels")
-        count = mask.cumsum(1)
-        return ScoredFrames(values.masked_fill(~mask.unsqueeze(-1), torch.nan), mask, mask & (count == count[:, -1:]))
+            return self._scaled(input_features, attention_mask, "input_features")
+        return self._scaled(labels, attention_mask, "labels")
 
     def num_steps(self, target: ScoredFrames) -> torch.LongTensor:
         """Frames that are scored, [B]: those with a value that is not missing."""
@@ -147,7 +146,7 @@ class FrameModel(LatentSequenceModel):
                 f"{lengths.tolist()}."
             )
         if beginning is not None:
-            beginning, _ = self._scaled(beginning.to(self.device), None, "beginning")
+            beginning = self._scaled(beginning.to(self.device), None, "beginning").values
             if len(beginning) not in (1, rows) or beginning.shape[1] > lengths.min():
                 raise ValueError(
                     f"`beginning` must be [{rows} or 1, S, F] with S at most the shortest length "

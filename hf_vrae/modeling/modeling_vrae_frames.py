@@ -149,7 +149,7 @@ class VRAEForFrameGeneration(VRAEPreTrainedModel, OneLatentModel, FrameModel):
         )
 
     def _encoder_outputs(self, input_features, attention_mask, output_hidden_states=False) -> VRAEEncoderOutput:
-        frames, mask = self._scaled(input_features, attention_mask)
+        frames, mask, _ = self._scaled(input_features, attention_mask, "input_features")
         embedded = self.model.encoder.embed_frames(frames)  # [B, T, E]
         return self.model.encoder(None, mask, embedded, output_hidden_states=output_hidden_states, return_dict=True)
 

@@ -61,10 +61,10 @@ class VRNNForFrameGeneration(VRNNPreTrainedModel, FrameModel):
         return outputs
 
     def _observe(self, labels=None, input_features=None, attention_mask=None) -> Observed:
-        frames, mask = self._scaled(input_features, attention_mask)
-        target = self.target(labels, input_features, attention_mask)
-        order, back, lengths = left_align(mask)
-        phi_x = self.model.embed(self.model.embed_frames(take_time(frames, order)))
+        frames = self._scaled(input_features, attention_mask, "input_features")
+        target = frames if labels is None else self.target(labels, attention_mask=attention_mask)
+        order, back, lengths = left_align(frames.mask)
+        phi_x = self.model.embed(self.model.embed_frames(take_time(frames.values, order)))
         values, *marks = target
         aligned = ScoredFrames(take_time(values, order), *(mark.gather(1, order) for mark in marks))
         return Observed(phi_x, lengths, aligned, back)
@@ -118,7 +118,7 @@ class VRNNForFrameGeneration(VRNNPreTrainedModel, FrameModel):
         layer, like = self.model.layer, next(self.parameters())
         state, z, step, seen = layer.first_state(rows, like), None, 0, None
         if beginning is not None:
-            phi_x = self.model.embed(self.model.embed_frames(self._scaled(beginning, None, "beginning")[0]))
+            phi_x = self.model.embed(self.model.embed_frames(self._scaled(beginning, None, "beginning").values))
             seen = layer.what_the_posterior_sees(phi_x, torch.full((len(phi_x),), phi_x.shape[1], device=phi_x.device))
 
         def next_features(frame):
