@@ -6,6 +6,7 @@ from pathlib import Path
 from huggingface_hub import EvalResult, HfApi, ModelCard, ModelCardData
 
 TEMPLATE = Path(__file__).parent / "model_card_template.md"
+FRAMES_TEMPLATE = Path(__file__).parent / "model_card_frames_template.md"
 NOT_PUSHED = ["checkpoint-*", "partial-*", "nan_batch.json", "runs/*", "*.log"]
 
 # What a card shows of results.json, under which name.
@@ -20,10 +21,23 @@ _METRICS = {
     "mutual_information": "mutual information of x and z, over {mi_num_sequences} sequences",
     "active_units": "active units",
 }
+_METRICS_OF_FRAMES = {
+    "nll_iw_per_step": "NLL a frame, importance-weighted with {num_samples} samples: all nats over all frames",
+    "nll_iw_mean_of_means": "the same as the mean over the sequences",
+    "nll_iw_raw_per_step": "NLL a frame, in raw units",
+    "bits_per_value": "bits a value of it",
+    "nll_fivo_per_step": "NLL a frame, by a particle filter of {num_samples} particles (FIVO)",
+    "nll_iw": "NLL a sequence, importance-weighted",
+    "true_nll": "NLL a sequence of the process that made the data: no model can do better on average",
+    "neg_elbo_per_step": "-ELBO a frame",
+    "kl_per_step": "KL(q \\|\\| p) a frame",
+    "mutual_information": "mutual information of x and z, over {mi_num_sequences} sequences",
+    "active_units": "active units",
+}
 
 
 def load(name_or_path: str):
-    """A saved model in evaluation mode, on the accelerator where there is one, and its tokenizer.
+    """A saved model in evaluation mode, on the accelerator where there is one, and its tokenizer, None for frames.
 
     Raises:
         ValueError: where there is no such model, or it is not one of this package.
@@ -35,12 +49,14 @@ def load(name_or_path: str):
         raise ValueError(f"There is no folder {name_or_path!r}, and a repository's name is 'owner/name'.")
     try:
         config = AutoConfig.from_pretrained(name_or_path)
-        model = AutoModel.from_pretrained(name_or_path) if config.model_type == "vrae" else None
-        tokenizer = AutoTokenizer.from_pretrained(name_or_path)
+        ours = config.model_type in ("vrae", "vrnn")
+        model = AutoModel.from_pretrained(name_or_path) if ours else None
+        of_frames = ours and config.input_size is not None
+        tokenizer = None if of_frames else AutoTokenizer.from_pretrained(name_or_path)
     except (OSError, ValueError, RuntimeError) as error:
         raise ValueError(f"{name_or_path!r} cannot be loaded as a model: {str(error).splitlines()[0]}") from error
     if model is None:
-        raise ValueError(f"{name_or_path!r} is a model of type {config.model_type!r}, not 'vrae'.")
+        raise ValueError(f"{name_or_path!r} is a model of type {config.model_type!r}, not 'vrae' or 'vrnn'.")
     return model.to(PartialState().device).eval(), tokenizer
 
 
@@ -53,44 +69,85 @@ def write_model_card(folder: str | Path, repo_id: str | None = None) -> Path:
     """
     folder = Path(folder)
     check_model_folder(folder)
-    config = json.loads((folder / "config.json").read_text())
+    from transformers import AutoConfig
+
+    config = AutoConfig.from_pretrained(folder)
     results = _read_json(folder / "results.json")
-    run = results.get("run", {})
-    lines = (folder / "samples.jsonl").read_text().splitlines() if (folder / "samples.jsonl").is_file() else []
-    shown = json.loads(lines[-1]) if lines else {"reconstructions": [], "samples": []}
     recipe = (folder / "recipe.yaml").read_text().strip() if (folder / "recipe.yaml").is_file() else ""
-    name = (repo_id or folder.resolve().name).split("/")[-1]
-    source = _data_source(recipe)
-    latent_size, kind = config["latent_size"], config["rnn_type"].upper()
-    directions = "bidirectional " if config["bidirectional_encoder"] else ""
+    name, source, run = (repo_id or folder.resolve().name).split("/")[-1], _data_source(recipe), results.get("run", {})
+    of_text = config.input_size is None
     card = ModelCard.from_template(
         ModelCardData(
             library_name="transformers",
-            pipeline_tag="text-generation",
-            tags=["vrae", "variational-autoencoder", "hf_vrae"],
+            pipeline_tag="text-generation" if of_text else None,
+            tags=[config.model_type, "variational-autoencoder", "hf_vrae"],
             model_name=name,
-            eval_results=_eval_results(results, source) or None,
+            eval_results=_eval_results(results, source, "text" if of_text else "frames") or None,
         ),
-        template_path=str(TEMPLATE),
+        template_path=str(TEMPLATE if of_text else FRAMES_TEMPLATE),
         model_name=name,
         repo_id=repo_id or str(folder),
-        architecture=f"{kind} decoder" if not latent_size else f"{directions}{kind} encoder and {kind} decoder",
-        latent_size=latent_size,
-        num_parameters=f"{run['num_parameters']:,}" if run else "trained",
-        data_description=source,
-        example=shown["reconstructions"][0][0].replace('"', '\\"') if shown["reconstructions"] else "some text",
+        introduction=_introduction(config, run, source),
+        config=config,
         split=results.get("split", "evaluated"),
         num_sequences=f"{results.get('num_sequences', 0):,}",
-        num_tokens=f"{results.get('num_tokens', 0):,}",
-        metrics=_table(results),
         curves=(folder / "curves.png").is_file(),
-        reconstructions=[[_cell(text) for text in pair] for pair in shown["reconstructions"]],
-        samples=[_cell(text) for text in shown["samples"]],
         run=run,
         recipe=recipe,
+        metrics=_table(results, _METRICS if of_text else _METRICS_OF_FRAMES),
+        **(_of_text if of_text else _of_frames)(folder, config, results),
     )
     card.save(folder / "README.md")
     return folder / "README.md"
+
+
+def _of_text(folder: Path, config, results: dict) -> dict:
+    lines = (folder / "samples.jsonl").read_text().splitlines() if (folder / "samples.jsonl").is_file() else []
+    shown = json.loads(lines[-1]) if lines else {"reconstructions": [], "samples": []}
+    return {
+        "num_tokens": f"{results.get('num_tokens', 0):,}",
+        "example": shown["reconstructions"][0][0].replace('"', '\\"') if shown["reconstructions"] else "some text",
+        "reconstructions": [[_cell(text) for text in pair] for pair in shown["reconstructions"]],
+        "samples": [_cell(text) for text in shown["samples"]],
+    }
+
+
+def _of_frames(folder: Path, config, results: dict) -> dict:
+    shape = f"2, 20, {config.input_size}"
+    draws = {"bernoulli": f"bernoulli(torch.full(({shape}), 0.1))", "categorical": f"zeros({shape})"}
+    return {
+        "num_steps": f"{results.get('num_steps', 0):,}",
+        "units": results.get("units"),
+        "example": draws.get("bernoulli" if config.head == "nade" else config.head, f"randn({shape})"),
+        "pictures": (folder / "samples.png").is_file(),
+    }
+
+
+def _introduction(config, run: dict, source: str) -> str:
+    """What the model is, in a paragraph."""
+    kind, size = config.rnn_type.upper(), config.latent_size
+    unit, whole = ("token", "language model") if config.input_size is None else ("frame", "network over frames")
+    trained = f"trained with [hf_vrae](https://pypi.org/project/hf_vrae) on {source}"
+    parameters = f"{run['num_parameters']:,}" if run else "trained"
+    if not size:
+        architecture = f"{kind} decoder" if config.model_type == "vrae" else f"{kind} with feature extractors"
+        return (
+            f"A recurrent {whole} without latents ({architecture}, {parameters} parameters), {trained}: what a model "
+            "with latents is held against."
+        )
+    if config.model_type == "vrnn":
+        seen = f"and the {unit}s after it" if config.smoothing_posterior else "and those before it"
+        return (
+            f"A variational recurrent neural network ({kind}, {parameters} parameters), {trained}. Each {unit} has a "
+            f"latent vector z of {size} dimensions, whose prior the {unit}s before it give; its posterior also sees "
+            f"the {unit} itself {seen}."
+        )
+    directions = "bidirectional " if config.bidirectional_encoder else ""
+    return (
+        f"A variational recurrent autoencoder ({directions}{kind} encoder and {kind} decoder, {parameters} "
+        f"parameters), {trained}. It encodes a sequence into a latent vector z of {size} dimensions and decodes any "
+        f"such vector into a sequence{'' if config.input_size is None else ' of frames'}."
+    )
 
 
 def push_folder(folder: str | Path, repo_id: str, private: bool = False, token: str | None = None) -> str:
@@ -129,17 +186,24 @@ def _data_source(recipe: str) -> str:
     data = (yaml.safe_load(recipe) or {}).get("data", {}) if recipe else {}
     if data.get("dataset_name"):
         return f"the data set `{data['dataset_name']}`"
+    if data.get("builtin") == "frames":
+        return "hf_vrae's built-in frames"
     if data.get("train_file"):
         return f"the file `{Path(data['train_file']).name}`"
     return "hf_vrae's built-in corpus" if data else "text"
 
 
-def _eval_results(results: dict, source: str) -> list[EvalResult]:
-    shown = {"nll_iw": "NLL (importance-weighted)", "ppl_iw": "Perplexity (importance-weighted)", "kl": "KL"}
+def _eval_results(results: dict, source: str, kind: str) -> list[EvalResult]:
+    shown = {
+        "nll_iw": "NLL (importance-weighted)",
+        "ppl_iw": "Perplexity (importance-weighted)",
+        "nll_iw_per_step": "NLL a frame (importance-weighted)",
+        "kl": "KL",
+    }
     return [
         EvalResult(
-            task_type="text-generation",
-            dataset_type="text",
+            task_type="text-generation" if kind == "text" else "other",
+            dataset_type=kind,
             dataset_name=source.replace("`", ""),
             dataset_split=results["split"],
             metric_type=metric,
@@ -151,8 +215,8 @@ def _eval_results(results: dict, source: str) -> list[EvalResult]:
     ]
 
 
-def _table(results: dict) -> list[tuple[str, str]]:
-    rows = [(label.format(**results), results[name]) for name, label in _METRICS.items() if name in results]
+def _table(results: dict, metrics: dict) -> list[tuple[str, str]]:
+    rows = [(label.format(**results), results[name]) for name, label in metrics.items() if name in results]
     return [(label, str(value) if isinstance(value, int) else f"{value:.3f}") for label, value in rows]
 
 

@@ -384,6 +384,13 @@ class VRNNPreTrainedModel(LatentSequenceModel):
     def latent_size(self) -> int:
         return self.config.latent_size
 
+    def _check_latents(self, latents: torch.Tensor) -> None:
+        if latents.dim() != 3 or latents.shape[-1] != self.latent_size:
+            raise ValueError(
+                f"`latents` must have shape [batch, time, latent_size] with `latent_size` {self.latent_size}, got "
+                f"{list(latents.shape)}."
+            )
+
     def log_importance_weights(
         self,
         num_samples: int = 1,
@@ -762,13 +769,6 @@ class VRNNForSequenceGeneration(VRNNPreTrainedModel, GenerationMixin):
         given = kwargs.get("inputs_embeds") if inputs is None else inputs
         kwargs["num_observed"] = 1 if given is None else given.shape[1]
         return super().generate(inputs, *args, **kwargs)
-
-    def _check_latents(self, latents: torch.Tensor) -> None:
-        if latents.dim() != 3 or latents.shape[-1] != self.latent_size:
-            raise ValueError(
-                f"`latents` must have shape [batch, tokens, latent_size] with `latent_size` {self.latent_size}, got "
-                f"{list(latents.shape)}."
-            )
 
     def _sample(self, input_ids, logits_processor, stopping_criteria, generation_config, *args, **model_kwargs):
         model_kwargs["sample_latents"] = generation_config.do_sample
