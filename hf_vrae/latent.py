@@ -1,10 +1,13 @@
 """Walking in latent space: new sequences, reconstructions, paths between two points, directions of an attribute.
 
-The functions on tensors know nothing of text; those on texts return rows to print or to write.
+The functions on tensors know nothing of text or frames; those on texts return rows to print or to write, those on
+frames arrays to draw or to save.
 """
 
+import numpy as np
 import torch
 
+from .data.collators import FrameCollator
 from .data.tokenization import decode
 
 
@@ -46,6 +49,8 @@ def encode_texts(model, tokenizer, texts: list[str], batch_size: int = 64) -> to
     """Posterior means of texts, or of a vMF posterior directions, [N, D]: what stands for a text in latent space."""
     if not texts or not all(text.strip() for text in texts):
         raise ValueError(f"`texts` must hold at least one text and no empty one, got {texts[:3]}.")
+    if model.config.model_type == "vrnn":
+        raise ValueError("A vrnn has a latent a token, so texts of different lengths have no latents in common.")
     means = []
     for start in range(0, len(texts), batch_size):
         batch = tokenizer(texts[start : start + batch_size], return_tensors="pt", padding=True)
@@ -68,9 +73,21 @@ def decode_latents(model, tokenizer, latents: torch.Tensor, prefix: str | None =
 
 def sample_texts(model, tokenizer, count: int, seed: int | None = None, **options) -> list[dict]:
     """New sequences: z from the prior, decoded."""
+    if model.config.model_type == "vrnn":  # its latents are drawn as the text grows
+        return [{"text": text} for text in _continue_texts(model, tokenizer, count, seed, **options)]
     generator = None if seed is None else torch.Generator().manual_seed(seed)
     latents = model.prior().sample((count,), generator=generator)
     return [{"text": text} for text in decode_latents(model, tokenizer, latents, **options)]
+
+
+def _continue_texts(model, tokenizer, count: int, seed, prefix: str | None = None, **options) -> list[str]:
+    ids = [tokenizer.bos_token_id, *tokenizer(prefix or "", add_special_tokens=False)["input_ids"]]
+    if options.get("do_sample"):
+        options = {"top_k": 0, **options}
+    with torch.random.fork_rng():
+        if seed is not None:
+            torch.manual_seed(seed)
+        return decode(tokenizer, model.generate(torch.tensor([ids] * count, device=model.device), **options))
 
 
 def reconstruct_texts(model, tokenizer, texts: list[str], **options) -> list[dict]:
@@ -99,3 +116,106 @@ def move_texts(model, tokenizer, texts, with_attribute, without, strengths=(1.0,
         decoded = decode_latents(model, tokenizer, latents + strength * direction, **options)
         rows += [{"text": t, "strength": strength, "moved": new} for t, new in zip(texts, decoded, strict=True)]
     return rows
+
+
+# The same for frames: sequences are arrays [T, F] in raw units, and results arrays by name, as `plots.plot_frames` and
+# an .npz take them: frames [N, T, F] with NaN behind the end of a sequence, `lengths` [N], and what else is known [N].
+
+
+@torch.no_grad()
+def encode_frames(model, sequences: list[np.ndarray], batch_size: int = 64) -> list[torch.Tensor]:
+    """What stands for each sequence in latent space: the posterior mean [D], or of one latent a frame those [T, D]."""
+    if not sequences:
+        raise ValueError("There must be one sequence at least, got none.")
+    latents = []
+    for start in range(0, len(sequences), batch_size):
+        batch = FrameCollator()(sequences[start : start + batch_size])
+        z = model.encode(**{name: tensor.to(model.device) for name, tensor in batch.items()}).mode
+        lengths = batch["attention_mask"].sum(1).tolist()
+        latents += [row[:length] if row.dim() == 2 else row for row, length in zip(z, lengths, strict=True)]
+    return latents
+
+
+def decode_frames(model, latents: list[torch.Tensor], lengths: list[int], do_sample: bool = False) -> np.ndarray:
+    """Frames of each latent, [N, T, F]."""
+    z = torch.nn.utils.rnn.pad_sequence(latents, batch_first=True)  # [N, D] or [N, T, D]
+    frames = model.generate(latents=z, lengths=torch.tensor(lengths), do_sample=do_sample)
+    return _ended(frames)
+
+
+def sample_frames(
+    model, lengths: list[int], do_sample: bool = False, beginning: np.ndarray | None = None
+) -> dict[str, np.ndarray]:
+    """New sequences: z from the prior, decoded.
+
+    Args:
+        lengths: of each; where the model has learnt to end a sequence, the longest of them is the most.
+        do_sample: draw each frame, too, from its distribution.
+        beginning: frames to go on from, [S, F].
+    """
+    if model.config.model_type == "vrae":
+        latents = model.prior().sample((len(lengths),))
+    else:  # none is given: they are drawn as the sequence grows
+        latents = torch.empty(len(lengths), 0, model.config.latent_size)
+    if beginning is not None:
+        beginning = torch.as_tensor(beginning, dtype=torch.float32).expand(len(lengths), -1, -1)
+    wanted = {"max_length": max(lengths)} if model.config.predict_length else {"lengths": torch.tensor(lengths)}
+    frames = model.generate(latents=latents, **wanted, do_sample=do_sample, beginning=beginning)
+    return {"sample": _ended(frames), "lengths": frames.lengths.cpu().numpy()}
+
+
+def reconstruct_frames(model, sequences: list[np.ndarray], do_sample: bool = False) -> dict[str, np.ndarray]:
+    """Each sequence beside what its posterior means decode to."""
+    lengths = [len(sequence) for sequence in sequences]
+    decoded = decode_frames(model, encode_frames(model, sequences), lengths, do_sample)
+    return {"real": _padded(sequences), "reconstruction": decoded, "lengths": np.array(lengths)}
+
+
+def interpolate_frames(
+    model, sequences: list[np.ndarray], num_steps: int = 7, spherical: bool = False, do_sample: bool = False
+) -> dict[str, np.ndarray]:
+    """Sequences on the way from the first of two to the second; `t` runs from 0 to 1.
+
+    Lengths are on the way too; where there is one latent a frame, all are of the shorter of the two.
+    """
+    if len(sequences) != 2:
+        raise ValueError(f"There must be two sequences, the ends of the path, got {len(sequences)}.")
+    ends, sizes = encode_frames(model, sequences), [len(sequence) for sequence in sequences]
+    if ends[0].dim() == 2:
+        sizes = [min(sizes)] * 2
+        ends = [end[: sizes[0]] for end in ends]
+    path = interpolate(*(end.flatten() for end in ends), num_steps, spherical).unflatten(1, ends[0].shape)
+    lengths = np.linspace(*sizes, num_steps).round().astype(int)
+    decoded = decode_frames(model, list(path), lengths.tolist(), do_sample)
+    return {"path": decoded, "lengths": lengths, "t": np.linspace(0, 1, num_steps)}
+
+
+def move_frames(
+    model, sequences, with_attribute, without, strengths=(1.0,), do_sample: bool = False
+) -> dict[str, np.ndarray]:
+    """Sequences moved along an attribute, given by two sets of examples, by each of several strengths.
+
+    Where there is one latent a frame, the direction is that of their means over time, and all latents move by it.
+    """
+    with_attribute, without = (
+        torch.stack([z.mean(0) if z.dim() == 2 else z for z in encode_frames(model, examples)])
+        for examples in (with_attribute, without)
+    )
+    direction, latents = attribute_vector(with_attribute, without), encode_frames(model, sequences)
+    lengths = [len(sequence) for sequence in sequences]
+    moved = {
+        f"moved {strength:g}": decode_frames(model, [z + strength * direction for z in latents], lengths, do_sample)
+        for strength in strengths
+    }
+    return {"real": _padded(sequences), **moved, "lengths": np.array(lengths)}
+
+
+def _padded(sequences: list[np.ndarray]) -> np.ndarray:
+    return FrameCollator()(sequences)["labels"].numpy()
+
+
+def _ended(generated) -> np.ndarray:
+    """Generated frames with NaN behind the end of each sequence, [N, T, F]."""
+    frames, lengths = generated.sequences.cpu(), generated.lengths.cpu()
+    behind = torch.arange(frames.shape[1]) >= lengths.unsqueeze(1)
+    return frames.masked_fill(behind.unsqueeze(-1), torch.nan).numpy()

@@ -314,6 +314,53 @@ def plot_schedules(curves: dict[str, Sequence[float]], picture: str | Path | Non
     return _saved(figure, picture)
 
 
+MOST_LINES = 12  # channels; more are drawn as a picture of their own
+
+
+def plot_frames(arrays: dict[str, np.ndarray], picture: str | Path | None = None, most_rows: int = 8):
+    """Sequences of frames, a row each, side by side under their names: of 0 and 1 as piano rolls, up to 12 channels as
+    lines, more as a heat map.
+
+    Args:
+        arrays: by name, frames [N, T, F], NaN where there is none; `lengths` [N], and numbers [N] to name the rows by.
+        picture: PNG to write.
+        most_rows: sequences to draw, the first.
+    """
+    panels = {name: array[:most_rows] for name, array in arrays.items() if array.ndim == 3}
+    titles = {name: array for name, array in arrays.items() if array.ndim == 1 and name != "lengths"}
+    if not panels:
+        raise ValueError(f"`arrays` must hold frames [N, T, F], got {sorted(arrays)}.")
+    rows = len(next(iter(panels.values())))
+    values = np.concatenate([array[~np.isnan(array)] for array in panels.values()])
+    binary = bool(np.isin(values, (0, 1)).all())
+    channels = next(iter(panels.values())).shape[2]
+    used = np.flatnonzero(np.any([np.nansum(array, axis=(0, 1)) > 0 for array in panels.values()], axis=0))
+    low, high = (used[0], used[-1] + 1) if binary and len(used) else (0, channels)
+    figure = _figure(max(5.0, 4.2 * len(panels)), 0.6 + 1.7 * rows)
+    axes = figure.subplots(rows, len(panels), sharex="row", sharey="row", squeeze=False)
+    for column, (name, array) in enumerate(panels.items()):
+        for row, frames in enumerate(array):
+            axis, frames = axes[row, column], frames[~np.isnan(frames).all(1)]
+            if channels <= MOST_LINES and not binary:
+                for channel in range(channels):
+                    axis.plot(frames[:, channel], color=COLOURS[channel % len(COLOURS)], linewidth=1)
+                axis.grid(alpha=0.3)
+            else:
+                limits = (0, 1) if binary else (values.min(), values.max())
+                scale = {"cmap": "Greys" if binary else "viridis", "vmin": limits[0], "vmax": limits[1]}
+                extent = (-0.5, len(frames) - 0.5, low - 0.5, high - 0.5)
+                shown = frames[:, low:high].T
+                axis.imshow(shown, aspect="auto", origin="lower", interpolation="nearest", extent=extent, **scale)
+            if row == 0:
+                axis.set_title(name)
+            if row == rows - 1:
+                axis.set_xlabel("frame")
+    for row in range(rows):
+        named = [f"{name} {array[row]:.2f}" for name, array in titles.items()]
+        axes[row, 0].set_ylabel(", ".join(named) or ("value" if channels <= MOST_LINES and not binary else "channel"))
+    return _saved(figure, picture)
+
+
 def _figure(width: float, height: float):
     """A figure of its own: pyplot would keep it, and need a display or to be told of none."""
     try:

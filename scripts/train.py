@@ -1,12 +1,15 @@
-"""Train a VRAE: `accelerate launch scripts/train.py`, with no argument on the built-in corpus.
+"""Train a VRAE or a VRNN: `accelerate launch scripts/train.py`, with no argument on the built-in corpus.
 
 accelerate launch scripts/train.py --train_file my.txt --output_dir my_model
 accelerate launch scripts/train.py --config recipes/text/ptb/bn_vae_06.yaml --train_file ptb/train.txt ...
+accelerate launch scripts/train.py --train_file rolls.npz --head bernoulli --model_type vrnn --output_dir my_vrnn
 accelerate launch scripts/train.py --help
 """
 
 import json
 from pathlib import Path
+
+import numpy as np
 
 from hf_vrae.command_line import run_script
 
@@ -15,7 +18,7 @@ def main():
     from accelerate import PartialState
 
     from hf_vrae.hub import push_folder, write_model_card
-    from hf_vrae.plots import plot_training_curves
+    from hf_vrae.plots import plot_frames, plot_training_curves
     from hf_vrae.training.arguments import parse_recipe
     from hf_vrae.training.run import run
 
@@ -27,6 +30,8 @@ def main():
     folder = Path(args.output_dir)
     try:
         plot_training_curves(folder / "metrics.jsonl", folder / "curves.png")
+        if (folder / "samples.npz").is_file():
+            plot_frames(dict(np.load(folder / "samples.npz")), folder / "samples.png")
     except ImportError:
         print("No curves: they need matplotlib, pip install 'hf_vrae[viz]'")
     write_model_card(folder)

@@ -67,7 +67,7 @@ STOREYS = {
     "latent": {"data"},
     "plots": set(),
     "hub": set(),
-    "training": {"modeling", "data", "evaluation"},
+    "training": {"modeling", "data", "evaluation", "latent"},
     "measure": {"data", "evaluation", "latent", "training"},
     "command_line": {"training"},
     "__init__": {"modeling"},

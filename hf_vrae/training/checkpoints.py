@@ -7,7 +7,17 @@ from pathlib import Path
 from accelerate import Accelerator
 from safetensors.torch import load_file
 
-RUN_FILES = ("metrics.jsonl", "samples.jsonl", "samples.npz", "results.json", "curves.png", "recipe.yaml", "README.md")
+RUN_FILES = (
+    "metrics.jsonl",
+    "samples.jsonl",
+    "samples.npz",
+    "results.json",
+    "samples.png",
+    "curves.png",
+    "samples.png",
+    "recipe.yaml",
+    "README.md",
+)
 """What a run writes into its folder beside checkpoints and the model itself."""
 
 

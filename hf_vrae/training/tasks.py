@@ -27,6 +27,7 @@ from ..data.frames import (
 from ..data.grammar import generate_corpus
 from ..data.signals import generate_frames
 from ..data.tokenization import decode, load_tokenizer, train_tokenizer
+from ..latent import reconstruct_frames, sample_frames
 from .arguments import CONFIGURATIONS, DataArguments, Recipe
 from .checkpoints import find_checkpoint
 from .models import make_model
@@ -214,15 +215,12 @@ class FrameTask:
         """Write to samples.npz reconstructions of a split's first sequences, and samples as long as these, and say how
         far off the reconstructions are."""
         sequences = sequence_rows(split).__getitems__(list(range(min(SHOWN, len(split)))))
-        batch = {name: tensor.to(model.device) for name, tensor in self.collator()(sequences).items()}
-        real, sizes = batch.pop("labels").cpu().numpy(), np.array([len(sequence) for sequence in sequences])
-        sizes = torch.from_numpy(sizes)
-        reconstructions = model.generate(**batch, lengths=sizes).sequences.cpu().numpy()
+        shown = reconstruct_frames(model, sequences)
         with torch.random.fork_rng():  # the stream of training's noise stays where it is
             torch.manual_seed(seed)
-            start = {"latents": model.prior().sample((len(sizes),))} if model.config.model_type == "vrae" else {}
-            samples = model.generate(**start, lengths=sizes, do_sample=True).sequences.cpu().numpy()
-        np.savez(folder / "samples.npz", real=real, reconstruction=reconstructions, sample=samples, lengths=sizes)
+            shown["sample"] = sample_frames(model, [len(sequence) for sequence in sequences], do_sample=True)["sample"]
+        np.savez(folder / "samples.npz", **shown)
+        real, reconstructions = shown["real"], shown["reconstruction"]
         error = math.sqrt(np.nanmean((reconstructions - real) ** 2))
         spread = math.sqrt(np.nanmean((real - np.nanmean(real, axis=(0, 1))) ** 2))
         with open(folder / "samples.jsonl", "a") as file:
