@@ -14,7 +14,6 @@ RUN_FILES = (
     "results.json",
     "samples.png",
     "curves.png",
-    "samples.png",
     "recipe.yaml",
     "README.md",
 )
