@@ -45,6 +45,9 @@ class VRAEConfig(LatentSequenceConfig):
         default=0.3,
         metadata={"help": "Share of the decoder's inputs lost in training: tokens become <unk>, frames missing"},
     )
+    autoregressive: bool = field(
+        default=True, metadata={"help": "frames: the decoder reads the frame before; else z alone tells all of them"}
+    )
     skip_connections: bool = field(
         default=False, metadata={"help": "Add to each further decoder layer's output what it was given"}
     )
@@ -104,6 +107,10 @@ class VRAEConfig(LatentSequenceConfig):
         several = self.num_train_samples > 1
         free = f"`free_bits` {self.free_bits}"
         return [
+            (
+                self.input_size is None and not self.autoregressive,
+                "`autoregressive` false is of models of frames, and there is no `input_size`. Raise `word_dropout` instead.",
+            ),
             (
                 self.input_size is not None and self.bag_of_words_weight > 0,
                 f"`bag_of_words_weight` {self.bag_of_words_weight} predicts words, and `input_size` "

@@ -166,7 +166,9 @@ class VRAEForFrameGeneration(VRAEPreTrainedModel, OneLatentModel, FrameModel):
         """What `head` reads, [K * B, T, H], of latents [K * B, D] and a target of B rows; and the hidden states."""
         decoder = self.model.decoder
         frames, first = move_on(target)
-        if self.training and self.sampling_probability > 0:
+        if not self.config.autoregressive:
+            frames = torch.full_like(frames, torch.nan)
+        elif self.training and self.sampling_probability > 0:
             hidden, _, _ = decoder(latents, attention_mask=target.mask, inputs_embeds=self._embed(frames, first))
             frames = self._mix_in_own_frames(frames, self._beside_latents(hidden, latents), target)
         if self.training and self.config.word_dropout:
@@ -244,7 +246,11 @@ class VRAEForFrameGeneration(VRAEPreTrainedModel, OneLatentModel, FrameModel):
         step = RecurrentStep(decoder.rnn, decoder.seen_at_every_step(latents), decoder.first_states(latents))
 
         def next_features(frame):
-            embedded = decoder.embed_start.weight.expand(rows, -1) if frame is None else decoder.embed_frames(frame)
+            if frame is None:
+                embedded = decoder.embed_start.weight.expand(rows, -1)
+            else:
+                frame = frame if self.config.autoregressive else torch.full_like(frame, torch.nan)
+                embedded = decoder.embed_frames(frame)
             return self._beside_latents(step(embedded).unsqueeze(1), latents).squeeze(1)  # [B, H]
 
         return self._generate(next_features, rows, attention_mask, max_length, do_sample, lengths, beginning)

@@ -452,3 +452,15 @@ def test_bad_input_is_named(head, change, message):
 def test_bad_arguments_of_generate_are_named(arguments, message):
     with pytest.raises(ValueError, match=message):
         make_frame_model().generate(latents=torch.zeros(2, 4), **arguments)
+
+
+def test_without_autoregression_a_frame_depends_on_latents_alone():
+    model = make_frame_model(autoregressive=False, **DRY)
+    batch = make_frames(model)
+    z = torch.randn(4, model.config.latent_size)
+    given = {"latents": z, "attention_mask": torch.ones(4, 7)}
+    predictions = [model(labels=torch.rand(4, 7, 3), **given).predictions for _ in range(2)]
+    torch.testing.assert_close(*predictions)
+    torch.testing.assert_close(model.generate(latents=z, max_length=7).sequences, predictions[0])
+    outputs, gradients = trained_once(model, batch)
+    assert outputs.loss.isfinite() and all(gradient.isfinite().all() for gradient in gradients.values())
