@@ -22,7 +22,9 @@ OF_TEXT = (
     "preprocessing_num_workers",
 )  # fmt: skip
 OF_FRAMES = ("stride", "scale_features")
-MODEL_OF_FRAMES = ("head", "num_mixtures", "num_levels", "nade_hidden_size", "min_scale", "predict_length")
+MODEL_OF_FRAMES = (
+    "head", "num_mixtures", "num_levels", "nade_hidden_size", "min_scale", "predict_length", "autoregressive",
+)  # fmt: skip
 FRAME_FILES = (".npz", ".npy")
 
 
@@ -318,6 +320,11 @@ class TrainArguments:
             (
                 self.mmd_weight > 0 and batch_of_one,
                 "`mmd_weight` compares a batch with the prior: raise `per_device_train_batch_size` above 1.",
+            ),
+            (
+                self.scheduled_sampling > 0 and not config.autoregressive,
+                f"`scheduled_sampling` {self.scheduled_sampling} is of what the decoder reads, and without "
+                "`autoregressive` it reads nothing. Set one of them to its default.",
             ),
             (
                 self.resampling,
