@@ -29,6 +29,7 @@ from .modeling_latent import LatentSequenceModel, check_token_ids, token_nll
 from .objectives import capacity_gap, free_bits, importance_weighted_bound, negative_elbo
 from .posteriors import MAX_LOGVAR, MIN_LOGVAR
 from .recurrent import LAYERS, drop_weights, left_align, run_layer, stepwise_product, take_time
+from .recurrent_latent import sample_path
 
 MAX_AT_ONCE = 2**24  # emission features, of a particle, a sequence and a step each, held at once in evaluation
 
@@ -164,14 +165,64 @@ class VRNNLayer(nn.Module):
         """
         if not self.config.latent_size:
             return self.follow(phi_x, lengths, noise)
-        samples, layer, net = len(noise), self.rnn, self.posterior_network
-        time, rows, size = phi_x.shape[1], samples * len(phi_x), phi_x.shape[-1]
+        layer, first, size = self.rnn, self.posterior_network.features[0], phi_x.shape[-1]
         seen = self.what_the_posterior_sees(phi_x, lengths)
         weight_x, weight_z = layer.input_weight.tensor_split([size], dim=1)
         gates_x = nn.functional.linear(phi_x.transpose(0, 1), weight_x, layer.input_bias)  # [T, B, G * H]
-        first = net.features[0]
         weight_seen, weight_h = first.weight.tensor_split([size], dim=1)
         features_x = nn.functional.linear(seen.transpose(0, 1), weight_seen, first.bias)  # [T, B, P]
+        # One product serves all that reads h_{t-1}.
+        reads_h = [drop_weights(layer), weight_h]
+        if self.config.residual_posterior:
+            reads_h.append(self.prior_network.features[0].weight)
+        noise = noise.flatten(0, 1).transpose(0, 1)  # [T, K * B, D]
+        walk = self._walk_by_kernel if self._has_kernel(gates_x) else self._walk
+        z, features_z, moments, hidden = walk(gates_x, features_x, noise, reads_h, weight_z)
+        hidden = hidden.transpose(0, 1)  # [K * B, T + 1, H]
+        z, features_z, moments = (path.transpose(0, 1) for path in (z, features_z, moments))
+        before = hidden[:, :-1]
+        features = self.dropout(self.emission_features(torch.cat([features_z, before], dim=-1)))
+        return Trajectory(z, gaussian(moments), self.prior(before), features, hidden[:, 1:])
+
+    def _has_kernel(self, gates_x: torch.Tensor) -> bool:
+        config = self.config
+        plain = config.kernels == "plain" or torch.compiler.is_compiling()
+        exact = gates_x.dtype in (torch.float32, torch.float64)  # not under autocast
+        return exact and not plain and not config.layer_norm and config.feature_layers == 1
+
+    def _walk_by_kernel(self, gates_x, features_x, noise, reads_h, weight_z):
+        """[`_walk`] by [`sample_path`]."""
+        layer, prior, size = self.rnn, self.prior_network, self.config.latent_size
+        of_gates, *of_features = [features_x.new_zeros(len(weight)) for weight in reads_h]
+        if self.config.rnn_type == "gru":
+            of_gates = layer.bias_hh_l0
+        weight, bias = self.posterior_network.moments.weight, self.posterior_network.moments.bias
+        if self.config.residual_posterior:
+            # One network does it, of both networks' features, which adds the prior's mean to that of the posterior.
+            of_features[1] = prior.features[0].bias
+            features_x = nn.functional.pad(features_x, (0, len(of_features[1])))
+            weight = torch.cat([weight, nn.functional.pad(prior.moments.weight[:size], (0, 0, 0, size))], dim=1)
+            bias = bias + nn.functional.pad(prior.moments.bias[:size], (0, size))
+        read = torch.cat(reads_h), torch.cat([of_gates, *of_features])
+        phi = self.phi_z[0].weight, self.phi_z[0].bias
+        return sample_path(layer, gates_x, features_x, noise.to(gates_x.dtype), read, (weight, bias), phi, weight_z)
+
+    def _walk(self, gates_x, features_x, noise, reads_h, weight_z):
+        """The loop over time.
+
+        Args:
+            gates_x: what x_t adds to the gates, [T, B, G * H].
+            features_x: what it adds to the first features from which z is read, [T, B, P].
+            noise: [T, K * B, D].
+            reads_h: weights of what reads h_{t-1}: the gates, the posterior's first features and, with
+                `residual_posterior`, the prior's.
+            weight_z: of the gates, [G * H, P].
+
+        Returns:
+            z, phi_z(z), mean and log-variance of the posterior, [T, K * B, ...], and h, [T + 1, K * B, H].
+        """
+        time, rows = noise.shape[:2]
+        samples = rows // gates_x.shape[1]
 
         def product(weight):
             return stepwise_product(self.config.kernels, weight, time, rows, gates_x)
@@ -187,10 +238,8 @@ class VRNNLayer(nn.Module):
                 x = module(x)
             return x
 
-        # One product serves all that reads h_{t-1}.
-        reads_h = [drop_weights(layer), weight_h]
+        layer, net = self.rnn, self.posterior_network
         if self.config.residual_posterior:
-            reads_h.append(self.prior_network.features[0].weight)
             prior_rest = [stepwise(m) for m in [*list(self.prior_network.features)[1:], self.prior_network.moments]]
         from_h = product(torch.cat(reads_h))
         rest = [stepwise(module) for module in [*list(net.features)[1:], net.moments]]
@@ -198,7 +247,6 @@ class VRNNLayer(nn.Module):
         from_z = product(weight_z)
         widths = [len(weight) for weight in reads_h]
         state = self.first_state(rows, gates_x)
-        noise = noise.flatten(0, 1).transpose(0, 1)  # [T, K * B, D]
         hidden, z, features_z, moments = [state[0]], [], [], []
         for gates, features, epsilon in zip(gates_x.unbind(0), features_x.unbind(0), noise.unbind(0), strict=True):
             gates_h, features_h, *prior_h = from_h(state[0]).split(widths, dim=-1)
@@ -214,11 +262,7 @@ class VRNNLayer(nn.Module):
             state = layer.step(gates, gates_h, state)
             for path, value in ((hidden, state[0]), (z, z_t), (features_z, phi), (moments, read)):
                 path.append(value)
-        z, features_z, moments = (torch.stack(path, dim=1) for path in (z, features_z, moments))
-        hidden = torch.stack(hidden, dim=1)  # [K * B, T + 1, H]
-        before = hidden[:, :-1]
-        features = self.dropout(self.emission_features(torch.cat([features_z, before], dim=-1)))
-        return Trajectory(z, gaussian(moments), self.prior(before), features, hidden[:, 1:])
+        return tuple(torch.stack(path) for path in (z, features_z, moments, hidden))
 
     def follow(self, phi_x: torch.Tensor, lengths: torch.Tensor, z: torch.Tensor) -> Trajectory:
         """The path with given latents, [K, B, T, D]: nothing waits for a sample, so the recurrence runs as one."""
