@@ -18,7 +18,7 @@ import torch
 from torch import nn
 from transformers.generation import GenerationMixin
 from transformers.modeling_outputs import ModelOutput
-from transformers.utils import can_return_tuple
+from transformers.utils import can_return_tuple, logging
 
 from .configuration_vrnn import VRNNConfig
 from .distributions import DiagonalGaussian, kl_per_dimension
@@ -30,6 +30,7 @@ from .objectives import capacity_gap, free_bits, importance_weighted_bound, nega
 from .posteriors import MAX_LOGVAR, MIN_LOGVAR
 from .recurrent import LAYERS, drop_weights, left_align, run_layer, stepwise_product, take_time
 
+logger = logging.get_logger(__name__)
 MAX_AT_ONCE = 2**24  # emission features, of a particle, a sequence and a step each, held at once in evaluation
 
 
@@ -599,8 +600,10 @@ class VRNNForSequenceGeneration(VRNNPreTrainedModel, GenerationMixin):
     Example:
 
     ```python
-    >>> ids = tokenizer(["the company said"], add_special_tokens=False, return_tensors="pt").input_ids
+    >>> ids = tokenizer(["<s> the company said"], add_special_tokens=False, return_tensors="pt").input_ids
     >>> model.generate(ids, do_sample=True, top_k=0)  # a continuation, with each z_t drawn from the prior
+    >>> pipe = pipeline("text-generation", model, tokenizer=tokenizer, prefix="<s>", add_special_tokens=False)
+    >>> pipe("the company said")
     ```
     """
 
@@ -780,9 +783,21 @@ class VRNNForSequenceGeneration(VRNNPreTrainedModel, GenerationMixin):
             kwargs["latents"] = latents.to(self.device)
         if kwargs.get("past_key_values") is not None:
             kwargs["past_key_values"] = kwargs["past_key_values"].copy()
+        elif inputs is not None:
+            self._warn_of_marks(inputs, self._mask(inputs, None, kwargs.get("attention_mask")))
         given = kwargs.get("inputs_embeds") if inputs is None else inputs
         kwargs["num_observed"] = 1 if given is None else given.shape[1]
         return super().generate(inputs, *args, **kwargs)
+
+    def _warn_of_marks(self, input_ids: torch.LongTensor, mask: torch.Tensor) -> None:
+        """A tokenizer that writes `<s> w1 .. wn </s>`, as training wants it, leaves nothing to go on with."""
+        first = input_ids.gather(1, mask.long().argmax(1, keepdim=True))
+        if (first != self.config.bos_token_id).any() or (input_ids[:, -1] == self.config.eos_token_id).any():
+            logger.warning_once(
+                "A sequence to go on with should be `<s> w1 .. wn`: its first token only starts it and is not read, "
+                "and behind `</s>` nothing was ever learnt. Tokenize `<s> w1 .. wn` with `add_special_tokens=False`; "
+                'in a pipeline set `prefix="<s>"` and `add_special_tokens=False`.'
+            )
 
     def _sample(self, input_ids, logits_processor, stopping_criteria, generation_config, *args, **model_kwargs):
         if generation_config.do_sample:

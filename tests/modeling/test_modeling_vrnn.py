@@ -8,7 +8,7 @@ from torch import nn
 from transformers import AutoModel, AutoModelForCausalLM
 
 from hf_vrae import VRNNConfig, VRNNForFrameGeneration, VRNNForSequenceGeneration
-from hf_vrae.modeling.modeling_vrnn import over_samples
+from hf_vrae.modeling.modeling_vrnn import logger, over_samples
 
 VARIANTS = {
     "lstm": {},
@@ -283,6 +283,13 @@ def test_a_pad_that_is_generated_is_read():
     only_pad = model.generate(ids, **options, prefix_allowed_tokens_fn=lambda *_: [0])
     read = model(only_pad.sequences, attention_mask=torch.ones_like(only_pad.sequences), num_observed=3)
     torch.testing.assert_close(torch.stack(only_pad.logits, dim=1), read.logits[:, 2:5])
+
+
+@pytest.mark.parametrize("ids", [[5, 6], [0, 5], [2, 5, 3], [2, 5, 6], [0, 2, 5]])
+def test_beginnings_that_lose_a_word_or_have_ended_are_told_of(ids, caplog):
+    logger.warning_once.cache_clear()
+    make_model().generate(torch.tensor([ids]), max_new_tokens=1)
+    assert ("add_special_tokens=False" in caplog.text) == (ids not in ([2, 5, 6], [0, 2, 5]))
 
 
 def test_padding_may_go_on_behind_a_cache():
