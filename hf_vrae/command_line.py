@@ -1,5 +1,6 @@
-"""What all scripts share: readable logs, and one clear line in place of a traceback."""
+"""What all scripts share: readable logs, one clear line in place of a traceback, and the flags that read a file."""
 
+import argparse
 import logging
 import sys
 from collections.abc import Callable
@@ -47,6 +48,24 @@ def run_script(main: Callable[[], None]) -> None:
 def _say(message, here: bool) -> None:
     if here:
         print(message, file=sys.stderr)
+
+
+def add_reading_flags(parser: argparse.ArgumentParser) -> None:
+    """What says how a file is read, under the names of scripts/train.py."""
+    group = parser.add_argument_group("how --data is read")
+    group.add_argument("--text_column", help="Text: by default 'text', or the only column of strings")
+    group.add_argument("--encoding", help="Text: of the file; by default utf-8")
+    group.add_argument("--features_column", help="Frames: column, or array of an .npz; by default the only one")
+    group.add_argument("--feature_columns", nargs="+", help="Frames: channels of a .csv with a row a step")
+    group.add_argument("--sequence_column", help="Frames: rows of a .csv with the same value are one sequence")
+    group.add_argument("--window", type=int, help="Frames: cut sequences into windows of so many")
+    group.add_argument("--stride", type=int, help="Frames: from one window to the next; by default --window")
+
+
+def reading_flags(args: argparse.Namespace) -> dict:
+    """Those that are given."""
+    names = ("text_column", "encoding", "features_column", "feature_columns", "sequence_column", "window", "stride")
+    return {name: getattr(args, name) for name in names if getattr(args, name) is not None}
 
 
 def read_lines(path: str | None) -> list[str]:

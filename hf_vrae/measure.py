@@ -10,10 +10,13 @@ from torch.distributions import Distribution
 from transformers import PreTrainedTokenizerFast
 
 from .data.datasets import attribute_values, load_text
+from .data.frames import sequence_rows
 from .data.tokenization import decode
+from .evaluation.anomaly import detect_anomalies
 from .evaluation.disentanglement import evaluate_disentanglement
 from .evaluation.information import encode_dataset
 from .evaluation.likelihood import evaluate
+from .evaluation.probe import probe, representations
 from .evaluation.text import (
     attribute_transfer,
     bleu_signature,
@@ -21,7 +24,15 @@ from .evaluation.text import (
     forward_perplexity,
     train_text_classifier,
 )
-from .latent import attribute_vector, decode_latents, encode_texts
+from .latent import (
+    attribute_vector,
+    decode_latents,
+    encode_texts,
+    interpolate_frames,
+    move_frames,
+    reconstruct_frames,
+    sample_frames,
+)
 from .training.accelerator import use_all_of_the_cpu
 from .training.run import describe_run
 from .training.tasks import FrameTask, TextTask, task_of
@@ -40,6 +51,10 @@ def evaluate_file(
     num_text_samples: int | None = None,
     judge: tuple | None = None,
     disentanglement: bool = False,
+    probe_label: str | None = None,
+    probe_train: str | None = None,
+    anomaly_label: str | None = None,
+    normal: str = "0",
     **reading,
 ) -> dict:
     """[`evaluate`] a trained model on a file, or without one on the test split of what is built in.
@@ -47,7 +62,15 @@ def evaluate_file(
     With `num_text_samples`, "text" holds the metrics of [`evaluate_text`] on the first so many texts, with `judge`;
     `disentanglement` adds [`evaluate_disentanglement`] under that name. One process measures these, and its results
     alone have them. `reading` says how to read the file: see [`load_text`] and [`load_frames`].
+
+    Args:
+        probe_label: column; adds under "probe" how well a linear classifier tells it ([`probe`]), fitted on the file
+            `probe_train` (of an .npz with several splits, on that for training).
+        anomaly_label: column; adds under "anomaly" how well a high NLL tells what is not `normal` in it
+            ([`detect_anomalies`]).
     """
+    if (probe_label is None) != (probe_train is None):
+        raise ValueError("`probe_label` names what `probe_train` teaches the probe: give both, or neither.")
     task = task_of(model, tokenizer, max_length)
     if task.unit != "tokens" and (num_text_samples is not None or judge is not None):
         raise ValueError("`num_text_samples` and `judge` are of text, and this is a model of frames. Leave them out.")
@@ -73,7 +96,16 @@ def evaluate_file(
     metrics = {}
     if disentanglement and accelerator.is_main_process:  # first: it says at once where its extra is missing
         metrics["disentanglement"] = evaluate_disentanglement(model, data, collator, batch_size, seed)
-    metrics |= evaluate(model, data, collator, num_samples, batch_size, seed, accelerator, svi_steps=svi_steps)
+    if probe_label is not None and accelerator.is_main_process:
+        train = task.ready(_read(task, probe_train, seed, "train", **reading), "train")
+        parts = [(representations(model, d, collator), attribute_values(d, probe_label)) for d in (train, data)]
+        metrics["probe"] = probe(*parts[0], *parts[1])
+    labels = attribute_values(data, anomaly_label) if anomaly_label is not None else None
+    options = {"svi_steps": svi_steps, "per_sequence": True}
+    metrics |= evaluate(model, data, collator, num_samples, batch_size, seed, accelerator, **options)
+    each = metrics.pop("per_sequence")
+    if labels is not None:
+        metrics["anomaly"] = detect_anomalies(each["nll_iw"], each["num_steps"], labels, normal)
     if num_text_samples is not None and accelerator.is_main_process:
         rows = data.select(range(min(num_text_samples, data.num_rows)))
         texts = [decode(tokenizer, [row["input_ids"]])[0] if row["truncated"] else row["text"] for row in rows]
@@ -94,12 +126,79 @@ def encode_file(
 
     Rows without a word are left out. `reading` is as in [`evaluate_file`].
     """
+    if model.config.model_type == "vrnn":
+        raise ValueError(
+            "A vrnn has a posterior a step, of what was sampled before: there is no q(z|x) of a sequence."
+        )
+    task, data = _spread(model, tokenizer, path, max_samples, seed, **reading)
+    return data, encode_dataset(model, data, task.collator())
+
+
+def represent_file(model, tokenizer, path=None, max_samples=None, seed: int = 42, **reading):
+    """The same rows, and what stands for each, [N, D]: see [`representations`]."""
+    task, data = _spread(model, tokenizer, path, max_samples, seed, **reading)
+    return data, representations(model, data, task.collator())
+
+
+def _spread(model, tokenizer, path, max_samples, seed, **reading) -> tuple[TextTask | FrameTask, Dataset]:
+    """So many rows spread over a file: labelled ones are often sorted."""
     task = task_of(model, tokenizer)
     rows = _read(task, path, seed, **reading)
-    # Spread over the file: labelled ones are often sorted.
     rows = rows.select(np.linspace(0, rows.num_rows - 1, min(max_samples or rows.num_rows, rows.num_rows)).astype(int))
-    data = task.ready(rows)
-    return data, encode_dataset(model, data, task.collator())
+    return task, task.ready(rows)
+
+
+def walk_frames(
+    model,
+    mode: str,
+    path: str | None = None,
+    indices: Sequence[int] = (0, 1, 2),
+    count: int = 10,
+    max_length: int = 100,
+    steps: int = 7,
+    spherical: bool = False,
+    label: str = "label",
+    examples: str | None = None,
+    without: str | None = None,
+    strength: Sequence[float] = (1.0,),
+    do_sample: bool = False,
+    seed: int = 42,
+    **reading,
+) -> dict[str, np.ndarray]:
+    """Sequences of frames made of latents, as arrays by name ([`plot_frames`] draws them).
+
+    Args:
+        mode: "sample", "reconstruct", "interpolate" or "attribute", see the functions of `latent`.
+        path: file of the sequences, or without one the built-in ones; `indices` says which of them.
+        count, max_length: of samples.
+        steps, spherical: of an interpolation between the first two of the sequences.
+        label, examples, without: a column, and its values that have an attribute and that do not; `strength`, how far
+            to move, several times.
+        do_sample: draw each frame too.
+        seed: of the built-in frames; samples are drawn from torch's own stream.
+    """
+    task = task_of(model, None)
+    _check_options(task, reading)
+    if mode == "sample":
+        return sample_frames(model, [max_length] * count, do_sample)
+    data = task.ready(_read(task, path, seed, **reading))
+    if wrong := [i for i in indices if not 0 <= i < len(data)]:
+        raise ValueError(f"`indices` must be below {len(data)}, the sequences there are; got {wrong[0]}.")
+    rows = sequence_rows(data)
+    sequences = rows.__getitems__(list(indices))
+    if mode == "reconstruct":
+        return reconstruct_frames(model, sequences, do_sample)
+    if mode == "interpolate":
+        return interpolate_frames(model, sequences[:2], steps, spherical, do_sample)
+    values = [str(value) for value in attribute_values(data, label)]
+    places = [[i for i, value in enumerate(values) if value == wanted] for wanted in (examples, without)]
+    if not all(places):
+        raise ValueError(
+            f"`with` and `without` must be values of column {label!r}, which holds {sorted(set(values))[:9]}; got "
+            f"{examples!r} and {without!r}."
+        )
+    groups = (rows.__getitems__(place) for place in places)
+    return move_frames(model, sequences, *groups, strength, do_sample)
 
 
 def transfer_file(
@@ -168,6 +267,10 @@ def _of_two_labels(data: Dataset, label: str, values: Sequence | None) -> dict[s
 
 def _read(task: TextTask | FrameTask, path: str | None, seed: int, split: str = "test", **reading) -> Dataset:
     reading = {name: value for name, value in reading.items() if value is not None}
+    _check_options(task, reading)
+    return task.read(path, seed, split, **reading)
+
+
+def _check_options(task: TextTask | FrameTask, reading: dict) -> None:
     if others := sorted(reading.keys() - set(task.options)):
         raise ValueError(f"`{others[0]}` says nothing to a model of {task.unit}. Leave it out.")
-    return task.read(path, seed, split, **reading)

@@ -351,6 +351,7 @@ def plot_frames(arrays: dict[str, np.ndarray], picture: str | Path | None = None
                 extent = (-0.5, len(frames) - 0.5, low - 0.5, high - 0.5)
                 shown = frames[:, low:high].T
                 axis.imshow(shown, aspect="auto", origin="lower", interpolation="nearest", extent=extent, **scale)
+            axis.xaxis.get_major_locator().set_params(integer=True)
             if row == 0:
                 axis.set_title(name)
             if row == rows - 1:

@@ -2,14 +2,18 @@
 
     accelerate launch scripts/evaluate.py --model output --data my_test.txt --num_samples 100 --output results.json
 
-Without --data it takes the test sentences of the built-in corpus.
+    python scripts/evaluate.py --model my_vrnn --data vowels.npz --probe label --probe_train vowels.npz
+    python scripts/evaluate.py --model my_vrae --data beats.npz --anomaly label --normal 0
+
+Without --data it takes the test split of the built-in corpus, or of the built-in frames. Flags that read frames are
+those of train.py.
 """
 
 import argparse
 import json
 from pathlib import Path
 
-from hf_vrae.command_line import run_script
+from hf_vrae.command_line import add_reading_flags, run_script
 
 
 def main():
@@ -20,9 +24,8 @@ def main():
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", required=True, help="Folder, or repository of the Hub")
-    parser.add_argument("--data", help=".txt, .csv, .tsv, .json, .jsonl or .parquet; by default the built-in corpus")
-    parser.add_argument("--text_column", help="Column of the text; by default 'text', or the only one of strings")
-    parser.add_argument("--encoding", help="Of the file; by default utf-8")
+    parser.add_argument("--data", help="As --train_file of train.py; by default what is built in")
+    add_reading_flags(parser)
     parser.add_argument("--max_length", type=int, default=128, help="Longer sequences are cut, and counted")
     parser.add_argument("--max_samples", type=int, help="Take only the first so many sequences")
     parser.add_argument("--num_samples", type=int, default=100, help="K of the importance-weighted likelihood")
@@ -36,6 +39,10 @@ def main():
     parser.add_argument("--transfer_train", help="Labelled .tsv or .csv: also move the texts of --data between labels")
     parser.add_argument("--label", default="label", help="Column of the label, of --transfer_train and --data")
     parser.add_argument("--label_values", nargs=2, help="The two labels; by default the column's two")
+    parser.add_argument("--probe", dest="probe_label", help="Column that a linear classifier tells from the latents")
+    parser.add_argument("--probe_train", help="File to fit it on")
+    parser.add_argument("--anomaly", dest="anomaly_label", help="Column that says what is not --normal")
+    parser.add_argument("--normal", default="0", help="Its value for what is")
     parser.add_argument("--output", help="Write the numbers to this .json file")
     args = vars(parser.parse_args())
     output = args.pop("output")

@@ -5,34 +5,48 @@
     python scripts/generate.py output interpolate --texts "the king sold a letter ." "will the nurses hide many keys ?"
     python scripts/generate.py output attribute --with will.txt --without did.txt --texts "the king sold a letter ."
 
+and of a model of frames, of which --output is an .npz, with a picture beside it:
+
+    python scripts/generate.py my_frames sample --count 4 --max_length 60 --do_sample --output samples.npz
+    python scripts/generate.py my_frames reconstruct --data my.npz --indices 0 5 9 --output frames.npz
+    python scripts/generate.py my_frames attribute --data my.npz --label label --with 2 --without 0 --output moved.npz
+
 The model is a folder or a repository of the Hub.
 """
 
 import argparse
 import json
+from pathlib import Path
 
-from hf_vrae.command_line import read_lines, run_script
+import numpy as np
+
+from hf_vrae.command_line import add_reading_flags, read_lines, reading_flags, run_script
 
 
 def main():
     from transformers import set_seed
 
-    from hf_vrae import latent
+    from hf_vrae import latent, plots
     from hf_vrae.hub import load
+    from hf_vrae.measure import walk_frames
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model")
     parser.add_argument("mode", choices=["sample", "reconstruct", "interpolate", "attribute"])
     parser.add_argument("--texts", nargs="+", default=[], help="To reconstruct, to move, or the ends of a path")
     parser.add_argument("--file", help="The same, a text a line")
+    parser.add_argument("--data", help="Of frames: as --train_file of train.py; by default the built-in ones")
+    add_reading_flags(parser)
+    parser.add_argument("--indices", type=int, nargs="+", default=[0, 1, 2], help="Of frames: which sequences of it")
+    parser.add_argument("--label", default="label", help="Of frames: column of the attribute")
     parser.add_argument("--count", type=int, default=10, help="Samples")
     parser.add_argument("--steps", type=int, default=7, help="Points of a path, its ends included")
     parser.add_argument("--spherical", action="store_true", help="Interpolate along the great circle")
-    parser.add_argument("--with", dest="examples", help="File of examples that have the attribute")
-    parser.add_argument("--without", help="File of examples that do not have it")
+    parser.add_argument("--with", dest="examples", help="File of examples that have the attribute, or its value")
+    parser.add_argument("--without", help="File of examples that do not have it, or the value of these")
     parser.add_argument("--strength", type=float, nargs="+", default=[1.0], help="How far to move along the attribute")
     parser.add_argument("--seed", type=int, default=42)
-    parser.add_argument("--output", help="Also write the rows to this .jsonl file")
+    parser.add_argument("--output", help="Also write the rows to this .jsonl file; of frames an .npz")
     parser.add_argument("--prefix", help="Beginning of every text")
     options = parser.add_argument_group("options of transformers' generate")
     options.add_argument("--do_sample", action="store_true", help="Draw words in place of taking the likeliest")
@@ -44,6 +58,13 @@ def main():
 
     set_seed(args.seed)
     model, tokenizer = load(args.model)
+    if tokenizer is None:
+        names = "texts file indices label count steps spherical examples without strength seed".split()
+        chosen = {name: getattr(args, name) for name in names if getattr(args, name)} | reading_flags(args) | given
+        arrays, output = walk_frames(model, args.mode, args.data, **chosen), Path(args.output or "frames.npz")
+        np.savez(output, **arrays)
+        plots.plot_frames(arrays, output.with_suffix(".png"))
+        return print(f"Written to {output}, with a picture beside it")
     texts = args.texts + (read_lines(args.file) if args.file else [])
     rows = {
         "sample": lambda: latent.sample_texts(model, tokenizer, args.count, args.seed, **given),

@@ -8,7 +8,7 @@
     python scripts/plot.py output my_model rate_distortion
     python scripts/plot.py docs schedules
 
-Without --data, `kl` and `map` take the test sentences of the built-in corpus. `rate_distortion` compares the
+Without --data, `kl` and `map` take the test split of what is built in. `rate_distortion` compares the
 results.json of several folders; `schedules` needs no model.
 """
 
@@ -17,22 +17,22 @@ import json
 from pathlib import Path
 from typing import get_args
 
-from hf_vrae.command_line import run_script
+from hf_vrae.command_line import add_reading_flags, reading_flags, run_script
 
 
 def main():
     from hf_vrae import latent, plots
     from hf_vrae.data.datasets import attribute_values
     from hf_vrae.hub import load
-    from hf_vrae.measure import encode_file
+    from hf_vrae.measure import encode_file, represent_file
     from hf_vrae.modeling.distributions import kl_per_dimension
     from hf_vrae.training.schedules import KLSchedule, ScheduleKind
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folders", nargs="+", help="What train.py wrote; the picture goes to the first")
     parser.add_argument("mode", choices=["curves", "kl", "map", "interpolation", "rate_distortion", "schedules"])
-    parser.add_argument("--data", help=".txt, .csv, .tsv, .json, .jsonl or .parquet; by default the built-in corpus")
-    parser.add_argument("--text_column", help="Column of the text; by default 'text', or the only one of strings")
+    parser.add_argument("--data", help="As --train_file of train.py; by default what is built in")
+    add_reading_flags(parser)
     parser.add_argument("--label", default="tense", help="Column to colour a map by; of the corpus also a factor")
     parser.add_argument("--method", default="pca", choices=["pca", "tsne"], help="How a map is made flat")
     parser.add_argument("--max_samples", type=int, help="Take only so many sequences, spread over the file")
@@ -46,8 +46,8 @@ def main():
     if args.mode in ("kl", "map", "interpolation"):
         model, tokenizer = load(str(folder))
     if args.mode in ("kl", "map"):
-        source = {"path": args.data, "text_column": args.text_column, "max_samples": args.max_samples}
-        data, q = encode_file(model.cpu(), tokenizer, **source, seed=args.seed)
+        read = encode_file if args.mode == "kl" else represent_file
+        data, q = read(model.cpu(), tokenizer, args.data, args.max_samples, args.seed, **reading_flags(args))
     if args.mode == "kl" and model.config.posterior == "vmf":
         raise ValueError("`posterior` vmf has one constant KL, which does not divide among dimensions.")
     if args.mode == "curves":
@@ -57,7 +57,7 @@ def main():
         numbers = {"kl": kl.tolist(), "variance": variance.tolist(), "num_sequences": len(data)}
         plots.plot_kl_per_dimension(kl, variance, picture)
     elif args.mode == "map":
-        plots.plot_latent_map(q.mean, attribute_values(data, args.label), args.method, picture, args.label, args.seed)
+        plots.plot_latent_map(q, attribute_values(data, args.label), args.method, picture, args.label, args.seed)
     elif args.mode == "interpolation":
         table = plots.interpolation_table(latent.interpolate_texts(model, tokenizer, args.texts, args.steps))
         picture = folder / "interpolation.md"

@@ -6,6 +6,7 @@ import pytest
 from hf_vrae.plots import (
     COLOURS,
     interpolation_table,
+    plot_frames,
     plot_kl_per_dimension,
     plot_latent_map,
     plot_rate_distortion,
@@ -141,3 +142,21 @@ def test_schedules_have_a_panel_each(tmp_path):
     assert [axis.get_title() for axis in shown] == ["constant", "linear", "a", "b"]
     assert shown[1].lines[0].get_xydata().tolist() == [[0, 0], [50, 0.5], [100, 1]]
     assert shown[3].get_ylim()[1] > 4
+
+
+def test_frames_are_piano_rolls_lines_or_heat_maps(tmp_path):
+    rng = np.random.default_rng(0)
+    values = rng.standard_normal((2, 9, 3))
+    values[1, 5:] = np.nan
+    figure = plot_frames({"real": values, "made": values, "lengths": np.array([9, 5]), "t": np.array([0, 0.5])})
+    assert [axis.get_title() for axis in figure.axes] == ["real", "made", "", ""]
+    assert [len(axis.lines) for axis in figure.axes] == [3] * 4 and figure.axes[2].get_ylabel() == "t 0.50"
+    assert len(figure.axes[2].lines[0].get_xdata()) == 5
+    roll = np.zeros((2, 9, 88))
+    roll[:, :, 40:45] = 1
+    (axis, _) = plot_frames({"sample": roll}, tmp_path / "roll.png").axes
+    assert axis.images[0].get_array().shape == (5, 9) and axis.images[0].get_extent()[2:] == [39.5, 44.5]
+    assert plot_frames({"x": rng.standard_normal((1, 9, 20))}).axes[0].images[0].get_array().shape == (20, 9)
+    assert (tmp_path / "roll.png").stat().st_size > 1000
+    with pytest.raises(ValueError, match="must hold frames"):
+        plot_frames({"lengths": np.ones(2)})

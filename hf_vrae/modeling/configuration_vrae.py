@@ -109,7 +109,7 @@ class VRAEConfig(LatentSequenceConfig):
         return [
             (
                 self.input_size is None and not self.autoregressive,
-                "`autoregressive` false is of models of frames, and there is no `input_size`. Raise `word_dropout` instead.",
+                "`autoregressive` false is of models of frames: set `input_size`, or raise `word_dropout` instead.",
             ),
             (
                 self.input_size is not None and self.bag_of_words_weight > 0,

@@ -21,8 +21,10 @@ OF_TEXT = (
     "text_column", "encoding", "max_length", "tokenizer_name", "tokenizer_type", "vocab_size", "min_frequency",
     "preprocessing_num_workers",
 )  # fmt: skip
-OF_FRAMES = ("stride", "scale_features")
-MODEL_OF_FRAMES = ("head", "num_mixtures", "num_levels", "nade_hidden_size", "min_scale", "predict_length")
+WAYS_TO_READ = ("features_column", "feature_columns", "sequence_column", "window", "stride")
+MODEL_OF_FRAMES = (
+    "head", "num_mixtures", "num_levels", "nade_hidden_size", "min_scale", "predict_length", "autoregressive",
+)  # fmt: skip
 FRAME_FILES = (".npz", ".npy")
 
 
@@ -94,23 +96,13 @@ class DataArguments:
         _check_positive(
             self, "corpus_size", "max_train_samples", "max_eval_samples", "min_frequency", "window", "stride"
         )
-        if self.builtin == "frames" and (files or self.dataset_name):
-            raise ValueError("`builtin` frames and another source both name the data. Keep one.")
-        mine, others, remedy = (
-            ("frames", OF_TEXT, "Leave it out.")
-            if self.of_frames
-            else ("text", OF_FRAMES, "Name an .npz, or a `features_column`.")
-        )
-        for name in others:
-            if getattr(self, name) != self.__dataclass_fields__[name].default:
-                raise ValueError(f"`{name}` {getattr(self, name)!r} says nothing where the data are {mine}. {remedy}")
 
     @property
     def of_frames(self) -> bool:
         """Whether the sequences are of frames."""
         files = [Path(path).suffix for path in (self.train_file, self.validation_file, self.test_file) if path]
-        ways = (self.features_column, self.feature_columns, self.sequence_column, self.window)
-        return self.builtin == "frames" or any(suffix in FRAME_FILES for suffix in files) or any(ways)
+        ways = any(getattr(self, name) for name in WAYS_TO_READ if name != "stride")
+        return self.builtin == "frames" or ways or any(suffix in FRAME_FILES for suffix in files)
 
 
 @dataclass
@@ -320,6 +312,11 @@ class TrainArguments:
                 "`mmd_weight` compares a batch with the prior: raise `per_device_train_batch_size` above 1.",
             ),
             (
+                self.scheduled_sampling > 0 and not config.autoregressive,
+                f"`scheduled_sampling` {self.scheduled_sampling} is of what the decoder reads, and without "
+                "`autoregressive` it reads nothing. Set one of them to its default.",
+            ),
+            (
                 self.resampling,
                 "`resampling` chooses among paths at each step, and a vrae has one latent for all steps: there is "
                 "nothing to choose. Take `model_type` vrnn, or leave it out.",
@@ -403,21 +400,37 @@ class Recipe:
     training: TrainArguments
 
     def __post_init__(self):
-        defaults, kind = ModelArguments(), self.model.model_type
         own = self.model_fields()
-        given = [name for name, value in vars(self.model).items() if value != getattr(defaults, name)]
-        for name in given:
+        alone = [
+            name for name in own if sum(name in kind.__dataclass_fields__ for kind in CONFIGURATIONS.values()) == 1
+        ]
+        for name in self._given(self.model):
             if name not in own and name != "model_type":
-                nearest = difflib.get_close_matches(name, own, n=1, cutoff=0.0)[0]
+                nearest = difflib.get_close_matches(name, alone, n=1, cutoff=0.0)[0]
                 raise ValueError(
-                    f"`{name}` {getattr(self.model, name)!r} is not of a model of type {kind}, whose nearest field is "
-                    f"`{nearest}`. Set that one, or another `model_type`."
+                    f"`{name}` {getattr(self.model, name)!r} is not of a model of type {self.model.model_type}, whose "
+                    f"nearest field is `{nearest}`. Set that one, or another `model_type`."
                 )
-            if name in MODEL_OF_FRAMES and not self.data.of_frames:
-                raise ValueError(
-                    f"`{name}` {getattr(self.model, name)!r} is of a model of frames, but the data are text. Name "
-                    "data of frames, such as an .npz, or leave it out."
-                )
+
+    @staticmethod
+    def _given(section) -> list[str]:
+        """The names of what is not left at its default."""
+        defaults = type(section)()
+        return [name for name, value in vars(section).items() if value != getattr(defaults, name)]
+
+    def check_data(self) -> None:
+        """Refuse what says nothing of such data; a recipe need not name the data, so this is of a run alone."""
+        data, of_frames = self.data, ("stride", "scale_features", *MODEL_OF_FRAMES)
+        remedy = "Leave it out, or name data of frames: an .npz, or a `features_column`."
+        rules = {
+            "is of text, and the data are frames. Leave it out.": OF_TEXT if data.of_frames else (),
+            f"is of frames, and the data are text. {remedy}": () if data.of_frames else of_frames,
+            "says how to read data, and none are named.": () if data.train_file or data.dataset_name else WAYS_TO_READ,
+        }
+        given = {*self._given(data), *self._given(self.model)}
+        for reason, names in rules.items():
+            for name in given.intersection(names):
+                raise ValueError(f"`{name}` {reason}")
 
     def model_fields(self) -> dict:
         """What of the model's section the model of its type has, by name."""

@@ -24,6 +24,16 @@ COLUMNS = [
     ("MI of 32", "mutual_information_32", 2),
     ("AU", "active_units", 0),
 ]
+# Nats a step: the total over all steps, and (mean) the mean over the sequences of each one's own.
+COLUMNS_OF_FRAMES = [
+    ("-ELBO", "neg_elbo_per_step", 3),
+    ("-ELBO (mean)", "neg_elbo_mean_of_means", 3),
+    ("IW", "nll_iw_per_step", 3),
+    ("IW (mean)", "nll_iw_mean_of_means", 3),
+    ("FIVO", "nll_fivo_per_step", 3),
+    ("FIVO (mean)", "nll_fivo_mean_of_means", 3),
+    ("KL", "kl_per_step", 3),
+]
 
 
 def find_recipes(folder: str | Path) -> list[Path]:
@@ -86,11 +96,12 @@ def comparison_table(rows: Sequence[dict]) -> str:
     Args:
         rows: what [`collect`] returns; one without runs stays empty and says so.
     """
-    names = ["", *(name for name, _, _ in COLUMNS), "parameters", "minutes", "seeds"]
+    columns = COLUMNS_OF_FRAMES if _of_frames(rows) else COLUMNS
+    names = ["", *(name for name, _, _ in columns), "parameters", "minutes", "seeds"]
     lines = ["| " + " | ".join(names) + " |", "| --- |" + " ---: |" * (len(names) - 1)]
     for row in rows:
         cells = [row["name"]]
-        for _, key, digits in COLUMNS:
+        for _, key, digits in columns:
             published = row["published"].get(key)
             beside = "" if published is None else f" ({published:.{digits}f})"
             cells.append(_mean([run[key] for run in row["runs"] if key in run], digits) + beside)
@@ -111,13 +122,25 @@ def comparison_notes(rows: Sequence[dict]) -> str:
     distinct = {
         "K": {run["num_samples"] for run in runs},
         "sequences": {run["num_sequences"] for run in runs},
-        "sequences of MI": {run["mi_num_sequences"] for run in runs},
+        "steps": {run["num_steps"] for run in runs if "num_steps" in run},
+        "sequences of MI": {run["mi_num_sequences"] for run in runs if "mi_num_sequences" in run},
+        "units": {run["units"] for run in runs if "units" in run},
         "hardware": {run["run"]["hardware"] for run in runs},
         "torch": {run["run"]["versions"]["torch"] for run in runs},
         "SHA-256 of the evaluated split": {run["run"]["data"][run["split"]]["sha256"][:12] for run in runs},
     }
-    said = [f"{name}: {', '.join(map(str, sorted(values)))}" for name, values in distinct.items()]
-    return "; ".join(said) + ". In brackets: published. Nats a sequence where nothing else is said.\n"
+    if _of_frames(rows):
+        del distinct["sequences of MI"]
+    said = [f"{name}: {', '.join(map(str, sorted(values)))}" for name, values in distinct.items() if values]
+    unit = "Nats a step, of all steps together or (mean) the mean of each sequence's own"
+    if not _of_frames(rows):
+        unit = "Nats a sequence where nothing else is said"
+    return "; ".join(said) + f". In brackets: published. {unit}.\n"
+
+
+def _of_frames(rows: Sequence[dict]) -> bool:
+    results = (row["published"] | {key: 0 for run in row["runs"] for key in run} for row in rows)
+    return any(key.endswith("_per_step") for row in results for key in row)
 
 
 def points(rows: Sequence[dict]) -> list[dict]:

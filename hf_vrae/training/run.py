@@ -35,6 +35,7 @@ def run(recipe: Recipe) -> dict:
         what results.json holds: the metrics of [`evaluate`] on the test split (or, without one, on the validation
         split), and under "run" how they came about.
     """
+    recipe.check_data()
     args = recipe.training
     accelerator = make_accelerator(args)
     output_dir = Path(args.output_dir)

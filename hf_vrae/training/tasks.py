@@ -28,7 +28,7 @@ from ..data.grammar import generate_corpus
 from ..data.signals import generate_frames
 from ..data.tokenization import decode, load_tokenizer, train_tokenizer
 from ..latent import reconstruct_frames, sample_frames
-from .arguments import CONFIGURATIONS, DataArguments, Recipe
+from .arguments import CONFIGURATIONS, WAYS_TO_READ, DataArguments, Recipe
 from .checkpoints import find_checkpoint
 from .models import make_model
 
@@ -153,7 +153,7 @@ class FrameTask:
     """
 
     unit = "frames"
-    options = ("features_column", "feature_columns", "sequence_column", "window", "stride")  # of `read`
+    options = WAYS_TO_READ
 
     def __init__(self, head: str, num_levels: int, input_size: int | None = None):
         self.input_size = input_size
@@ -249,7 +249,7 @@ def _load_text(data: DataArguments, seed: int) -> DatasetDict:
 
 def _load_frames(data: DataArguments, seed: int) -> DatasetDict:
     """The frames of every split; without a source named, the built-in ones."""
-    if data.builtin == "frames":
+    if not (data.train_file or data.dataset_name):
         count = data.corpus_size or 2_000
         held_out = max(1, count // 10)
         return generate_frames(count, held_out, held_out, seed)

@@ -67,6 +67,27 @@ def test_the_table_has_means_deviations_published_numbers_and_empty_rows(folder,
     assert comparison.points(rows) == [{"name": "VAE", "kl": 1.0, "reconstruction": 1.0}]
 
 
+def test_a_table_of_frames_is_of_steps(folder, tmp_path):
+    (folder / "vae.yaml").write_text("title: VAE\npublished: {nll_iw_per_step: 6.29}\n")
+    results = {
+        "nll_iw_per_step": 6.2,
+        "nll_iw_mean_of_means": 6.4,
+        "num_samples": 9,
+        "num_sequences": 3,
+        "num_steps": 7,
+    }
+    run = {"num_parameters": 99, "training_seconds": 60.0, "seed": 1, "hardware": "a CPU", "versions": {"torch": "2"}}
+    results |= {"split": "test", "run": run | {"data": {"test": {"sha256": "0" * 64}}}}
+    (tmp_path / "vae-1.json").write_text(json.dumps(results))
+    rows = comparison.collect(comparison.find_recipes(folder), tmp_path)
+    head, _, lm, vae = comparison.comparison_table(rows).splitlines()
+    assert "| IW | IW (mean) | FIVO |" in head
+    assert "| 6.200 (6.290) | 6.400 |  |" in vae and vae.endswith("| 99 | 1.0 | 1 |")
+    assert lm.count("|") == head.count("|")
+    notes = comparison.comparison_notes(rows)
+    assert "steps: 7;" in notes and "Nats a step" in notes and "MI" not in notes
+
+
 def test_a_table_takes_its_place_in_a_document(tmp_path):
     document = tmp_path / "doc.md"
     document.write_text("before\n<!-- compare.py -->\nold\n<!-- compare.py -->\nafter\n")

@@ -1,0 +1,64 @@
+"""What a linear classifier reads off a model's latents."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from ..data.frames import sequence_rows
+
+
+@torch.no_grad()
+def representations(model, dataset, collator, batch_size: int = 64) -> np.ndarray:
+    """What stands for each sequence, [N, D]: the posterior mean (of a vMF posterior its direction).
+
+    Of one latent a step it is the mean of the posterior means over the real steps, and beside it the last one's,
+    [N, 2 D].
+
+    Args:
+        model: has `encode`; it is put into evaluation mode and back.
+        dataset, collator, batch_size: as in [`encode_dataset`].
+    """
+    was_training = model.training
+    model.eval()
+    sequences, parts = sequence_rows(dataset), []
+    for start in range(0, len(sequences), batch_size):
+        batch = collator(sequences.__getitems__(list(range(start, min(start + batch_size, len(sequences))))))
+        means = model.encode(**{name: tensor.to(model.device) for name, tensor in batch.items()}).mode.cpu()
+        if means.dim() == 3:
+            # Of tokens the first, a mark, has no latent.
+            real = batch["attention_mask"][:, -means.shape[1] :].bool()
+            last = means[torch.arange(len(means)), real.sum(1) - 1]
+            means = torch.cat([(means * real.unsqueeze(-1)).sum(1) / real.sum(1, keepdim=True), last], dim=1)
+        parts.append(means.float().numpy())
+    model.train(was_training)
+    return np.concatenate(parts)
+
+
+def probe(train: np.ndarray, train_labels: Sequence, test: np.ndarray, test_labels: Sequence) -> dict[str, float]:
+    """Logistic regression, with the L2 penalty of scikit-learn (C = 1), from standardised representations to labels.
+
+    Args:
+        train, test: [N, D] and [M, D].
+        train_labels, test_labels: N and M.
+
+    Returns:
+        `accuracy` on the test part, `majority`, that of always saying its commonest label, `num_train`, `num_test`.
+    """
+    try:
+        from sklearn.linear_model import LogisticRegression
+        from sklearn.pipeline import make_pipeline
+        from sklearn.preprocessing import StandardScaler
+    except ImportError as error:
+        raise ValueError("A probe needs scikit-learn: pip install 'hf_vrae[metrics]'") from error
+    train_labels, test_labels = (np.array([str(label) for label in labels]) for labels in (train_labels, test_labels))
+    if len(set(train_labels)) < 2:
+        raise ValueError(f"A probe needs two labels at least to tell apart, got {sorted(set(train_labels))}.")
+    classifier = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000)).fit(train, train_labels)
+    _, counts = np.unique(test_labels, return_counts=True)
+    return {
+        "accuracy": float((classifier.predict(test) == test_labels).mean()),
+        "majority": float(counts.max() / len(test_labels)),
+        "num_train": len(train_labels),
+        "num_test": len(test_labels),
+    }

@@ -1,0 +1,37 @@
+import numpy as np
+import pytest
+
+from hf_vrae.evaluation.anomaly import auroc, detect_anomalies
+from hf_vrae.evaluation.probe import probe
+
+
+def test_auroc_is_the_share_of_pairs_in_order():
+    rng = np.random.default_rng(0)
+    scores, positive = rng.integers(0, 9, 60), rng.random(60) < 0.3  # with ties
+    above = scores[positive][:, None] - scores[~positive]
+    assert auroc(scores, positive) == pytest.approx(((above > 0) + 0.5 * (above == 0)).mean())
+    assert (
+        auroc(np.arange(4), [False, False, True, True]) == 1 and auroc(np.zeros(4), [True, False, True, False]) == 0.5
+    )
+    with pytest.raises(ValueError, match="both kinds, got 0 anomalies of 2"):
+        auroc(np.zeros(2), [False, False])
+
+
+def test_anomalies_are_what_is_not_normal():
+    found = detect_anomalies(np.array([1.0, 2, 9, 40]), np.array([1, 1, 1, 100]), [0, 0, 1, 2], "0")
+    assert found == {"auroc": 1.0, "auroc_per_step": 0.5, "num_normal": 2, "num_anomalous": 2}
+    with pytest.raises(ValueError, match="`normal` must be one of the labels"):
+        detect_anomalies(np.zeros(2), np.ones(2), ["a", "b"], "c")
+
+
+def test_a_probe_reads_what_is_linear_and_no_more():
+    pytest.importorskip("sklearn")
+    rng = np.random.default_rng(0)
+    points = rng.standard_normal((200, 3)) * [1, 100, 1]
+    labels = points[:, 0] > 0
+    result = probe(points[:100], labels[:100], points[100:], labels[100:])
+    assert result["accuracy"] > 0.95 and 0.5 <= result["majority"] < 0.7
+    hidden = (points[:, 0] > 0) != (points[:, 2] > 0)
+    assert probe(points[:100], hidden[:100], points[100:], hidden[100:])["accuracy"] < 0.7
+    with pytest.raises(ValueError, match="two labels at least"):
+        probe(points, ["a"] * 200, points, labels)

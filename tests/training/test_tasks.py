@@ -1,0 +1,229 @@
+"""Runs of frames, and of models with one latent a step: the whole way, by the scripts and by the same loop."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModel
+
+from hf_vrae.data.signals import generate_frames
+from hf_vrae.hub import load, write_model_card
+from hf_vrae.measure import evaluate_file, represent_file, walk_frames
+from hf_vrae.training.arguments import parse_recipe
+from hf_vrae.training.checkpoints import checkpoints
+from hf_vrae.training.run import run
+from hf_vrae.training.tasks import FrameTask
+from tests.scripts import script
+
+COMMON = """--corpus_size 60 --embedding_size 8 --latent_size 3 --per_device_train_batch_size 16 --max_steps 4
+--eval_strategy steps --eval_steps 4 --save_steps 2 --logging_steps 2 --num_importance_samples 3 --kl_warmup_steps 2"""
+FAMILIES = {
+    "vrae": "--encoder_hidden_size 8 --decoder_hidden_size 8",
+    "vrnn": "--model_type vrnn --hidden_size 8 --feature_size 8",
+}
+FRAMES = "--builtin frames"
+
+
+@pytest.fixture
+def recipe(tmp_path):
+    """A recipe of a second; its output goes to the test's folder."""
+    return lambda family, flags="", name="run": parse_recipe(
+        f"{COMMON} {FAMILIES[family]} {flags} --output_dir {tmp_path / name}".split()
+    )
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_frames_from_training_to_the_card(family, recipe, tmp_path):
+    results = run(recipe(family, FRAMES))
+    folder = tmp_path / "run"
+    described = results["run"]
+    assert described["data"]["train"]["sequences"] == 60 and described["data"]["train"]["frames"] > 60 * 20
+    assert results["num_steps"] == described["data"]["test"]["frames"]
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert "frames_per_second" in rows[0] and "neg_elbo_per_step" in rows[-1] and "nll_iw" not in rows[-1]
+    shown = np.load(folder / "samples.npz")
+    assert {"real", "reconstruction", "sample"} <= set(shown) and shown["real"].shape == shown["sample"].shape
+    assert np.array_equal(np.isnan(shown["real"]), np.isnan(shown["reconstruction"]))
+
+    model, tokenizer = load(str(folder))
+    assert tokenizer is None and type(model) is type(AutoModel.from_pretrained(folder))
+    # Standardised by the training split, whose mean and deviation the model keeps.
+    train = np.concatenate([np.array(row) for row in generate_frames(60, 6, 6, 42)["train"]["input_features"]])
+    assert model.config.input_mean == pytest.approx(train.mean(0).tolist(), abs=1e-5)
+    assert model.config.input_scale == pytest.approx(train.std(0).tolist(), rel=1e-5)
+
+    text = write_model_card(folder, "org/mine").read_text()
+    for part in ('from_pretrained("org/mine"', "4 channels each", "densities of scaled frames", "| seed | 42 |"):
+        assert part in text, part
+    assert "AutoTokenizer" not in text and "{{" not in text and "None" not in text
+    program = text.split("```python\n")[2].split("```")[0]
+    exec(program, {"model": model})
+
+
+@pytest.mark.parametrize(
+    ("family", "flags"),
+    [
+        ("vrae", f"{FRAMES} --head gaussian_mixture --scheduled_sampling 0.5 --minimum_rate 1 --predict_length True"),
+        ("vrnn", f"{FRAMES} --smoothing_posterior True --free_bits 0.1"),
+        ("vrnn", f"{FRAMES} --num_train_samples 3 --resampling True --kl_schedule constant"),
+        ("vrnn", "--residual_posterior True"),
+    ],
+)
+def test_resumption_is_exact_and_its_time_is_of_the_whole_run(family, flags, recipe, tmp_path):
+    run(recipe(family, flags, "whole"))
+    shutil.copytree(tmp_path / "whole", tmp_path / "resumed")
+    shutil.rmtree(checkpoints(tmp_path / "resumed")[-1])
+    state = checkpoints(tmp_path / "resumed")[-1] / "state.json"
+    state.write_text(json.dumps(json.loads(state.read_text()) | {"training_seconds": 1000.0}))
+    torch.rand(17)
+    results = run(recipe(family, flags + " --resume_from_checkpoint latest", "resumed"))
+    for name in ("model.safetensors", "checkpoint-4/optimizer.bin", "samples.jsonl"):
+        assert (tmp_path / "resumed" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
+    described = results["run"]
+    assert described["resumed_from_step"] == 2 and 1000 < described["training_seconds"] < 1100
+    assert described["steps_per_second"] == pytest.approx(4 / described["training_seconds"])
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_trained_model_of_frames_is_measured_and_walked_in(family, recipe, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    data = generate_frames(90, 1, 1)["train"]
+    frames, lengths, labels = (data[name][:] for name in ("input_features", "length", "label"))
+    rows = {"x": np.concatenate([np.array(row, np.float32) for row in frames]), "lengths": lengths, "y": labels}
+    np.savez("my.npz", **{f"train_{k}": v for k, v in rows.items()}, **{f"test_{k}": v for k, v in rows.items()})
+    trained = run(recipe(family, "--train_file my.npz"))
+    assert trained["run"]["data"]["train"]["sequences"] == 86  # the rest validates
+    command = "--model run --data my.npz --num_samples 3 --output r.json --seed 42"
+    probe = "--probe label --probe_train my.npz --anomaly label --normal 0"
+    assert script(["scripts/evaluate.py", *command.split(), *probe.split()]) == 0
+    measured = json.loads((tmp_path / "r.json").read_text())
+    numbers = {name: value for name, value in trained.items() if isinstance(value, float)}
+    assert {name: measured[name] for name in numbers} == pytest.approx(numbers, rel=1e-5)
+    assert measured["probe"]["num_train"] == 90 and 0.2 < measured["probe"]["accuracy"] <= 1
+    assert 0 < measured["anomaly"]["auroc"] < 1 and measured["anomaly"]["num_normal"] == labels.count(0)
+    _, points = represent_file(load("run")[0], None, "my.npz", 7)
+    assert points.shape == (7, 3 if family == "vrae" else 6)
+    modes = "reconstruct --indices 4 2", "interpolate --steps 2", "attribute --with 2 --without 0 --strength 0 1"
+    for mode in (*modes, "sample --count 2 --max_length 9"):
+        words = f"run {mode} --data my.npz --output {mode[:4]}.npz".split()
+        assert script(["scripts/generate.py", *words]) == 0
+        assert (tmp_path / f"{mode[:4]}.png").is_file()
+    made = np.load("reco.npz")
+    assert made["lengths"].tolist() == [lengths[4], lengths[2]]
+    np.testing.assert_allclose(made["real"][1, : lengths[2]], frames[2], rtol=1e-6)
+    # Moved by nothing it is the reconstruction, and so are both ends of a path (one latent a frame: of equal lengths).
+    moved, again = np.load("attr.npz"), walk_frames(load("run")[0], "reconstruct", "my.npz")
+    np.testing.assert_allclose(moved["moved 0"], again["reconstruction"], rtol=1e-4, atol=1e-5)
+    assert not np.allclose(moved["moved 1"], moved["moved 0"], equal_nan=True)
+    assert np.load("samp.npz")["sample"].shape == (2, 9, 4) and np.load("inte.npz")["t"].tolist() == [0, 1]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_bounds_a_step_against_their_definitions(family, recipe, tmp_path):
+    """Totals over totals, means of means, and raw units, from the terms of each sequence."""
+    run(recipe(family, f"{FRAMES} --head full_gaussian --max_steps 2"))
+    from hf_vrae.evaluation.likelihood import evaluate
+
+    model = AutoModel.from_pretrained(tmp_path / "run")
+    task, data = FrameTask("gaussian", 2, 4), generate_frames(1, 1, 9)["test"]
+    results = evaluate(model, data, task.collator(), num_samples=4, per_sequence=True)
+    each, steps = results.pop("per_sequence"), np.array(data["length"][:])
+    assert each["num_steps"].tolist() == steps.tolist()
+    bounds = {"neg_elbo", "nll_iw"} | ({"nll_fivo"} if family == "vrnn" else set())
+    offset = np.log(model.config.input_scale).sum()
+    for name in bounds:
+        assert results[name] == pytest.approx(each[name].mean())
+        assert results[f"{name}_per_step"] == pytest.approx(each[name].sum() / steps.sum())
+        assert results[f"{name}_mean_of_means"] == pytest.approx(np.mean(each[name] / steps))
+        assert results[f"{name}_raw_per_step"] == pytest.approx(results[f"{name}_per_step"] + offset, rel=1e-5)
+        assert results[f"{name}_raw"] == pytest.approx(results[name] + offset * steps.mean(), rel=1e-5)
+    assert results["true_nll"] == pytest.approx(results["true_nll_raw"] - offset * steps.mean(), rel=1e-4)
+    assert results["true_nll_raw"] == pytest.approx(-np.mean(data["log_prob"][:])) and results["units"] == "scaled"
+    assert not any(name.startswith(("ppl", "bits")) for name in results)
+    state = torch.get_rng_state()
+    other = evaluate(model, data, task.collator(8), num_samples=4, batch_size=2)
+    assert torch.equal(torch.get_rng_state(), state)
+    # Particles are resampled by the stream of their batch, which the others do not look at.
+    same = [name for name in other if "fivo" not in name and name != "units"]
+    assert {k: other[k] for k in same} == pytest.approx({k: results[k] for k in same}, rel=1e-4, abs=1e-6)
+
+
+def test_a_grid_of_values_is_scaled_to_it_and_counted_in_bits(recipe, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    values = np.random.default_rng(0).integers(0, 16, (40, 12, 1))
+    values[0, :2, 0] = 0, 15
+    np.savez("grid.npz", x=values)
+    common = "--train_file grid.npz --validation_file grid.npz --num_levels 16 --max_steps 3"
+    mixture = run(recipe("vrae", f"{common} --head logistic_mixture --num_mixtures 2", "mixture"))
+    config = json.loads((tmp_path / "mixture" / "config.json").read_text())
+    assert (config["input_mean"], config["input_scale"]) == ([7.5], [7.5]) and "units" not in mixture
+    categorical = run(recipe("vrnn", f"{common} --head categorical", "categorical"))
+    assert json.loads((tmp_path / "categorical" / "config.json").read_text())["input_scale"] is None
+    for results in (mixture, categorical):
+        assert results["bits_per_value"] == pytest.approx(results["nll_iw_per_step"] / np.log(2))
+    assert categorical["bits_per_value"] == pytest.approx(4, abs=0.5)
+    assert run(recipe("vrae", f"{common} --head gaussian --scale_features False", "raw")).get("units") is None
+
+
+@pytest.mark.parametrize(
+    ("family", "flags", "message"),
+    [
+        ("vrae", "--hidden_size 16", "`hidden_size` 16 is not of a model of type vrae, whose nearest field is"),
+        ("vrnn", "--encoder_hidden_size 16", "is not of a model of type vrnn, whose nearest field is `hidden_size`"),
+        (
+            "vrae",
+            "--head bernoulli",
+            "`head` is of frames, and the data are text. Leave it out, or name data of frames",
+        ),
+        ("vrae", "--scale_features True", "`scale_features` is of frames"),
+        ("vrae", f"{FRAMES} --tokenizer_type char", "`tokenizer_type` is of text, and the data are frames"),
+        ("vrae", "--window 3", "`window` says how to read data, and none are named"),
+        ("vrae", f"{FRAMES} --head bernoulli", "0 or 1 for this head"),
+        ("vrae", f"{FRAMES} --tie_word_embeddings", "ties tables of words"),
+        ("vrae", f"{FRAMES} --autoregressive False --scheduled_sampling 0.5", "without `autoregressive` it reads"),
+        ("vrae", "--num_train_samples 3 --resampling True", "Take `model_type` vrnn"),
+        ("vrnn", "--resampling True --kl_schedule constant", "raise `num_train_samples` above 1, got 1"),
+        (
+            "vrnn",
+            "--resampling True --num_train_samples 3",
+            "set `kl_schedule` constant and `kl_weight` 1, got linear",
+        ),
+        ("vrnn", "--svi_steps 2", "`svi_steps` 2 and `mmd_weight` 0.0 are of one posterior a sequence"),
+        ("vrnn", "--mmd_weight 1", "`mmd_weight` 1.0 are of one posterior a sequence"),
+        ("vrnn", "--aggressive", "`aggressive` ends when the mutual information of x and one z falls"),
+        ("vrnn", "--autoencoder_epochs 1", "make the decoder anew, which a vrnn shares"),
+        ("vrnn", "--scheduled_sampling 0.2", "which in a vrnn the posterior reads too"),
+        ("vrnn", "--latent_size 0", "`latent_size` 0 is a model without z"),
+    ],
+)
+def test_what_makes_no_sense_of_frames_or_steps_is_refused(family, flags, message, recipe):
+    with pytest.raises(ValueError) as caught:
+        run(recipe(family, flags))
+    assert message in str(caught.value)
+
+
+def test_a_model_goes_on_only_as_what_it_is(recipe, tmp_path):
+    run(recipe("vrae", FRAMES + " --max_steps 1", "first"))
+    start = f"--max_steps 1 --model_name_or_path {tmp_path / 'first'} "
+    again = run(recipe("vrae", start + FRAMES + " --dropout 0.5 --seed 3", "again"))
+    first, second = (json.loads((tmp_path / name / "config.json").read_text()) for name in ("first", "again"))
+    assert first["input_mean"] == second["input_mean"] and second["dropout"] == 0.5 and again["split"] == "test"
+    with pytest.raises(ValueError, match="`model_type` is vrae in the model"):
+        run(recipe("vrnn", start + FRAMES, "other"))
+    np.savez(tmp_path / "wide.npz", x=np.random.default_rng(0).normal(size=(30, 5, 7)))
+    with pytest.raises(ValueError, match="`input_size` is 4 in the model .* and this run's is 7"):
+        run(recipe("vrae", start + f"--train_file {tmp_path / 'wide.npz'}", "wide"))
+    model = AutoModel.from_pretrained(tmp_path / "first")
+    with pytest.raises(ValueError, match="have 7 channels, and the model's `input_size` is 4"):
+        evaluate_file(model, None, str(tmp_path / "wide.npz"))
+    with pytest.raises(ValueError, match="`text_column` says nothing to a model of frames"):
+        evaluate_file(model, None, text_column="text")
+
+
+@pytest.mark.parametrize("flags", ["", FRAMES])
+def test_a_recurrent_network_without_latents_is_a_vrnn_of_none(flags, recipe):
+    results = run(recipe("vrnn", f"{flags} --latent_size 0 --kl_schedule constant"))
+    assert results["kl"] == 0 and results["nll_iw"] == pytest.approx(results["neg_elbo"])
+    assert "nll_fivo" not in results and results["active_units"] == 0
