@@ -70,12 +70,19 @@ class _LSTMCell:
 
     def __init__(self, gates, kept, hidden, d_gates):
         """Of all steps: what was kept, h_0 to h_T, and where the gradient of the gates shall be."""
+        size = hidden.shape[-1]
         i, f, g, o = gates.chunk(4, -1)
-        size, tanh = hidden.shape[-1], kept.tanh()
-        before = torch.cat([torch.zeros_like(kept[:1]), kept[:-1]])
-        by_c = torch.cat([g * i * (1 - i), before * f * (1 - f), i * (1 - g.square())], -1).unflatten(-1, (3, size))
+        tanh = kept.tanh()
+        slopes = torch.addcmul(gates, gates, gates, value=-1)  # s (1 - s) of the sigmoids
+        slopes[..., :size].mul_(g)
+        slopes[1:, ..., size : 2 * size].mul_(kept[:-1])
+        slopes[0, ..., size : 2 * size] = 0
+        slopes[..., 2 * size : 3 * size] = torch.addcmul(i, i * g, g, value=-1)
+        slopes[..., 3 * size :].mul_(tanh)
+        c_by_h = torch.addcmul(o, o * tanh, tanh, value=-1)
+        by_c, by_h = slopes[..., : 3 * size].unflatten(-1, (3, size)), slopes[..., 3 * size :]
         d_gates_by_c = d_gates[..., : 3 * size].unflatten(-1, (3, size))
-        parts = by_c, tanh * o * (1 - o), o * (1 - tanh.square()), f, d_gates_by_c, d_gates[..., 3 * size :]
+        parts = by_c, by_h, c_by_h, f, d_gates_by_c, d_gates[..., 3 * size :]
         self.d_gates_x = d_gates
         self.steps = list(zip(*(part.unbind(0) for part in parts), strict=True))
         self.d_c = torch.zeros_like(kept[0])
@@ -171,11 +178,11 @@ class _SamplePath(Function):
             d_moments.unflatten(-1, (2, size)),
             d_hidden[:-1],
             cell.d_gates_x,
-            (features_z > 0).to(noise.dtype),
+            features_z.sign(),
             d_phi,
             z_by_moments,
             d_read_moments,
-            (features > 0).to(noise.dtype),
+            features.sign(),
             d_features,
             d_reads,
         )
