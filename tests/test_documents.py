@@ -58,6 +58,8 @@ def desk(tmp_path_factory):
     for name, some in (("labelled", texts), ("labelled_test", texts[:40])):
         rows = [f"{int(text.endswith('?'))}\t{text}" for text in some]
         (folder / f"{name}.tsv").write_text("\n".join(["label\ttext", *rows]))
+    rolls = np.random.default_rng(0).integers(0, 2, (12, 9, 6))
+    np.savez(folder / "rolls.npz", x=rolls, y=rolls[:, 0, 0])
     (folder / "recipes").symlink_to(ROOT / "recipes")
     return folder
 
@@ -72,13 +74,15 @@ def test_every_command_of_the_readme(desk, monkeypatch, capsys):
         small = SMALL.get(name, "").split()
         if "--resume_from_checkpoint" in words:
             small = [word for word in small if word != "--overwrite_output_dir"]
+        if "vrnn" in words:
+            small = [word.replace("decoder_hidden", "hidden").replace("encoder_hidden", "feature") for word in small]
         assert script([*words, *small]) == 0, (words, capsys.readouterr().err)
         seen.add(name)
     assert seen == {path.name for path in (ROOT / "scripts").glob("*.py")}
     assert pushed == [("output", "org/vrae-mine", False)]
     assert {"README.md", "results.json", "curves.png", "model.safetensors"} <= set(os.listdir("output"))
     assert {"kl.png", "kl.json", "map.png", "interpolation.md"} <= set(os.listdir("output"))
-    assert {"my_model", "my_bpe_model", "results.json"} <= set(os.listdir())
+    assert {"my_model", "my_bpe_model", "my_frames", "my_music", "results.json", "samples.png"} <= set(os.listdir())
 
 
 def test_every_program_of_the_readme(desk, monkeypatch, capsys):
