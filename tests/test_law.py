@@ -108,12 +108,14 @@ SIBLINGS = {
         "objectives",
         "posteriors",
         "recurrent",
+        "recurrent_latent",
     },
     "modeling_vrnn_frames": {"configuration_vrnn", "generation", "modeling_frames", "modeling_vrnn", "recurrent"},
     "posteriors": {"distributions"},
     "inference": {"distributions", "posteriors"},
     "generation": {"kernels"},
     "recurrent": {"kernels"},
+    "recurrent_latent": {"kernels", "posteriors", "recurrent"},
 }
 
 

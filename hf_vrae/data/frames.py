@@ -120,6 +120,11 @@ def make_frames(
     return Dataset(table.select(list(features)), info=DatasetInfo(features=features))
 
 
+def cut_windows(split: Dataset, window: int) -> Dataset:
+    """The sequences of a split in windows of so many frames, one behind the other; the last may be shorter."""
+    return _from_rows(split, "input_features", "The split", window, None)
+
+
 def num_channels(split: Dataset) -> int:
     """F of a split that [`load_frames`] or [`make_frames`] made."""
     return split.features["input_features"].feature.length

@@ -34,30 +34,36 @@ def _is_intel() -> bool:
 
 
 PACKED_DTYPES = tuple(dtype for dtype in (torch.float32, torch.bfloat16) if _packs(dtype))
-# On Intel's processors MKL is as quick with a single row, and need not lay out anything first.
-FEWEST_PACKED_ROWS = 2 if _is_intel() else 1
+if _is_intel():  # whose MKL is as quick in float32, if the weight is laid out as its transpose
+    PACKED_DTYPES = tuple(dtype for dtype in PACKED_DTYPES if dtype != torch.float32)
+FEWEST_ROWS = 2 if _is_intel() else 1  # with a single row MKL need not lay out anything first
 
 
 class PackedLinear:
-    """x -> x W^T, with W [out, in] laid out once as the processor's matrix product likes it.
+    """x -> x W^T + b, with W [out, in] laid out once as the processor's matrix product likes it.
 
     Worth it where W meets many small x in turn, as at every step of a recurrence; there is no gradient.
 
     Args:
         weight: [out, in].
         rows: of the x to come; the layout is chosen for it.
+        bias: [out].
     """
 
-    def __init__(self, weight: torch.Tensor, rows: int):
-        self.dtype = weight.dtype
-        self.packed = weight.device.type == "cpu" and weight.dtype in PACKED_DTYPES and rows >= FEWEST_PACKED_ROWS
-        self.weight = torch.ops.mkldnn._reorder_linear_weight(weight, rows) if self.packed else weight
+    def __init__(self, weight: torch.Tensor, rows: int, bias: torch.Tensor | None = None):
+        self.dtype, self.bias = weight.dtype, bias
+        laid_out = weight.device.type == "cpu" and rows >= FEWEST_ROWS
+        self.packed = laid_out and weight.dtype in PACKED_DTYPES
+        if self.packed:
+            self.weight = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), rows)
+        else:
+            self.weight = weight.t().contiguous() if laid_out else weight.t()
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         x = x.to(self.dtype)
         if self.packed:
-            return torch.ops.mkldnn._linear_pointwise(x, self.weight, None, "none", [], "")
-        return nn.functional.linear(x, self.weight)
+            return torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, "none", [], "")
+        return x @ self.weight if self.bias is None else torch.addmm(self.bias, x, self.weight)
 
 
 class RecurrentProjection:
@@ -79,7 +85,7 @@ class RecurrentProjection:
         self.forward = PackedLinear(cast, rows)
         self.slots = None
         if weight.requires_grad and torch.is_grad_enabled():
-            self.backward = PackedLinear(cast.t().contiguous(), rows)
+            self.backward = PackedLinear(cast.t(), rows)
             self.inputs: list[torch.Tensor] = []
             slots = _DeferredGradient.apply(weight, self.inputs, (steps, rows, weight.shape[0]), dtype)
             self.slots = iter(slots.unbind(0))

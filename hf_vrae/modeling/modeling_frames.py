@@ -189,22 +189,23 @@ def check_frames(name: str, frames: torch.Tensor, attention_mask: torch.Tensor |
         )
     if frames.device.type != "cpu" or torch.compiler.is_compiling():
         return
-    values = frames
+    real = ~frames.isnan()
     if attention_mask is not None:
-        empty = (~attention_mask.bool().any(1)).nonzero().flatten().tolist()
+        mask = attention_mask.bool()
+        empty = (~mask.any(1)).nonzero().flatten().tolist()
         if empty:
             raise ValueError(f"`attention_mask` says that row {empty[0]} has no frame; every row needs one. Drop it.")
-        values = frames[attention_mask.bool()]
-    values = values[~values.isnan()]
-    bad = values[values.isinf()]
+        real &= mask.unsqueeze(-1)
+    bad = frames.isinf()
     allowed = "finite, or NaN where missing"
     if config.head in ("bernoulli", "nade"):
-        bad, allowed = values[(values != 0) & (values != 1)], "0 or 1, or NaN where missing"
+        bad, allowed = (frames != 0) & (frames != 1), "0 or 1, or NaN where missing"
     elif config.head == "categorical":
-        bad = values[(values != values.round()) | (values < 0) | (values >= config.num_levels)]
+        bad = (frames != frames.round()) | (frames < 0) | (frames >= config.num_levels)
         allowed = f"integers in [0, {config.num_levels}), or NaN where missing"
-    if len(bad):
+    bad &= real
+    if bad.any():
         raise ValueError(
-            f"`{name}` must be {allowed}, for `head` {config.head}; got {bad[0].item()}. Prepare the data so, or take "
-            "another head."
+            f"`{name}` must be {allowed}, for `head` {config.head}; got {frames[bad][0].item()}. Prepare the data so, "
+            "or take another head."
         )

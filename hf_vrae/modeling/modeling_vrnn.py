@@ -18,7 +18,7 @@ import torch
 from torch import nn
 from transformers.generation import GenerationMixin
 from transformers.modeling_outputs import ModelOutput
-from transformers.utils import can_return_tuple
+from transformers.utils import can_return_tuple, logging
 
 from .configuration_vrnn import VRNNConfig
 from .distributions import DiagonalGaussian, kl_per_dimension
@@ -29,7 +29,9 @@ from .modeling_latent import LatentSequenceModel, check_token_ids, token_nll
 from .objectives import capacity_gap, free_bits, importance_weighted_bound, negative_elbo
 from .posteriors import MAX_LOGVAR, MIN_LOGVAR
 from .recurrent import LAYERS, drop_weights, left_align, run_layer, stepwise_product, take_time
+from .recurrent_latent import sample_path
 
+logger = logging.get_logger(__name__)
 MAX_AT_ONCE = 2**24  # emission features, of a particle, a sequence and a step each, held at once in evaluation
 
 
@@ -164,14 +166,64 @@ class VRNNLayer(nn.Module):
         """
         if not self.config.latent_size:
             return self.follow(phi_x, lengths, noise)
-        samples, layer, net = len(noise), self.rnn, self.posterior_network
-        time, rows, size = phi_x.shape[1], samples * len(phi_x), phi_x.shape[-1]
+        layer, first, size = self.rnn, self.posterior_network.features[0], phi_x.shape[-1]
         seen = self.what_the_posterior_sees(phi_x, lengths)
         weight_x, weight_z = layer.input_weight.tensor_split([size], dim=1)
         gates_x = nn.functional.linear(phi_x.transpose(0, 1), weight_x, layer.input_bias)  # [T, B, G * H]
-        first = net.features[0]
         weight_seen, weight_h = first.weight.tensor_split([size], dim=1)
         features_x = nn.functional.linear(seen.transpose(0, 1), weight_seen, first.bias)  # [T, B, P]
+        # One product serves all that reads h_{t-1}.
+        reads_h = [drop_weights(layer), weight_h]
+        if self.config.residual_posterior:
+            reads_h.append(self.prior_network.features[0].weight)
+        noise = noise.flatten(0, 1).transpose(0, 1)  # [T, K * B, D]
+        walk = self._walk_by_kernel if self._has_kernel(gates_x) else self._walk
+        z, features_z, moments, hidden = walk(gates_x, features_x, noise, reads_h, weight_z)
+        hidden = hidden.transpose(0, 1)  # [K * B, T + 1, H]
+        z, features_z, moments = (path.transpose(0, 1) for path in (z, features_z, moments))
+        before = hidden[:, :-1]
+        features = self.dropout(self.emission_features(torch.cat([features_z, before], dim=-1)))
+        return Trajectory(z, gaussian(moments), self.prior(before), features, hidden[:, 1:])
+
+    def _has_kernel(self, gates_x: torch.Tensor) -> bool:
+        config = self.config
+        plain = config.kernels == "plain" or torch.compiler.is_compiling()
+        exact = gates_x.dtype in (torch.float32, torch.float64)  # not under autocast
+        return exact and not plain and not config.layer_norm and config.feature_layers == 1
+
+    def _walk_by_kernel(self, gates_x, features_x, noise, reads_h, weight_z):
+        """[`_walk`] by [`sample_path`]."""
+        layer, prior, size = self.rnn, self.prior_network, self.config.latent_size
+        of_gates, *of_features = [features_x.new_zeros(len(weight)) for weight in reads_h]
+        if self.config.rnn_type == "gru":
+            of_gates = layer.bias_hh_l0
+        weight, bias = self.posterior_network.moments.weight, self.posterior_network.moments.bias
+        if self.config.residual_posterior:
+            # One network does it, of both networks' features, which adds the prior's mean to that of the posterior.
+            of_features[1] = prior.features[0].bias
+            features_x = nn.functional.pad(features_x, (0, len(of_features[1])))
+            weight = torch.cat([weight, nn.functional.pad(prior.moments.weight[:size], (0, 0, 0, size))], dim=1)
+            bias = bias + nn.functional.pad(prior.moments.bias[:size], (0, size))
+        read = torch.cat(reads_h), torch.cat([of_gates, *of_features])
+        phi = self.phi_z[0].weight, self.phi_z[0].bias
+        return sample_path(layer, gates_x, features_x, noise.to(gates_x.dtype), read, (weight, bias), phi, weight_z)
+
+    def _walk(self, gates_x, features_x, noise, reads_h, weight_z):
+        """The loop over time.
+
+        Args:
+            gates_x: what x_t adds to the gates, [T, B, G * H].
+            features_x: what it adds to the first features from which z is read, [T, B, P].
+            noise: [T, K * B, D].
+            reads_h: weights of what reads h_{t-1}: the gates, the posterior's first features and, with
+                `residual_posterior`, the prior's.
+            weight_z: of the gates, [G * H, P].
+
+        Returns:
+            z, phi_z(z), mean and log-variance of the posterior, [T, K * B, ...], and h, [T + 1, K * B, H].
+        """
+        time, rows = noise.shape[:2]
+        samples = rows // gates_x.shape[1]
 
         def product(weight):
             return stepwise_product(self.config.kernels, weight, time, rows, gates_x)
@@ -187,10 +239,8 @@ class VRNNLayer(nn.Module):
                 x = module(x)
             return x
 
-        # One product serves all that reads h_{t-1}.
-        reads_h = [drop_weights(layer), weight_h]
+        layer, net = self.rnn, self.posterior_network
         if self.config.residual_posterior:
-            reads_h.append(self.prior_network.features[0].weight)
             prior_rest = [stepwise(m) for m in [*list(self.prior_network.features)[1:], self.prior_network.moments]]
         from_h = product(torch.cat(reads_h))
         rest = [stepwise(module) for module in [*list(net.features)[1:], net.moments]]
@@ -198,7 +248,6 @@ class VRNNLayer(nn.Module):
         from_z = product(weight_z)
         widths = [len(weight) for weight in reads_h]
         state = self.first_state(rows, gates_x)
-        noise = noise.flatten(0, 1).transpose(0, 1)  # [T, K * B, D]
         hidden, z, features_z, moments = [state[0]], [], [], []
         for gates, features, epsilon in zip(gates_x.unbind(0), features_x.unbind(0), noise.unbind(0), strict=True):
             gates_h, features_h, *prior_h = from_h(state[0]).split(widths, dim=-1)
@@ -214,11 +263,7 @@ class VRNNLayer(nn.Module):
             state = layer.step(gates, gates_h, state)
             for path, value in ((hidden, state[0]), (z, z_t), (features_z, phi), (moments, read)):
                 path.append(value)
-        z, features_z, moments = (torch.stack(path, dim=1) for path in (z, features_z, moments))
-        hidden = torch.stack(hidden, dim=1)  # [K * B, T + 1, H]
-        before = hidden[:, :-1]
-        features = self.dropout(self.emission_features(torch.cat([features_z, before], dim=-1)))
-        return Trajectory(z, gaussian(moments), self.prior(before), features, hidden[:, 1:])
+        return tuple(torch.stack(path) for path in (z, features_z, moments, hidden))
 
     def follow(self, phi_x: torch.Tensor, lengths: torch.Tensor, z: torch.Tensor) -> Trajectory:
         """The path with given latents, [K, B, T, D]: nothing waits for a sample, so the recurrence runs as one."""
@@ -296,8 +341,10 @@ class VRNNOutput(ModelOutput):
         reconstruction_loss: mean of -sum_t log p(x_t | z_t, h_{t-1}), in nats a sequence.
         kl: mean of sum_t KL(q(z_t | x_t, h_{t-1}) || p(z_t | h_{t-1})), neither weighted nor clamped.
         past_key_values: the state after the last token, and the z of the next one.
-        hidden_states: the embedded inputs [B, T, E] and h_t [B, T, H].
+        hidden_states: the embedded inputs [B, T, E] and h_t [B, T, H]; where they are of the path that was sampled,
+            in training with `labels` and of frames, left-aligned phi_x(x_t) [B, T, P] in place of the former.
         latents: the z of each token that follows a position, [B, T, D]; with `labels` the path that was sampled.
+            None where `latent_size` is 0.
         posterior_mean, posterior_logvar: of q along that path, float32 [B, T, D]; only with `labels`.
     """
 
@@ -511,9 +558,9 @@ class VRNNPreTrainedModel(LatentSequenceModel):
             terms["log_fivo"] = self._filter(observed, noise)[0].double()
         return terms
 
-    def _bound(self, observed: Observed) -> VRNNOutput:
-        """Loss and its parts, of one sampled path in evaluation, always with the same noise, and as configured in
-        training."""
+    def _bound(self, observed: Observed) -> dict:
+        """Loss and its parts for [`_output`], of one sampled path in evaluation, always with the same noise, and as
+        configured in training."""
         config = self.config
         samples = config.num_train_samples if self.training else 1
         generator = None if self.training else torch.Generator(observed.phi_x.device).manual_seed(0)
@@ -534,15 +581,25 @@ class VRNNPreTrainedModel(LatentSequenceModel):
                 log_weights = log_p - self.kl_weight * self._log_ratio(path, observed)
                 estimate = importance_weighted_bound(log_weights.view(samples, -1))
             loss = -estimate.mean()
-        return VRNNOutput(
-            loss=loss,
-            reconstruction_loss=reconstruction,
-            kl=kl,
-            latents=path.z[: len(observed.phi_x)],
-            posterior_mean=path.posterior.mean,
-            posterior_logvar=path.posterior.logvar,
-            hidden_states=(observed.phi_x, path.hidden),
-        )
+        return {
+            "loss": loss,
+            "reconstruction_loss": reconstruction,
+            "kl": kl,
+            "latents": path.z[: len(observed.phi_x)],
+            "posterior_mean": path.posterior.mean,
+            "posterior_logvar": path.posterior.logvar,
+            "hidden_states": (observed.phi_x, path.hidden),
+        }
+
+    def _output(self, output_hidden_states: bool | None, **fields) -> VRNNOutput:
+        """Of the fields those that are asked for and are there. An output is made whole: set later, a field of it
+        would be missing from its tuple, or stay there as None."""
+        if output_hidden_states is None:
+            output_hidden_states = self.config.output_hidden_states
+        left_out = [] if output_hidden_states else ["hidden_states"]
+        if not self.latent_size:
+            left_out += ["latents", "posterior_mean", "posterior_logvar"]
+        return VRNNOutput(**(fields | dict.fromkeys(left_out)))
 
     def _reconstruction(self, path: Trajectory, observed: Observed) -> torch.Tensor:
         """-log p(x|z), its mean over the sequences, a scalar."""
@@ -587,15 +644,22 @@ class VRNNForSequenceGeneration(VRNNPreTrainedModel, GenerationMixin):
     Example:
 
     ```python
-    >>> ids = tokenizer(["the company said"], add_special_tokens=False, return_tensors="pt").input_ids
+    >>> ids = tokenizer(["<s> the company said"], add_special_tokens=False, return_tensors="pt").input_ids
     >>> model.generate(ids, do_sample=True, top_k=0)  # a continuation, with each z_t drawn from the prior
+    >>> pipe = pipeline("text-generation", model, tokenizer=tokenizer, prefix="<s>", add_special_tokens=False)
+    >>> pipe("the company said")
     ```
     """
 
     _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}
+    other_auto_classes = ("AutoModelForCausalLM",)
 
     def __init__(self, config: VRNNConfig):
         super().__init__(config)
+        if config.input_size is not None:
+            raise ValueError(
+                f"`input_size` {config.input_size} is of frames: take `VRNNForFrameGeneration`, or leave it out."
+            )
         self.model = VRNNModel(config)
         self.lm_head = nn.Linear(config.feature_size, config.vocab_size, bias=False)
         self.post_init()
@@ -613,7 +677,7 @@ class VRNNForSequenceGeneration(VRNNPreTrainedModel, GenerationMixin):
         output_hidden_states: bool | None = None,
         logits_to_keep: int = 0,
         num_observed: int | None = None,
-        sample_latents: bool = False,
+        latent_noise: "LatentNoise | None" = None,
     ) -> VRNNOutput:
         """
         Args:
@@ -627,7 +691,7 @@ class VRNNForSequenceGeneration(VRNNPreTrainedModel, GenerationMixin):
             logits_to_keep: compute only the last so many logits; 0 is all.
             num_observed: columns whose tokens were given; the z of a later token is that which generated it, the
                 prior's. By default all: the z of each is the posterior's mean.
-            sample_latents: draw the prior's z in place of its mean.
+            latent_noise: standard normal [B, D] of each column, by which the prior's z are drawn in place of its mean.
 
         Returns:
             [`VRNNOutput`]; `loss` and its parts only with `labels`. Without, `logits` never depend on later tokens.
@@ -637,31 +701,27 @@ class VRNNForSequenceGeneration(VRNNPreTrainedModel, GenerationMixin):
         if inputs_embeds is None:
             check_token_ids("input_ids", input_ids, self.config.vocab_size)
             inputs_embeds = self.model.embed_tokens(input_ids)  # [B, T, E]
-        mask = self._mask(input_ids, inputs_embeds, attention_mask)
-        if output_hidden_states is None:
-            output_hidden_states = self.config.output_hidden_states
+        # `generate` looks for padding itself and passes no mask where it found none: a <pad> it drew is a token.
+        mask = self._mask(input_ids if num_observed is None else None, inputs_embeds, attention_mask)
+        fields = {}
         if labels is not None:
             check_token_ids("labels", labels, self.config.vocab_size, ignore=IGNORE_INDEX)
-            outputs = self._bound(self._align(inputs_embeds, mask, labels))
-            if not self.training:
-                path = self._read(inputs_embeds, mask, None, latents, num_observed, sample_latents)
-                outputs.logits = self.lm_head(path.features[:, -logits_to_keep:])
-        else:
-            path = self._read(inputs_embeds, mask, past_key_values, latents, num_observed, sample_latents)
-            outputs = VRNNOutput(
-                logits=self.lm_head(path.features[:, -logits_to_keep:]),
-                latents=path.z,
-                hidden_states=(inputs_embeds, path.hidden),
-                past_key_values=path.cache if (self.config.use_cache if use_cache is None else use_cache) else None,
-            )
-        if not output_hidden_states:
-            outputs.hidden_states = None
-        return outputs
+            fields = self._bound(self._align(inputs_embeds, mask, labels))
+            if self.training:
+                return self._output(output_hidden_states, **fields)
+            past_key_values, use_cache = None, False
+        path = self._read(inputs_embeds, mask, past_key_values, latents, num_observed, latent_noise)
+        fields.setdefault("latents", path.z)
+        fields["logits"] = self.lm_head(path.features[:, -logits_to_keep:])
+        fields["hidden_states"] = inputs_embeds, path.hidden
+        if self.config.use_cache if use_cache is None else use_cache:
+            fields["past_key_values"] = path.cache
+        return self._output(output_hidden_states, **fields)
 
     def _mask(self, input_ids, inputs_embeds, attention_mask) -> torch.Tensor:
-        """Real columns of the inputs at hand, [B, T]."""
+        """Real columns of the inputs at hand and, where it says so, of those before them, [B, T or past + T]."""
         if attention_mask is not None:
-            return attention_mask[:, -inputs_embeds.shape[1] :].bool()
+            return attention_mask.bool()
         if input_ids is None or self.config.pad_token_id is None:
             return torch.ones_like(inputs_embeds[..., 0], dtype=torch.bool)
         return input_ids != self.config.pad_token_id
@@ -706,17 +766,18 @@ class VRNNForSequenceGeneration(VRNNPreTrainedModel, GenerationMixin):
         features, labels = path.features.flatten(0, 1), observed.target.flatten()
         return linear_cross_entropy(features, self.lm_head.weight, labels, scale=1 / len(observed.target))
 
-    def _read(self, inputs_embeds, mask, cache, latents, num_observed, sample_latents) -> "Reading":
+    def _read(self, inputs_embeds, mask, cache, latents, num_observed, latent_noise) -> "Reading":
         """Go through the columns one by one; see [`forward`] for which z each is read with."""
         layer, phi_x = self.model.layer, self.model.embed(inputs_embeds)
-        count, time = mask.shape
+        count, time = phi_x.shape[:2]
         past = 0 if cache is None else cache.get_seq_length()
         if past:
             *state, z = cache.states(count)[0]
-            state, starts = tuple(state), torch.zeros_like(mask)
         else:
-            state, starts = layer.first_state(count, phi_x), mask & (mask.cumsum(1) == 1)
-        reads = mask & ~starts
+            state = layer.first_state(count, phi_x)
+        # The first real token only starts its row. Where the mask leaves out what came before, it came before.
+        started = mask.cumsum(1) + (past > 0 and mask.shape[1] == time)
+        reads = (mask & (started > 1))[:, -time:]
         generating = num_observed is not None
         num_observed = past + time if num_observed is None else num_observed
         columns = torch.arange(past, past + time, device=mask.device)
@@ -739,7 +800,7 @@ class VRNNForSequenceGeneration(VRNNPreTrainedModel, GenerationMixin):
             if column < given:
                 z = latents[:, column]
             else:
-                z = prior.sample() if sample_latents else prior.mean
+                z = prior.mean if latent_noise is None else prior.mean + prior.stddev * latent_noise[column]
             features.append(layer.emission(z, state[0]))
             hidden.append(state[0])
         if cache is None:
@@ -766,34 +827,50 @@ class VRNNForSequenceGeneration(VRNNPreTrainedModel, GenerationMixin):
             kwargs["latents"] = latents.to(self.device)
         if kwargs.get("past_key_values") is not None:
             kwargs["past_key_values"] = kwargs["past_key_values"].copy()
+        elif inputs is not None:
+            self._warn_of_marks(inputs, self._mask(inputs, None, kwargs.get("attention_mask")))
         given = kwargs.get("inputs_embeds") if inputs is None else inputs
         kwargs["num_observed"] = 1 if given is None else given.shape[1]
         return super().generate(inputs, *args, **kwargs)
 
+    def _warn_of_marks(self, input_ids: torch.LongTensor, mask: torch.Tensor) -> None:
+        """A tokenizer that writes `<s> w1 .. wn </s>`, as training wants it, leaves nothing to go on with."""
+        first = input_ids.gather(1, mask.long().argmax(1, keepdim=True))
+        if (first != self.config.bos_token_id).any() or (input_ids[:, -1] == self.config.eos_token_id).any():
+            logger.warning_once(
+                "A sequence to go on with should be `<s> w1 .. wn`: its first token only starts it and is not read, "
+                "and behind `</s>` nothing was ever learnt. Tokenize `<s> w1 .. wn` with `add_special_tokens=False`; "
+                'in a pipeline set `prefix="<s>"` and `add_special_tokens=False`.'
+            )
+
     def _sample(self, input_ids, logits_processor, stopping_criteria, generation_config, *args, **model_kwargs):
-        model_kwargs["sample_latents"] = generation_config.do_sample
+        if generation_config.do_sample:
+            model_kwargs["latent_noise"] = LatentNoise(len(input_ids), 1, self.latent_size, self.device)
         return super()._sample(
             input_ids, logits_processor, stopping_criteria, generation_config, *args, **model_kwargs
         )
 
     def _beam_search(self, input_ids, logits_processor, stopping_criteria, generation_config, **model_kwargs):
-        model_kwargs["sample_latents"] = generation_config.do_sample
-        if generation_config.do_sample and not model_kwargs.get("use_cache", True):
-            raise ValueError(
-                "`use_cache` False reads each beam again, but which z it drew is kept in the cache: set it to True, "
-                "or one of `do_sample` and `num_beams` to its default."
-            )
+        if generation_config.do_sample:
+            shape = len(input_ids), generation_config.num_beams, self.latent_size
+            model_kwargs["latent_noise"] = LatentNoise(*shape, self.device)
         return super()._beam_search(input_ids, logits_processor, stopping_criteria, generation_config, **model_kwargs)
-
-    def _update_model_kwargs_for_generation(self, outputs, model_kwargs, *args, **kwargs):
-        model_kwargs = super()._update_model_kwargs_for_generation(outputs, model_kwargs, *args, **kwargs)
-        if model_kwargs.get("sample_latents") and not model_kwargs.get("use_cache"):
-            model_kwargs["latents"] = outputs.latents  # what was drawn must not be drawn anew
-        return model_kwargs
 
     @classmethod
     def _supports_default_dynamic_cache(cls) -> bool:
         return False  # the model makes its own, of fixed size
+
+
+class LatentNoise(dict):
+    """Standard normal [B, D] of each column, drawn when first asked for: without a cache a z is made again at each
+    step, and must be the same. The beams of a sequence share it, so that it stays theirs when they change places."""
+
+    def __init__(self, rows: int, beams: int, latent_size: int, device: torch.device):
+        self.shape, self.beams, self.device = (rows // beams, latent_size), beams, device
+
+    def __missing__(self, column: int) -> torch.Tensor:
+        self[column] = torch.randn(self.shape, device=self.device).repeat_interleave(self.beams, dim=0)
+        return self[column]
 
 
 @dataclass

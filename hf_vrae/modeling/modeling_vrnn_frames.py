@@ -55,10 +55,7 @@ class VRNNForFrameGeneration(VRNNPreTrainedModel, FrameModel):
         Raises:
             ValueError: for frames that the model cannot take, see `modeling_frames.check_frames`.
         """
-        outputs = self._bound(self._observe(labels, input_features, attention_mask))
-        if not (self.config.output_hidden_states if output_hidden_states is None else output_hidden_states):
-            outputs.hidden_states = None
-        return outputs
+        return self._output(output_hidden_states, **self._bound(self._observe(labels, input_features, attention_mask)))
 
     def _observe(self, labels=None, input_features=None, attention_mask=None) -> Observed:
         frames = self._scaled(input_features, attention_mask, "input_features")

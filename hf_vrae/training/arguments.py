@@ -74,6 +74,10 @@ class DataArguments:
     sequence_column: str | None = _arg(None, "frames: rows of a .csv with the same value here are one sequence")
     window: int | None = _arg(None, "frames: cut sequences into windows of so many frames")
     stride: int | None = _arg(None, "frames: from one window to the next; by default `window`")
+    train_window: int | None = _arg(None, "frames: cut the sequences of the training split alone, into such windows")
+    transpose: int = _arg(
+        0, "frames: in training move each sequence's channels up or down by up to so many, as music is transposed"
+    )
     scale_features: bool | None = _arg(
         None,
         "frames: fit a mean and a scale a channel on the training split, to [-1, 1] for logistic_mixture; by default "

@@ -141,7 +141,7 @@ class TrainingLoop:
             group["lr"] = self.learning_rate(step)
         terms = []
         for i in range(self.batches.accumulation_steps):
-            batch = next(micro_batches)
+            batch = self.task.vary(next(micro_batches))
             last = i == self.batches.accumulation_steps - 1
             with contextlib.nullcontext() if last else self.accelerator.no_sync(self.model):
                 outputs = self.model(**batch)

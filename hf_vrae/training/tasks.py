@@ -17,6 +17,7 @@ from ..data.collators import AutoencodingCollator, CausalCollator, FrameCollator
 from ..data.datasets import load_text, split_validation, tokenize
 from ..data.frames import (
     check_frames,
+    cut_windows,
     fit_range,
     fit_scaling,
     frames_fingerprint,
@@ -108,6 +109,10 @@ class TextTask:
         """Tokens that are predicted in sequences of these lengths: all but `<s>`."""
         return int(lengths.sum() - len(lengths))
 
+    def vary(self, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """A training batch as it is."""
+        return batch
+
     def fingerprint(self, split: Dataset) -> str:
         """SHA-256 of a split's texts, one a line."""
         digest = hashlib.sha256()
@@ -150,13 +155,14 @@ class FrameTask:
         head: of the model: it says which values frames may have.
         num_levels: of the model.
         input_size: the channels that frames must have, where the model is there already.
+        transpose: how far a sequence's channels are moved in training.
     """
 
     unit = "frames"
     options = WAYS_TO_READ
 
-    def __init__(self, head: str, num_levels: int, input_size: int | None = None):
-        self.input_size = input_size
+    def __init__(self, head: str, num_levels: int, input_size: int | None = None, transpose: int = 0):
+        self.input_size, self.transpose = input_size, transpose
         levels = num_levels if head == "categorical" else None
         self.values = {"binary": head in ("bernoulli", "nade"), "levels": levels}
 
@@ -164,8 +170,10 @@ class FrameTask:
     def prepare(cls, recipe: Recipe) -> tuple["FrameTask", DatasetDict]:
         """The task of a run, and its splits: rows with `input_features` and `length`."""
         data = _first_rows(_load_frames(recipe.data, recipe.training.seed), recipe.data)
-        task = cls(recipe.model.head, recipe.model.num_levels)
+        task = cls(recipe.model.head, recipe.model.num_levels, transpose=recipe.data.transpose)
         check_frames(data, **task.values)
+        if recipe.data.train_window:
+            data["train"] = cut_windows(data["train"], recipe.data.train_window)
         return task, data
 
     def read(self, path: str | None, seed: int, split: str = "test", **options) -> Dataset:
@@ -199,6 +207,17 @@ class FrameTask:
     def scored(self, lengths: np.ndarray) -> int:
         """Frames that are predicted in sequences of these lengths: all."""
         return int(lengths.sum())
+
+    def vary(self, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """A training batch with each sequence's channels moved by a number drawn for it; what leaves at one end enters
+        at the other."""
+        if not self.transpose:
+            return batch
+        features = batch["input_features"]
+        shifts = torch.randint(-self.transpose, self.transpose + 1, (len(features), 1), device=features.device)
+        channels = (torch.arange(features.shape[-1], device=features.device) - shifts) % features.shape[-1]  # [B, F]
+        index = channels.unsqueeze(1).expand_as(features)
+        return batch | {name: batch[name].gather(-1, index) for name in ("input_features", "labels")}
 
     def fingerprint(self, split: Dataset) -> str:
         """SHA-256 of a split's values."""

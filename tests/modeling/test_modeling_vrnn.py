@@ -5,9 +5,10 @@ import math
 import pytest
 import torch
 from torch import nn
+from transformers import AutoModel, AutoModelForCausalLM
 
 from hf_vrae import VRNNConfig, VRNNForFrameGeneration, VRNNForSequenceGeneration
-from hf_vrae.modeling.modeling_vrnn import over_samples
+from hf_vrae.modeling.modeling_vrnn import logger, over_samples
 
 VARIANTS = {
     "lstm": {},
@@ -229,7 +230,10 @@ def test_reading_is_causal(variant):
     assert not torch.allclose(model(other).logits[:, 5], logits[:, 5])
 
 
-@pytest.mark.parametrize("options", [{}, {"do_sample": True, "top_k": 0}, {"num_beams": 3}])
+SAMPLE = {"do_sample": True, "top_k": 0}
+
+
+@pytest.mark.parametrize("options", [{}, SAMPLE, {"num_beams": 3}, {"num_beams": 3, **SAMPLE}])
 def test_cached_is_uncached(options, variant):
     model, ids = make_model(**variant), make_batch()["input_ids"][:2, :4]
     results = []
@@ -273,10 +277,29 @@ def test_padded_beginnings_generate_as_without_padding(variant):
     assert torch.equal(together[:, 2:], alone)
 
 
-def test_sampled_beams_without_cache_are_refused():
+def test_a_pad_that_is_generated_is_read():
+    model, ids = make_model(), make_batch()["input_ids"][:1, :3]
+    options = {"max_new_tokens": 3, "eos_token_id": None, "return_dict_in_generate": True, "output_logits": True}
+    only_pad = model.generate(ids, **options, prefix_allowed_tokens_fn=lambda *_: [0])
+    read = model(only_pad.sequences, attention_mask=torch.ones_like(only_pad.sequences), num_observed=3)
+    torch.testing.assert_close(torch.stack(only_pad.logits, dim=1), read.logits[:, 2:5])
+
+
+@pytest.mark.parametrize("ids", [[5, 6], [0, 5], [2, 5, 3], [2, 5, 6], [0, 2, 5]])
+def test_beginnings_that_lose_a_word_or_have_ended_are_told_of(ids, caplog):
+    logger.warning_once.cache_clear()
+    make_model().generate(torch.tensor([ids]), max_new_tokens=1)
+    assert ("add_special_tokens=False" in caplog.text) == (ids not in ([2, 5, 6], [0, 2, 5]))
+
+
+def test_padding_may_go_on_behind_a_cache():
     model = make_model()
-    with pytest.raises(ValueError, match="use_cache"):
-        model.generate(max_new_tokens=3, do_sample=True, num_beams=2, use_cache=False)
+    ids = make_batch()["input_ids"][[0, 0], :6]
+    mask = torch.tensor([[1, 1, 1, 1, 1, 1], [0, 0, 0, 0, 1, 1]])  # the second row starts behind the cache
+    whole = model(ids, attention_mask=mask).logits
+    first = model(ids[:, :3], attention_mask=mask[:, :3])
+    second = model(ids[:, 3:], attention_mask=mask, past_key_values=first.past_key_values).logits
+    torch.testing.assert_close(second, whole[:, 3:])
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -285,6 +308,30 @@ def test_saved_is_loaded(kind, variant, tmp_path):
     model.save_pretrained(tmp_path)
     loaded = type(model).from_pretrained(tmp_path)
     assert torch.equal(loaded(**batch).loss, model(**batch).loss)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_outputs_hold_what_was_asked_for_in_every_form(kind, variant):
+    model, batch = make_model(kind, **variant), make_batch(kind)
+    for asked in (False, True):
+        outputs = model(**batch, output_hidden_states=asked)
+        expected = {"loss", "reconstruction_loss", "kl"} | ({"hidden_states"} if asked else set())
+        expected |= {"logits"} if kind == "tokens" else set()
+        expected |= {"latents", "posterior_mean", "posterior_logvar"} if model.config.latent_size else set()
+        assert set(outputs) == expected and len(outputs.to_tuple()) == len(expected)
+    if kind == "tokens":
+        shapes = [tuple(states.shape) for states in outputs.hidden_states]
+        assert shapes == [(3, 7, 10), (3, 7, 12)] and outputs.logits.shape == (3, 7, 40)
+
+
+def test_auto_classes_find_it(tmp_path):
+    model = make_model()
+    model.save_pretrained(tmp_path)
+    assert set(model.config.auto_map) == {"AutoConfig", "AutoModel", "AutoModelForCausalLM"}
+    for auto in (AutoModel, AutoModelForCausalLM):
+        assert type(auto.from_pretrained(tmp_path)) is VRNNForSequenceGeneration
+    with pytest.raises(ValueError, match="VRNNForFrameGeneration"):
+        AutoModelForCausalLM.from_config(VRNNConfig(input_size=4))
 
 
 def test_refusals():

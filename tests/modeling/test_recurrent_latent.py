@@ -1,0 +1,61 @@
+"""The VRNN's recursion as one function, against the loop under autograd that it stands for."""
+
+import pytest
+import torch
+from torch import nn
+
+from hf_vrae import VRNNConfig
+from hf_vrae.modeling import modeling_vrnn
+from hf_vrae.modeling.modeling_vrnn import VRNNLayer
+
+
+def unrolled(layer, kernels, inputs, samples, names=("z", "features", "hidden")):
+    """What [`VRNNLayer.unroll`] gives, and a loss that hangs on each part at each step in its own way."""
+    phi_x, lengths, noise = inputs
+    layer.config.kernels = kernels
+    torch.manual_seed(1)  # of dropped weights
+    path = layer.unroll(phi_x, lengths, noise[:samples])
+    parts = [getattr(path, name) for name in names]
+    parts += [getattr(d, name) for d in (path.posterior, path.prior) for name in ("mean", "logvar")]
+    scales = torch.linspace(0.5, 2, 5, dtype=torch.float64).view(1, -1, 1)
+    return parts, sum((i + 1) * (part * scales).sin().sum() for i, part in enumerate(parts))
+
+
+@pytest.mark.parametrize("samples", [1, 3])
+@pytest.mark.parametrize("options", [{}, {"residual_posterior": True}, {"smoothing_posterior": True}], ids=str)
+@pytest.mark.parametrize("rnn_type", ["lstm", "gru"])
+def test_a_path_by_one_function_is_that_of_the_loop(rnn_type, options, samples, monkeypatch):
+    """Values and all gradients, under weight dropout, with log-variances beyond both ends of their clamp."""
+    torch.manual_seed(0)
+    sizes = {"embedding_size": 5, "latent_size": 3, "hidden_size": 7, "feature_size": 6, "weight_dropout": 0.3}
+    layer = VRNNLayer(VRNNConfig(rnn_type=rnn_type, dropout=0.0, **sizes, **options)).double().train()
+    for parameter in layer.parameters():
+        nn.init.normal_(parameter, std=0.5)
+    nn.init.normal_(layer.posterior_network.moments.weight, std=2.0)
+    monkeypatch.setattr("hf_vrae.modeling.recurrent_latent.MIN_LOGVAR", -0.2)
+    monkeypatch.setattr("hf_vrae.modeling.recurrent_latent.MAX_LOGVAR", 0.2)
+    monkeypatch.setattr(modeling_vrnn, "MIN_LOGVAR", -0.2)
+    monkeypatch.setattr(modeling_vrnn, "MAX_LOGVAR", 0.2)
+    phi_x = torch.randn(2, 5, 6, dtype=torch.float64, requires_grad=True)
+    inputs = phi_x, torch.tensor([5, 3]), torch.randn(3, 2, 5, 3, dtype=torch.float64)
+    found = []
+    for kernels in ("plain", "auto"):
+        parts, loss = unrolled(layer, kernels, inputs, samples)
+        assert any("SamplePath" in type(node).__name__ for node in ancestors(loss)) == (kernels == "auto")
+        weights = [weight for name, weight in layer.named_parameters() if "phi_x" not in name]
+        found.append((parts, torch.autograd.grad(loss, [phi_x, *weights])))
+    logvar = found[0][0][4]
+    assert (logvar == -0.2).any() and (logvar == 0.2).any() and (logvar.abs() < 0.2).any()
+    torch.testing.assert_close(found[1], found[0])
+    with torch.no_grad():
+        torch.testing.assert_close(unrolled(layer, "auto", inputs, samples)[0], found[0][0])
+
+
+def ancestors(tensor):
+    seen, waiting = set(), [tensor.grad_fn]
+    while waiting:
+        node = waiting.pop()
+        if node is not None and node not in seen:
+            seen.add(node)
+            waiting += [parent for parent, _ in node.next_functions]
+    return seen
