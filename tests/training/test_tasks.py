@@ -195,6 +195,7 @@ def test_a_table_of_sensors_with_missing_values(family, recipe, tmp_path):
             "`head` is of frames, and the data are text. Leave it out, or name data of frames",
         ),
         ("vrae", "--scale_features True", "`scale_features` is of frames"),
+        ("vrnn", "--transpose 2", "`transpose` is of frames"),
         ("vrae", f"{FRAMES} --tokenizer_type char", "`tokenizer_type` is of text, and the data are frames"),
         ("vrae", "--window 3", "`window` says how to read data, and none are named"),
         ("vrae", f"{FRAMES} --head bernoulli", "0 or 1 for this head"),
