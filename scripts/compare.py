@@ -27,7 +27,9 @@ def main():
     parser.add_argument("--rows", nargs="+", help="Names of the recipes to train; by default all")
     parser.add_argument("--seeds", nargs="+", type=int, default=[42])
     parser.add_argument("--table_only", action="store_true", help="Train nothing")
-    parser.add_argument("--document", help="Also set the table between the lines <!-- compare.py --> of this .md file")
+    parser.add_argument(
+        "--document", help="Set the table between the lines <!-- compare.py RECIPES --> of this .md"
+    )
     args, flags = parser.parse_known_args()
 
     recipes, folder = comparison.find_recipes(args.recipes), Path(args.output_dir)
@@ -51,7 +53,7 @@ def main():
     except ImportError:
         print("No picture: it needs matplotlib, pip install 'hf_vrae[viz]'")
     if args.document:
-        comparison.insert_table(args.document, table)
+        comparison.insert_table(args.document, args.recipes, table)
     print(table)
 
 

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
 from datasets import Dataset
@@ -98,7 +99,13 @@ def test_the_readme_shows_the_tree_as_it_is():
 @pytest.mark.parametrize("path", sorted((ROOT / "recipes").rglob("*.yaml")), ids=lambda path: path.stem)
 def test_every_recipe_trains_a_step(path, desk, tmp_path):
     fresh_accelerator()
-    flags = f"--output_dir {tmp_path} --train_file {desk / 'my.txt'} --max_steps 1 --num_importance_samples 2"
+    data = desk / "my.txt"
+    if "text" not in path.parts:
+        head = parse_recipe(["--config", str(path)]).model.head
+        values = np.random.default_rng(0).integers(0, 2, (12, 9, 88))  # of every head
+        data = tmp_path / "frames.npz"
+        np.savez(data, x=values if head in ("bernoulli", "nade", "categorical") else values + np.arange(88) / 88)
+    flags = f"--output_dir {tmp_path} --train_file {data} --max_steps 1 --num_importance_samples 2"
     recipe = parse_recipe(["--config", str(path), *flags.split()])
     recipe.training.autoencoder_epochs = min(recipe.training.autoencoder_epochs, 0.1)
     results = run(recipe)
@@ -120,13 +127,22 @@ def test_the_ptb_recipe_is_the_protocol(tokenizer):
     assert training.kl_warmup_steps == 10 * -(-42_068 // training.per_device_train_batch_size)
 
 
-@pytest.mark.parametrize(("document", "folder"), [("PAPERS.md", "ptb"), ("docs/remedies.md", "corpus")])
+PLACES = [(document, folder) for document in ("PAPERS.md", "docs/remedies.md")
+          for folder in re.findall(r"<!-- compare.py (\S+) -->\n\n\|", (ROOT / document).read_text())]  # fmt: skip
+
+
+@pytest.mark.parametrize(("document", "folder"), PLACES)
 def test_tables_are_those_of_the_results_beside_the_recipes(document, folder):
-    recipes = ROOT / "recipes/text" / folder
-    rows = comparison.collect(comparison.find_recipes(recipes), recipes / "results")
+    rows = comparison.collect(comparison.find_recipes(ROOT / folder), ROOT / folder / "results")
     assert (
         comparison.comparison_table(rows) + "\n" + comparison.comparison_notes(rows) in (ROOT / document).read_text()
     )
+
+
+def test_every_folder_of_results_has_its_table():
+    assert {folder for _, folder in PLACES} == {
+        path.parent.relative_to(ROOT).as_posix() for path in (ROOT / "recipes").rglob("results")
+    }
 
 
 def test_every_remedy_has_flags_that_exist():

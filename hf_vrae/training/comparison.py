@@ -12,7 +12,6 @@ from .arguments import parse_recipe
 from .checkpoints import RUN_FILES, checkpoints
 from .run import run
 
-MARK = "<!-- compare.py -->\n"
 # Column, key of results.json, digits.
 COLUMNS = [
     ("NLL (IW)", "nll_iw", 2),
@@ -157,16 +156,20 @@ def points(rows: Sequence[dict]) -> list[dict]:
     ]
 
 
-def insert_table(document: str | Path, table: str) -> None:
-    """Put the table in the place of what stands between two lines `<!-- compare.py -->` of a Markdown document.
+def insert_table(document: str | Path, recipes: str | Path, table: str) -> None:
+    """Put the table in the place of what stands between two lines `<!-- compare.py RECIPES -->` of a Markdown file.
+
+    Args:
+        recipes: the folder of the recipes, as it stands in these lines.
 
     Raises:
         ValueError: where there are not two such lines.
     """
-    parts = Path(document).read_text().split(MARK)
+    mark = f"<!-- compare.py {Path(recipes).as_posix()} -->\n"
+    parts = Path(document).read_text().split(mark)
     if len(parts) != 3:
-        raise ValueError(f"{str(document)!r} must have two lines {MARK.strip()!r}, got {len(parts) - 1}.")
-    Path(document).write_text(MARK.join([parts[0], "\n" + table + "\n", parts[2]]))
+        raise ValueError(f"{str(document)!r} must have two lines {mark.strip()!r}, got {len(parts) - 1}.")
+    Path(document).write_text(mark.join([parts[0], "\n" + table + "\n", parts[2]]))
 
 
 def _mean(values: list[float], digits: int) -> str:

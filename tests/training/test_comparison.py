@@ -90,14 +90,14 @@ def test_a_table_of_frames_is_of_steps(folder, tmp_path):
 
 def test_a_table_takes_its_place_in_a_document(tmp_path):
     document = tmp_path / "doc.md"
-    document.write_text("before\n<!-- compare.py -->\nold\n<!-- compare.py -->\nafter\n")
+    mark = "<!-- compare.py recipes/mine -->\n"
+    document.write_text(f"before\n{mark}old\n{mark}after\n")
     for _ in range(2):
-        comparison.insert_table(document, "| new |\n")
-        text = "before\n<!-- compare.py -->\n\n| new |\n\n<!-- compare.py -->\nafter\n"
-        assert document.read_text() == text
+        comparison.insert_table(document, "recipes/mine/", "| new |\n")
+        assert document.read_text() == f"before\n{mark}\n| new |\n\n{mark}after\n"
     document.write_text("no place")
     with pytest.raises(ValueError, match="must have two lines"):
-        comparison.insert_table(document, "| new |\n")
+        comparison.insert_table(document, "recipes/mine", "| new |\n")
 
 
 def test_an_autoencoder_first_is_part_of_the_run_and_of_its_resumption(tiny, tmp_path, monkeypatch):
