@@ -424,7 +424,7 @@ class Recipe:
 
     def check_data(self) -> None:
         """Refuse what says nothing of such data; a recipe need not name the data, so this is of a run alone."""
-        data, of_frames = self.data, ("stride", "scale_features", *MODEL_OF_FRAMES)
+        data, of_frames = self.data, ("stride", "train_window", "transpose", "scale_features", *MODEL_OF_FRAMES)
         remedy = "Leave it out, or name data of frames: an .npz, or a `features_column`."
         rules = {
             "is of text, and the data are frames. Leave it out.": OF_TEXT if data.of_frames else (),

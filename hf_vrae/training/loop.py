@@ -60,7 +60,8 @@ class TrainingState:
     """What changes in a run beside tensors and random states; all else is a function of the step.
 
     `pending` holds the terms of each update since the last line of metrics, summed over all processes: loss,
-    reconstruction, KL, sequences, tokens, gradient norm. `aggressive` training ends when `mutual_information` falls.
+    reconstruction, KL, sequences, tokens or frames, gradient norm. `aggressive` training ends when
+    `mutual_information` falls.
     """
 
     step: int = 0

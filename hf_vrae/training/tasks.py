@@ -239,9 +239,9 @@ class FrameTask:
             torch.manual_seed(seed)
             shown["sample"] = sample_frames(model, [len(sequence) for sequence in sequences], do_sample=True)["sample"]
         np.savez(folder / "samples.npz", **shown)
-        real, reconstructions = shown["real"], shown["reconstruction"]
-        error = math.sqrt(np.nanmean((reconstructions - real) ** 2))
-        spread = math.sqrt(np.nanmean((real - np.nanmean(real, axis=(0, 1))) ** 2))
+        real = np.ma.masked_invalid(shown["real"])
+        error = math.sqrt(((shown["reconstruction"] - real) ** 2).mean())
+        spread = math.sqrt(((real - real.mean((0, 1))) ** 2).mean())
         with open(folder / "samples.jsonl", "a") as file:
             line = {"step": step, "reconstruction_error": error, "error_of_channel_means": spread}
             file.write(json.dumps(line) + "\n")

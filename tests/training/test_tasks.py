@@ -167,6 +167,23 @@ def test_a_grid_of_values_is_scaled_to_it_and_counted_in_bits(recipe, tmp_path, 
     assert run(recipe("vrae", f"{common} --head gaussian --scale_features False", "raw")).get("units") is None
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_table_of_sensors_with_missing_values(family, recipe, tmp_path):
+    """A row a step; empty cells, a channel that is silent in what is shown, and a word for each sequence."""
+    rng = np.random.default_rng(0)
+    lines = [
+        f"{name},{rng.normal():.3f},{'' if name < 3 or rng.random() < 0.3 else f'{rng.normal():.3f}'},{name % 2}"
+        for name in range(20)
+        for _ in range(6)
+    ]
+    (tmp_path / "sensors.csv").write_text("\n".join(["id,a,b,label", *lines]))
+    files = " ".join(f"--{split}_file {tmp_path / 'sensors.csv'}" for split in ("train", "validation"))
+    results = run(recipe(family, f"{files} --sequence_column id"))
+    assert results["num_sequences"] == 20 and results["num_steps"] == 120 and results["split"] == "validation"
+    assert all(np.isfinite(value) for value in results.values() if isinstance(value, float))
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["input_size"] == 2
+
+
 @pytest.mark.parametrize(
     ("family", "flags", "message"),
     [
@@ -178,6 +195,7 @@ def test_a_grid_of_values_is_scaled_to_it_and_counted_in_bits(recipe, tmp_path, 
             "`head` is of frames, and the data are text. Leave it out, or name data of frames",
         ),
         ("vrae", "--scale_features True", "`scale_features` is of frames"),
+        ("vrnn", "--transpose 2", "`transpose` is of frames"),
         ("vrae", f"{FRAMES} --tokenizer_type char", "`tokenizer_type` is of text, and the data are frames"),
         ("vrae", "--window 3", "`window` says how to read data, and none are named"),
         ("vrae", f"{FRAMES} --head bernoulli", "0 or 1 for this head"),
