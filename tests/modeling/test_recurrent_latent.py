@@ -32,6 +32,7 @@ def test_a_path_by_one_function_is_that_of_the_loop(rnn_type, options, samples, 
     for parameter in layer.parameters():
         nn.init.normal_(parameter, std=0.4)
     nn.init.zeros_(layer.posterior_network.moments.bias)
+    nn.init.ones_(layer.posterior_network.features[0].bias)  # most of them live
     monkeypatch.setattr("hf_vrae.modeling.recurrent_latent.MIN_LOGVAR", -0.3)
     monkeypatch.setattr("hf_vrae.modeling.recurrent_latent.MAX_LOGVAR", 0.3)
     monkeypatch.setattr(modeling_vrnn, "MIN_LOGVAR", -0.3)
