@@ -21,6 +21,10 @@ SHOWN = [
     ("generate", "greedy, batch 1, tokens/s", "plain greedy fp32, batch 1", "greedy {}, batch 1"),
     ("generate", "greedy, batch 64, tokens/s", "plain greedy fp32, batch 64", "greedy {}, batch 64"),
     ("generate", "sampled, batch 64, tokens/s", "plain sampled fp32, batch 64", "sampled {}, batch 64"),
+    ("vrnn", "VRNN, training, batch 20, frames/s", "plain training fp32, batch 20", "training {}, batch 20"),
+    ("vrnn", "VRNN, training, batch 64, frames/s", "plain training fp32, batch 64", "training {}, batch 64"),
+    ("vrnn", "VRNN, FIVO of 4 particles, frames/s", "plain FIVO fp32, batch 20", "FIVO {}, batch 20"),
+    ("vrnn", "VRNN, sampled, batch 20, frames/s", "plain sampled fp32, batch 20", "sampled {}, batch 20"),
     ("memory", "memory of a training step, MiB", "train plain fp32", "train {}"),
     ("memory", "memory of NLL, MiB (8 x 100 rows, plain 1 x 100)", "IW-NLL plain fp32, 1 x 100", "IW-NLL {}, 8 x 100"),
 ]
@@ -38,10 +42,13 @@ def table() -> str:
         "| --- | --- | ---: | ---: | ---: | ---: | ---: |",
     ]
     for benchmark, words, plain, ours in SHOWN:
-        for size in ("big", "small"):
+        for size in dict.fromkeys(row["size"] for row in reports[benchmark]["rows"]):
             rows = {row["way"]: row["rate"] for row in reports[benchmark]["rows"] if row["size"] == size}
             cells = [f"{rows[plain]:,.0f}" if rows[plain] >= 100 else f"{rows[plain]:.1f}"]
             for dtype in ("fp32", "bf16"):
+                if ours.format(dtype) not in rows:
+                    cells += ["", ""]
+                    continue
                 rate = rows[ours.format(dtype)]
                 gain = rows[plain] / rate if benchmark == "memory" else rate / rows[plain]
                 cells += [f"{rate:,.0f}" if rate >= 100 else f"{rate:.1f}", f"{gain:.2f}x"]

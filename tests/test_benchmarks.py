@@ -12,7 +12,8 @@ FOLDER = Path(__file__).parents[1] / "benchmarks"
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("name", "options"), [*((name, ["--repeats", "1"]) for name in ("train", "iw_nll", "generate")), ("memory", [])]
+    ("name", "options"),
+    [*((name, ["--repeats", "1"]) for name in ("train", "iw_nll", "generate", "vrnn")), ("memory", [])],
 )
 def test_benchmark(name, options, tmp_path):
     out = tmp_path / "out.json"

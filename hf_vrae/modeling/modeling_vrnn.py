@@ -166,12 +166,7 @@ class VRNNLayer(nn.Module):
         """
         if not self.config.latent_size:
             return self.follow(phi_x, lengths, noise)
-        layer, first, size = self.rnn, self.posterior_network.features[0], phi_x.shape[-1]
-        seen = self.what_the_posterior_sees(phi_x, lengths)
-        weight_x, weight_z = layer.input_weight.tensor_split([size], dim=1)
-        gates_x = nn.functional.linear(phi_x.transpose(0, 1), weight_x, layer.input_bias)  # [T, B, G * H]
-        weight_seen, weight_h = first.weight.tensor_split([size], dim=1)
-        features_x = nn.functional.linear(seen.transpose(0, 1), weight_seen, first.bias)  # [T, B, P]
+        layer, gates_x, features_x, weight_z, weight_h = self.rnn, *self._of_inputs(phi_x, lengths)
         # One product serves all that reads h_{t-1}.
         reads_h = [drop_weights(layer), weight_h]
         if self.config.residual_posterior:
@@ -184,6 +179,16 @@ class VRNNLayer(nn.Module):
         before = hidden[:, :-1]
         features = self.dropout(self.emission_features(torch.cat([features_z, before], dim=-1)))
         return Trajectory(z, gaussian(moments), self.prior(before), features, hidden[:, 1:])
+
+    def _of_inputs(self, phi_x: torch.Tensor, lengths: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """What x_t adds to the gates [T, B, G * H] and to the first features from which z_t is read [T, B, P], and
+        the rest of those weights: of phi_z(z) in the gates, of h in the features."""
+        first, size = self.posterior_network.features[0], phi_x.shape[-1]
+        seen = self.what_the_posterior_sees(phi_x, lengths)
+        weight_x, weight_z = self.rnn.input_weight.tensor_split([size], dim=1)
+        gates_x = nn.functional.linear(phi_x.transpose(0, 1), weight_x, self.rnn.input_bias)
+        weight_seen, weight_h = first.weight.tensor_split([size], dim=1)
+        return gates_x, nn.functional.linear(seen.transpose(0, 1), weight_seen, first.bias), weight_z, weight_h
 
     def _has_kernel(self, gates_x: torch.Tensor) -> bool:
         config = self.config
@@ -225,45 +230,53 @@ class VRNNLayer(nn.Module):
         time, rows = noise.shape[:2]
         samples = rows // gates_x.shape[1]
 
-        def product(weight):
-            return stepwise_product(self.config.kernels, weight, time, rows, gates_x)
-
-        def stepwise(module):
-            if not isinstance(module, nn.Linear):
-                return module
-            multiply = product(module.weight)
-            return lambda x: multiply(x) + module.bias
-
-        def apply(modules, x):
-            for module in modules:
-                x = module(x)
-            return x
-
+        product, stepwise = self._products(time, rows, gates_x)
         layer, net = self.rnn, self.posterior_network
         if self.config.residual_posterior:
-            prior_rest = [stepwise(m) for m in [*list(self.prior_network.features)[1:], self.prior_network.moments]]
+            prior_rest = stepwise([*list(self.prior_network.features)[1:], self.prior_network.moments])
         from_h = product(torch.cat(reads_h))
-        rest = [stepwise(module) for module in [*list(net.features)[1:], net.moments]]
-        phi_z = [stepwise(module) for module in self.phi_z]
+        rest = stepwise([*list(net.features)[1:], net.moments])
+        phi_z = stepwise(self.phi_z)
         from_z = product(weight_z)
         widths = [len(weight) for weight in reads_h]
         state = self.first_state(rows, gates_x)
         hidden, z, features_z, moments = [state[0]], [], [], []
         for gates, features, epsilon in zip(gates_x.unbind(0), features_x.unbind(0), noise.unbind(0), strict=True):
             gates_h, features_h, *prior_h = from_h(state[0]).split(widths, dim=-1)
-            read = apply(rest, features_h + over_samples(features, samples))  # [K * B, 2 D]
+            read = rest(features_h + over_samples(features, samples))  # [K * B, 2 D]
             if self.config.residual_posterior:
-                prior_moments = apply(prior_rest, prior_h[0] + self.prior_network.features[0].bias)
+                prior_moments = prior_rest(prior_h[0] + self.prior_network.features[0].bias)
                 mean = prior_moments[..., : self.config.latent_size]
                 read = read + nn.functional.pad(mean, (0, self.config.latent_size))
             q = gaussian(read)
             z_t = q.mean + q.stddev * epsilon
-            phi = apply(phi_z, z_t)
+            phi = phi_z(z_t)
             gates = layer.norm_gates(over_samples(gates, samples) + from_z(phi))
             state = layer.step(gates, gates_h, state)
             for path, value in ((hidden, state[0]), (z, z_t), (features_z, phi), (moments, read)):
                 path.append(value)
         return tuple(torch.stack(path) for path in (z, features_z, moments, hidden))
+
+    def _products(self, time: int, rows: int, like: torch.Tensor):
+        """Of a weight, its product at each of so many steps, and of a list of modules, all of them at each step."""
+
+        def product(weight):
+            return stepwise_product(self.config.kernels, weight, time, rows, like)
+
+        def stepwise(modules):
+            steps = [
+                (product(module.weight), module.bias) if isinstance(module, nn.Linear) else (module, None)
+                for module in modules
+            ]
+
+            def apply(x):
+                for step, bias in steps:
+                    x = step(x) if bias is None else step(x) + bias
+                return x
+
+            return apply
+
+        return product, stepwise
 
     def follow(self, phi_x: torch.Tensor, lengths: torch.Tensor, z: torch.Tensor) -> Trajectory:
         """The path with given latents, [K, B, T, D]: nothing waits for a sample, so the recurrence runs as one."""
@@ -291,22 +304,42 @@ class VRNNLayer(nn.Module):
             the estimate of log p(x), [B], and the path of the particles as they were drawn.
         """
         samples, count, time = noise.shape[:3]
-        seen = self.what_the_posterior_sees(phi_x, lengths)
-        state = self.first_state(samples * count, phi_x)
+        if not self.config.latent_size:  # all particles are one
+            path = self.follow(phi_x, lengths, noise)
+            terms = [log_likelihood(features, t)[:count] for t, features in enumerate(path.features.unbind(1))]
+            real = torch.arange(time, device=phi_x.device).unsqueeze(1) < lengths
+            return (torch.stack(terms) * real).sum(0), path
+        layer, prior, net = self.rnn, self.prior_network, self.posterior_network
+        gates_x, features_x, weight_z, weight_h = self._of_inputs(phi_x, lengths)
+        product, stepwise = self._products(time, samples * count, gates_x)
+        out = self.emission_features[0]
+        out_z, out_h = out.weight.tensor_split([self.config.feature_size], dim=1)
+        reads_h, reads_z = [drop_weights(layer), weight_h, prior.features[0].weight, out_h], [weight_z, out_z]
+        from_h, from_z = product(torch.cat(reads_h)), product(torch.cat(reads_z))
+        of_h, of_z = ([len(weight) for weight in weights] for weights in (reads_h, reads_z))
+        posterior_rest, prior_rest = (stepwise([*list(n.features)[1:], n.moments]) for n in (net, prior))
+        phi_z, emission_rest = stepwise(self.phi_z), stepwise(list(self.emission_features)[1:])
+        noise_lengths = noise.square().sum(-1)  # [K, B, T]
+        state = self.first_state(samples * count, gates_x)
         log_weights = noise.new_zeros(samples, count)
         estimate = noise.new_zeros(count)
         first_rows = torch.arange(count, device=phi_x.device)
         paths = []
         for t in range(time):
-            h = state[0]
-            p = self.prior(h)
-            q = self.posterior(over_samples(seen[:, t], samples), h, p)
+            gates_h, q_h, p_h, out_h = from_h(state[0]).split(of_h, dim=-1)
+            p = gaussian(prior_rest(p_h + prior.features[0].bias))
+            q = gaussian(posterior_rest(q_h + over_samples(features_x[t], samples)))
+            if self.config.residual_posterior:
+                q = DiagonalGaussian(q.mean + p.mean, q.logvar)
             z = q.mean + q.stddev * noise[:, :, t].flatten(0, 1)
-            features = self.emission(z, h)
-            term = log_likelihood(features, t) + p.log_prob(z) - q.log_prob(z)
+            gates_z, out_z = from_z(phi_z(z)).split(of_z, dim=-1)
+            features = self.dropout(emission_rest(out_z + out_h + out.bias))
+            # log p(z) - log q(z), where z - mean of q is its deviation times the noise
+            distance = ((z - p.mean).square() * torch.exp(-p.logvar) + p.logvar - q.logvar).sum(-1)
+            term = log_likelihood(features, t) - 0.5 * (distance - noise_lengths[:, :, t].flatten())
             real = t < lengths  # [B]
             log_weights = log_weights + torch.where(real, term.view(samples, count), 0.0)
-            state = self.advance(over_samples(phi_x[:, t], samples), z, state)
+            state = layer.step(layer.norm_gates(over_samples(gates_x[t], samples) + gates_z), gates_h, state)
             paths.append((z, q.mean, q.logvar, p.mean, p.logvar, features, state[0]))
             weights = log_weights.detach().softmax(0)  # [K, B]
             poor = (weights.square().sum(0) * samples > 2) & (t + 1 < lengths)  # ESS = 1 / sum_k w_k^2 < K / 2
