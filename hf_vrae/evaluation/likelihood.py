@@ -71,14 +71,11 @@ def evaluate(
     batches = [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
     batches = batches[accelerator.process_index :: accelerator.num_processes]
     sequences = sequence_rows(dataset)
-    cuda = [accelerator.device] if accelerator.device.type == "cuda" else []
     rows, posterior = [], None
     for indices in tqdm(batches, desc=description, disable=not accelerator.is_local_main_process, leave=False):
         batch = collator(sequences.__getitems__(indices.tolist()))
         batch = {name: tensor.to(accelerator.device) for name, tensor in batch.items()}
-        with torch.random.fork_rng(cuda):  # resampling draws from torch's own stream
-            torch.manual_seed(seed + int(indices[0]))
-            terms = model.evaluation_terms(num_samples, noise_generators(seed, indices), svi_steps, **batch)
+        terms = model.evaluation_terms(num_samples, noise_generators(seed, indices), svi_steps, **batch)
         columns, posterior = _columns(terms)
         rows.append({"index": indices, **columns})
     model.train(was_training)

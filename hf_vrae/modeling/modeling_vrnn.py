@@ -290,7 +290,7 @@ class VRNNLayer(nn.Module):
         features = self.dropout(self.emission_features(torch.cat([*features_z, before], dim=-1)))
         return Trajectory(z, self.posterior(seen, before, prior), prior, features, hidden)
 
-    def filter(self, phi_x, lengths, noise, log_likelihood) -> tuple[torch.Tensor, Trajectory]:
+    def filter(self, phi_x, lengths, noise, points, log_likelihood) -> tuple[torch.Tensor, Trajectory]:
         """A particle filter with q as proposal, resampled where the effective sample size falls below K / 2.
 
         The logarithm of its estimate of p(x) is in expectation a lower bound of log p(x) (FIVO, Maddison et al. 2017,
@@ -298,6 +298,7 @@ class VRNNLayer(nn.Module):
 
         Args:
             phi_x, lengths, noise: as in [`unroll`], K at least 2.
+            points: uniform in [0, 1), by which systematic resampling chooses, [B, T].
             log_likelihood: from features [K * B, P] and a step t to log p(x_t | z_t, h_{t-1}), [K * B].
 
         Returns:
@@ -344,8 +345,10 @@ class VRNNLayer(nn.Module):
             weights = log_weights.detach().softmax(0)  # [K, B]
             poor = (weights.square().sum(0) * samples > 2) & (t + 1 < lengths)  # ESS = 1 / sum_k w_k^2 < K / 2
             if poor.any():
-                chosen = torch.multinomial(weights.t(), samples, replacement=True).t()  # [K, B]
-                chosen = torch.where(poor, chosen, torch.arange(samples, device=chosen.device).unsqueeze(1))
+                own = torch.arange(samples, device=phi_x.device).unsqueeze(1)
+                places = ((own + points[:, t]) / samples).t().contiguous()  # [B, K]
+                chosen = torch.searchsorted(weights.cumsum(0).t().contiguous(), places).clamp(max=samples - 1).t()
+                chosen = torch.where(poor, chosen, own)  # [K, B]
                 rows = (chosen * count + first_rows).flatten()
                 state = tuple(s[rows] for s in state)
                 mean_weight = log_weights.logsumexp(0) - math.log(samples)
@@ -504,19 +507,21 @@ class VRNNPreTrainedModel(LatentSequenceModel):
         """A particle filter's estimate of log p(x), [B], in expectation a lower bound (Maddison et al. 2017, FIVO).
 
         Args:
-            num_samples: particles, at least 2; resampled by torch's own random stream.
+            num_samples: particles, at least 2.
             generator, batch: as in [`log_importance_weights`].
         """
         observed = self._observe(**batch)
         noise = self._noise(num_samples, observed, generator)
-        return self._filter(observed, noise)[0]
+        return self._filter(observed, noise, generator)[0]
 
-    def _filter(self, observed: Observed, noise: torch.Tensor) -> tuple[torch.Tensor, Trajectory]:
+    def _filter(self, observed: Observed, noise: torch.Tensor, generator=None) -> tuple[torch.Tensor, Trajectory]:
+        points = self._points(observed, generator)
+
         def log_likelihood(features, t):
             features = features.unflatten(0, noise.shape[:2]).unsqueeze(2)  # [K, B, 1, P]
             return self._score(features, self._at_step(observed.target, t)).flatten()
 
-        return self.model.layer.filter(observed.phi_x, observed.lengths, noise, log_likelihood)
+        return self.model.layer.filter(observed.phi_x, observed.lengths, noise, points, log_likelihood)
 
     def _noise(self, num_samples: int, observed: Observed, generator=None) -> torch.Tensor:
         """Standard normal, [K, B, T, D]; of a generator a row only as much as the row's own steps take."""
@@ -528,6 +533,17 @@ class VRNNPreTrainedModel(LatentSequenceModel):
         for row, (length, own) in enumerate(zip(observed.lengths.tolist(), generator, strict=True)):
             noise[:, row, :length] = torch.randn(num_samples, length, self.latent_size, generator=own)
         return noise.to(**like)
+
+    def _points(self, observed: Observed, generator=None) -> torch.Tensor:
+        """Uniform in [0, 1), [B, T], drawn as [`_noise`] is."""
+        count, time = observed.phi_x.shape[:2]
+        device = observed.phi_x.device
+        if not isinstance(generator, list):
+            return torch.rand(count, time, generator=generator, device=device)
+        points = torch.zeros(count, time)
+        for row, (length, own) in enumerate(zip(observed.lengths.tolist(), generator, strict=True)):
+            points[row, :length] = torch.rand(length, generator=own)
+        return points.to(device)
 
     def _samples_at_once(self, observed: Observed) -> int:
         width = max(self.config.feature_size, self.config.hidden_size)
@@ -588,7 +604,7 @@ class VRNNPreTrainedModel(LatentSequenceModel):
             "mean": mean.mean(0),
         }
         if num_samples > 1 and self.latent_size:
-            terms["log_fivo"] = self._filter(observed, noise)[0].double()
+            terms["log_fivo"] = self._filter(observed, noise, generators)[0].double()
         return terms
 
     def _bound(self, observed: Observed) -> dict:
