@@ -5,8 +5,8 @@ import torch
 from torch import nn
 
 from hf_vrae import VRNNConfig
-from hf_vrae.modeling import modeling_vrnn
-from hf_vrae.modeling.modeling_vrnn import VRNNLayer
+from hf_vrae.modeling import vrnn
+from hf_vrae.modeling.vrnn import VRNNLayer
 
 
 def unrolled(layer, kernels, inputs, samples, names=("z", "features", "hidden")):
@@ -35,8 +35,8 @@ def test_a_path_by_one_function_is_that_of_the_loop(rnn_type, options, samples, 
     nn.init.ones_(layer.posterior_network.features[0].bias)  # most of them live
     monkeypatch.setattr("hf_vrae.modeling.recurrent_latent.MIN_LOGVAR", -1.0)
     monkeypatch.setattr("hf_vrae.modeling.recurrent_latent.MAX_LOGVAR", 1.0)
-    monkeypatch.setattr(modeling_vrnn, "MIN_LOGVAR", -1.0)
-    monkeypatch.setattr(modeling_vrnn, "MAX_LOGVAR", 1.0)
+    monkeypatch.setattr(vrnn, "MIN_LOGVAR", -1.0)
+    monkeypatch.setattr(vrnn, "MAX_LOGVAR", 1.0)
     phi_x = torch.randn(2, 5, 6, dtype=torch.float64, requires_grad=True)
     inputs = phi_x, torch.tensor([5, 3]), torch.randn(3, 2, 5, 3, dtype=torch.float64)
     found = []

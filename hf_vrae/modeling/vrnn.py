@@ -1,0 +1,355 @@
+"""The variational recurrent neural network (Chung et al. 2015): its four distributions, and ways through a sequence.
+
+    prior        z_t ~ p(z_t | h_{t-1}) = N(mean(h), diag(variance(h)))     eq. 5
+    emission     x_t ~ p(x_t | z_t, h_{t-1})                                eq. 6
+    recurrence   h_t = f(phi_x(x_t), phi_z(z_t), h_{t-1})                   eq. 7
+    posterior    q(z_t | x_t, h_{t-1})                                      eq. 9
+
+Letters in shapes: B batch, T time, K samples or particles, D latent size, E embedding size, P feature size, H hidden
+size.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from .configuration_vrnn import VRNNConfig
+from .distributions import DiagonalGaussian
+from .kernels import Dropout
+from .posteriors import MAX_LOGVAR, MIN_LOGVAR
+from .recurrent import LAYERS, drop_weights, run_layer, stepwise_product, take_time
+from .recurrent_latent import sample_path
+
+
+class FeatureExtractor(nn.Sequential):
+    """phi: ReLU layers (Chung et al. 2015, sec. 3.1), from [..., I] to [..., P]."""
+
+    def __init__(self, input_size: int, feature_size: int, feature_layers: int):
+        sizes = [input_size] + [feature_size] * feature_layers
+        layers = [(nn.Linear(i, o), nn.ReLU()) for i, o in zip(sizes[:-1], sizes[1:], strict=True)]
+        super().__init__(*(module for layer in layers for module in layer))
+
+
+class GaussianNetwork(nn.Module):
+    """N(mean(i), diag(variance(i))) of an input i [..., I]."""
+
+    def __init__(self, input_size: int, feature_size: int, feature_layers: int, latent_size: int):
+        super().__init__()
+        self.features = FeatureExtractor(input_size, feature_size, feature_layers)
+        self.moments = nn.Linear(feature_size, 2 * latent_size)
+
+    def forward(self, *inputs: torch.Tensor) -> DiagonalGaussian:
+        return gaussian(self.moments(self.features(torch.cat(inputs, dim=-1))))
+
+
+def gaussian(moments: torch.Tensor) -> DiagonalGaussian:
+    """Of mean and log-variance [..., 2 D], in float32 at least."""
+    mean, logvar = moments.to(torch.promote_types(moments.dtype, torch.float32)).chunk(2, dim=-1)
+    return DiagonalGaussian(mean, logvar.clamp(MIN_LOGVAR, MAX_LOGVAR))
+
+
+@dataclass
+class Trajectory:
+    """One path of latents through each sequence; rows are K * B, sample k of sequence b in row k * B + b.
+
+    Args:
+        z: [K * B, T, D].
+        posterior, prior: q(z_t | x_t, h_{t-1}) and p(z_t | h_{t-1}), batch shape [K * B, T].
+        features: of the emission p(x_t | z_t, h_{t-1}), [K * B, T, P].
+        hidden: h_t, [K * B, T, H].
+    """
+
+    z: torch.Tensor
+    posterior: DiagonalGaussian
+    prior: DiagonalGaussian
+    features: torch.Tensor
+    hidden: torch.Tensor
+
+
+class VRNNLayer(nn.Module):
+    """The four distributions, and the ways to go through a sequence with them.
+
+    Sequences are embedded, [B, T, E], and left-aligned: real steps first.
+    """
+
+    def __init__(self, config: VRNNConfig):
+        super().__init__()
+        sizes = config.feature_size, config.feature_layers
+        self.config = config
+        self.phi_x = FeatureExtractor(config.embedding_size, *sizes)
+        self.rnn = LAYERS[config.rnn_type, config.layer_norm](
+            config.feature_size * (2 if config.latent_size else 1), config.hidden_size
+        )
+        self.rnn.kernels, self.rnn.weight_dropout = config.kernels, config.weight_dropout
+        self.emission_features = FeatureExtractor(
+            config.feature_size * bool(config.latent_size) + config.hidden_size, *sizes
+        )
+        self.dropout = Dropout(config.dropout, config.kernels)
+        if config.latent_size:
+            self.phi_z = FeatureExtractor(config.latent_size, *sizes)
+            self.prior_network = GaussianNetwork(config.hidden_size, *sizes, config.latent_size)
+            self.posterior_network = GaussianNetwork(
+                config.feature_size + config.hidden_size, *sizes, config.latent_size
+            )
+        if config.smoothing_posterior:
+            self.backward_rnn = LAYERS[config.rnn_type, config.layer_norm](config.feature_size, config.feature_size)
+            self.backward_rnn.kernels = config.kernels
+
+    # The four distributions.
+
+    def prior(self, h: torch.Tensor) -> DiagonalGaussian:
+        """p(z_t | h_{t-1}), of h [..., H]: it never sees x_t."""
+        if not self.config.latent_size:
+            return gaussian(h[..., :0])
+        return self.prior_network(h)
+
+    def posterior(self, seen: torch.Tensor, h: torch.Tensor, prior: DiagonalGaussian) -> DiagonalGaussian:
+        """q(z_t | x_t, h_{t-1}), of what [`what_the_posterior_sees`] gives [..., P] and h [..., H]."""
+        if not self.config.latent_size:
+            return gaussian(h[..., :0])
+        q = self.posterior_network(seen, h)
+        # The posterior is as far from the prior as x_t makes it (Fraccaro et al. 2016, sec. 3.2).
+        return DiagonalGaussian(q.mean + prior.mean, q.logvar) if self.config.residual_posterior else q
+
+    def emission(self, z: torch.Tensor, h: torch.Tensor) -> torch.Tensor:
+        """The features [..., P] from which the head makes p(x_t | z_t, h_{t-1})."""
+        return self.dropout(self.emission_features(torch.cat([*self.of_latents(z), h], dim=-1)))
+
+    def advance(self, phi_x: torch.Tensor, z: torch.Tensor, state: tuple) -> tuple:
+        """The state with h_t, of phi_x(x_t) [B, P], z_t [B, D] and the state with h_{t-1}."""
+        inputs = torch.cat([phi_x, *self.of_latents(z)], dim=-1).unsqueeze(1)
+        return run_layer(self.rnn, inputs, state)[1]
+
+    def of_latents(self, z: torch.Tensor) -> list[torch.Tensor]:
+        """phi_z(z), [..., P], as a list that is empty where there is no z."""
+        return [self.phi_z(z.to(self.phi_z[0].weight.dtype))] if self.config.latent_size else []
+
+    def what_the_posterior_sees(self, phi_x: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
+        """Of each step [B, T, P]: phi_x(x_t), or a_t, which a recurrence from the end has made of x_t to x_T."""
+        if not self.config.smoothing_posterior:
+            return phi_x
+        steps = torch.arange(phi_x.shape[1], device=phi_x.device)
+        # The real steps backwards, then the padding as it is: its own inverse.
+        flip = torch.where(steps < lengths.unsqueeze(1), lengths.unsqueeze(1) - 1 - steps, steps)
+        return take_time(run_layer(self.backward_rnn, take_time(phi_x, flip))[0], flip)
+
+    def first_state(self, rows: int, like: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """h_0, and c_0 of an LSTM: zeros [rows, H]."""
+        return (like.new_zeros(rows, self.config.hidden_size),) * self.rnn.number_of_states
+
+    # Ways through a sequence.
+
+    def unroll(self, phi_x: torch.Tensor, lengths: torch.Tensor, noise: torch.Tensor) -> Trajectory:
+        """Sample a path, z_t = mean + stddev * noise_t of q(z_t | x_t, h_{t-1}), K for each sequence.
+
+        In the loop over time is only what must be there: prior and emission follow for all steps at once, what is
+        linear in x_t comes before, and the gradient of each weight is one product for all steps.
+
+        Args:
+            phi_x: [B, T, P].
+            lengths: [B], real steps.
+            noise: standard normal, [K, B, T, D].
+        """
+        if not self.config.latent_size:
+            return self.follow(phi_x, lengths, noise)
+        layer, gates_x, features_x, weight_z, weight_h = self.rnn, *self._of_inputs(phi_x, lengths)
+        # One product serves all that reads h_{t-1}.
+        reads_h = [drop_weights(layer), weight_h]
+        if self.config.residual_posterior:
+            reads_h.append(self.prior_network.features[0].weight)
+        noise = noise.flatten(0, 1).transpose(0, 1)  # [T, K * B, D]
+        walk = self._walk_by_kernel if self._has_kernel(gates_x) else self._walk
+        z, features_z, moments, hidden = walk(gates_x, features_x, noise, reads_h, weight_z)
+        hidden = hidden.transpose(0, 1)  # [K * B, T + 1, H]
+        z, features_z, moments = (path.transpose(0, 1) for path in (z, features_z, moments))
+        before = hidden[:, :-1]
+        features = self.dropout(self.emission_features(torch.cat([features_z, before], dim=-1)))
+        return Trajectory(z, gaussian(moments), self.prior(before), features, hidden[:, 1:])
+
+    def _of_inputs(self, phi_x: torch.Tensor, lengths: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """What x_t adds to the gates [T, B, G * H] and to the first features from which z_t is read [T, B, P], and
+        the rest of those weights: of phi_z(z) in the gates, of h in the features."""
+        first, size = self.posterior_network.features[0], phi_x.shape[-1]
+        seen = self.what_the_posterior_sees(phi_x, lengths)
+        weight_x, weight_z = self.rnn.input_weight.tensor_split([size], dim=1)
+        gates_x = nn.functional.linear(phi_x.transpose(0, 1), weight_x, self.rnn.input_bias)
+        weight_seen, weight_h = first.weight.tensor_split([size], dim=1)
+        return gates_x, nn.functional.linear(seen.transpose(0, 1), weight_seen, first.bias), weight_z, weight_h
+
+    def _has_kernel(self, gates_x: torch.Tensor) -> bool:
+        config = self.config
+        plain = config.kernels == "plain" or torch.compiler.is_compiling()
+        exact = gates_x.dtype in (torch.float32, torch.float64)  # not under autocast
+        return exact and not plain and not config.layer_norm and config.feature_layers == 1
+
+    def _walk_by_kernel(self, gates_x, features_x, noise, reads_h, weight_z):
+        """[`_walk`] by [`sample_path`]."""
+        layer, prior, size = self.rnn, self.prior_network, self.config.latent_size
+        of_gates, *of_features = [features_x.new_zeros(len(weight)) for weight in reads_h]
+        if self.config.rnn_type == "gru":
+            of_gates = layer.bias_hh_l0
+        weight, bias = self.posterior_network.moments.weight, self.posterior_network.moments.bias
+        if self.config.residual_posterior:
+            # One network does it, of both networks' features, which adds the prior's mean to that of the posterior.
+            of_features[1] = prior.features[0].bias
+            features_x = nn.functional.pad(features_x, (0, len(of_features[1])))
+            weight = torch.cat([weight, nn.functional.pad(prior.moments.weight[:size], (0, 0, 0, size))], dim=1)
+            bias = bias + nn.functional.pad(prior.moments.bias[:size], (0, size))
+        read = torch.cat(reads_h), torch.cat([of_gates, *of_features])
+        phi = self.phi_z[0].weight, self.phi_z[0].bias
+        return sample_path(layer, gates_x, features_x, noise.to(gates_x.dtype), read, (weight, bias), phi, weight_z)
+
+    def _walk(self, gates_x, features_x, noise, reads_h, weight_z):
+        """The loop over time.
+
+        Args:
+            gates_x: what x_t adds to the gates, [T, B, G * H].
+            features_x: what it adds to the first features from which z is read, [T, B, P].
+            noise: [T, K * B, D].
+            reads_h: weights of what reads h_{t-1}: the gates, the posterior's first features and, with
+                `residual_posterior`, the prior's.
+            weight_z: of the gates, [G * H, P].
+
+        Returns:
+            z, phi_z(z), mean and log-variance of the posterior, [T, K * B, ...], and h, [T + 1, K * B, H].
+        """
+        time, rows = noise.shape[:2]
+        samples = rows // gates_x.shape[1]
+
+        product, stepwise = self._products(time, rows, gates_x)
+        layer, net = self.rnn, self.posterior_network
+        if self.config.residual_posterior:
+            prior_rest = stepwise([*list(self.prior_network.features)[1:], self.prior_network.moments])
+        from_h = product(torch.cat(reads_h))
+        rest = stepwise([*list(net.features)[1:], net.moments])
+        phi_z = stepwise(self.phi_z)
+        from_z = product(weight_z)
+        widths = [len(weight) for weight in reads_h]
+        state = self.first_state(rows, gates_x)
+        hidden, z, features_z, moments = [state[0]], [], [], []
+        for gates, features, epsilon in zip(gates_x.unbind(0), features_x.unbind(0), noise.unbind(0), strict=True):
+            gates_h, features_h, *prior_h = from_h(state[0]).split(widths, dim=-1)
+            read = rest(features_h + over_samples(features, samples))  # [K * B, 2 D]
+            if self.config.residual_posterior:
+                prior_moments = prior_rest(prior_h[0] + self.prior_network.features[0].bias)
+                mean = prior_moments[..., : self.config.latent_size]
+                read = read + nn.functional.pad(mean, (0, self.config.latent_size))
+            q = gaussian(read)
+            z_t = q.mean + q.stddev * epsilon
+            phi = phi_z(z_t)
+            gates = layer.norm_gates(over_samples(gates, samples) + from_z(phi))
+            state = layer.step(gates, gates_h, state)
+            for path, value in ((hidden, state[0]), (z, z_t), (features_z, phi), (moments, read)):
+                path.append(value)
+        return tuple(torch.stack(path) for path in (z, features_z, moments, hidden))
+
+    def _products(self, time: int, rows: int, like: torch.Tensor):
+        """Of a weight, its product at each of so many steps, and of a list of modules, all of them at each step."""
+
+        def product(weight):
+            return stepwise_product(self.config.kernels, weight, time, rows, like)
+
+        def stepwise(modules):
+            steps = [
+                (product(module.weight), module.bias) if isinstance(module, nn.Linear) else (module, None)
+                for module in modules
+            ]
+
+            def apply(x):
+                for step, bias in steps:
+                    x = step(x) if bias is None else step(x) + bias
+                return x
+
+            return apply
+
+        return product, stepwise
+
+    def follow(self, phi_x: torch.Tensor, lengths: torch.Tensor, z: torch.Tensor) -> Trajectory:
+        """The path with given latents, [K, B, T, D]: nothing waits for a sample, so the recurrence runs as one."""
+        samples = len(z)
+        seen = self.what_the_posterior_sees(phi_x, lengths).repeat(samples, 1, 1)
+        z = z.flatten(0, 1)  # [K * B, T, D]
+        features_z = self.of_latents(z)
+        hidden, _ = run_layer(self.rnn, torch.cat([phi_x.repeat(samples, 1, 1), *features_z], dim=-1))
+        before = torch.cat([torch.zeros_like(hidden[:, :1]), hidden[:, :-1]], dim=1)
+        prior = self.prior(before)
+        features = self.dropout(self.emission_features(torch.cat([*features_z, before], dim=-1)))
+        return Trajectory(z, self.posterior(seen, before, prior), prior, features, hidden)
+
+    def filter(self, phi_x, lengths, noise, points, log_likelihood) -> tuple[torch.Tensor, Trajectory]:
+        """A particle filter with q as proposal, resampled where the effective sample size falls below K / 2.
+
+        The logarithm of its estimate of p(x) is in expectation a lower bound of log p(x) (FIVO, Maddison et al. 2017,
+        algorithm 1). What a gradient would say of the resampling itself is left out, as there (sec. 4).
+
+        Args:
+            phi_x, lengths, noise: as in [`unroll`], K at least 2.
+            points: uniform in [0, 1), by which systematic resampling chooses, [B, T].
+            log_likelihood: from features [K * B, P] and a step t to log p(x_t | z_t, h_{t-1}), [K * B].
+
+        Returns:
+            the estimate of log p(x), [B], and the path of the particles as they were drawn.
+        """
+        samples, count, time = noise.shape[:3]
+        if not self.config.latent_size:  # all particles are one
+            path = self.follow(phi_x, lengths, noise)
+            terms = [log_likelihood(features, t)[:count] for t, features in enumerate(path.features.unbind(1))]
+            real = torch.arange(time, device=phi_x.device).unsqueeze(1) < lengths
+            return (torch.stack(terms) * real).sum(0), path
+        layer, prior, net = self.rnn, self.prior_network, self.posterior_network
+        gates_x, features_x, weight_z, weight_h = self._of_inputs(phi_x, lengths)
+        product, stepwise = self._products(time, samples * count, gates_x)
+        out = self.emission_features[0]
+        out_z, out_h = out.weight.tensor_split([self.config.feature_size], dim=1)
+        reads_h, reads_z = [drop_weights(layer), weight_h, prior.features[0].weight, out_h], [weight_z, out_z]
+        from_h, from_z = product(torch.cat(reads_h)), product(torch.cat(reads_z))
+        of_h, of_z = ([len(weight) for weight in weights] for weights in (reads_h, reads_z))
+        posterior_rest, prior_rest = (stepwise([*list(n.features)[1:], n.moments]) for n in (net, prior))
+        phi_z, emission_rest = stepwise(self.phi_z), stepwise(list(self.emission_features)[1:])
+        noise_lengths = noise.square().sum(-1)  # [K, B, T]
+        state = self.first_state(samples * count, gates_x)
+        log_weights = noise.new_zeros(samples, count)
+        estimate = noise.new_zeros(count)
+        first_rows = torch.arange(count, device=phi_x.device)
+        paths = []
+        for t in range(time):
+            gates_h, q_h, p_h, out_h = from_h(state[0]).split(of_h, dim=-1)
+            p = gaussian(prior_rest(p_h + prior.features[0].bias))
+            q = gaussian(posterior_rest(q_h + over_samples(features_x[t], samples)))
+            if self.config.residual_posterior:
+                q = DiagonalGaussian(q.mean + p.mean, q.logvar)
+            z = q.mean + q.stddev * noise[:, :, t].flatten(0, 1)
+            gates_z, out_z = from_z(phi_z(z)).split(of_z, dim=-1)
+            features = self.dropout(emission_rest(out_z + out_h + out.bias))
+            # log p(z) - log q(z), where z - mean of q is its deviation times the noise
+            distance = ((z - p.mean).square() * torch.exp(-p.logvar) + p.logvar - q.logvar).sum(-1)
+            term = log_likelihood(features, t) - 0.5 * (distance - noise_lengths[:, :, t].flatten())
+            real = t < lengths  # [B]
+            log_weights = log_weights + torch.where(real, term.view(samples, count), 0.0)
+            state = layer.step(layer.norm_gates(over_samples(gates_x[t], samples) + gates_z), gates_h, state)
+            paths.append((z, q.mean, q.logvar, p.mean, p.logvar, features, state[0]))
+            weights = log_weights.detach().softmax(0)  # [K, B]
+            poor = (weights.square().sum(0) * samples > 2) & (t + 1 < lengths)  # ESS = 1 / sum_k w_k^2 < K / 2
+            if poor.any():
+                own = torch.arange(samples, device=phi_x.device).unsqueeze(1)
+                places = ((own + points[:, t]) / samples).t().contiguous()  # [B, K]
+                chosen = torch.searchsorted(weights.cumsum(0).t().contiguous(), places).clamp(max=samples - 1).t()
+                chosen = torch.where(poor, chosen, own)  # [K, B]
+                rows = (chosen * count + first_rows).flatten()
+                state = tuple(s[rows] for s in state)
+                mean_weight = log_weights.logsumexp(0) - math.log(samples)
+                estimate = estimate + torch.where(poor, mean_weight, 0.0)
+                log_weights = torch.where(poor, 0.0, log_weights)
+        estimate = estimate + log_weights.logsumexp(0) - math.log(samples)
+        z, q_mean, q_logvar, p_mean, p_logvar, features, hidden = (
+            torch.stack(path, dim=1) for path in zip(*paths, strict=True)
+        )
+        q, p = DiagonalGaussian(q_mean, q_logvar), DiagonalGaussian(p_mean, p_logvar)
+        return estimate, Trajectory(z, q, p, features, hidden)
+
+
+def over_samples(x: torch.Tensor, samples: int) -> torch.Tensor:
+    """`x` [B, ...] for each of K samples, [K * B, ...]."""
+    return x if samples == 1 else x.repeat(samples, *[1] * (x.dim() - 1))
