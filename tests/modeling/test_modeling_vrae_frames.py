@@ -299,7 +299,9 @@ def test_missing_is_not_zero_and_scores_nothing(model, batch):
 def test_evaluation_terms(model, batch):
     generators = [torch.Generator().manual_seed(row) for row in range(4)]
     terms = model.evaluation_terms(3, generators, **batch)
-    assert {name: tuple(term.shape) for name, term in terms.items() if name != "posterior"} == {
+    assert ("raw_offset" in terms) == (model.config.input_mean is not None)
+    shapes = {name: tuple(term.shape) for name, term in terms.items() if name not in ("posterior", "raw_offset")}
+    assert shapes == {
         "log_weights": (3, 4),
         "reconstruction": (4,),
         "kl": (4,),
