@@ -26,6 +26,12 @@ def seed():
     set_seed(0)
 
 
+@pytest.fixture(autouse=True)
+def kernels_at_every_size(monkeypatch):
+    """Small models are to test what large ones run."""
+    monkeypatch.setattr("hf_vrae.modeling.recurrent.SMALL", 0)
+
+
 @pytest.fixture(params=VARIANTS.values(), ids=VARIANTS.keys())
 def model(request) -> VRAEForSequenceGeneration:
     return make_model(**request.param)

@@ -190,7 +190,7 @@ def stepwise_product(kernels: str, weight: torch.Tensor, steps: int, rows: int, 
         weight: [G, H].
         like: of the data type of the gates.
     """
-    if kernels == "plain" or torch.compiler.is_compiling() or steps == 1:
+    if kernels == "plain" or torch.compiler.is_compiling() or steps == 1 or weight.numel() < SMALL:
         return functools.partial(nn.functional.linear, weight=weight)
     # Not the data type of the gates: on a GPU autocast normalises in float32.
     return RecurrentProjection(weight, steps, rows, product_dtype(like))
@@ -235,6 +235,7 @@ def prefers_loop(layer: nn.Module, inputs: torch.Tensor, state: State) -> bool:
 
 
 LARGE = 1024  # hidden units
+SMALL = 2**16  # weights, below which what [`RecurrentProjection`] saves is less than its own calls take
 
 
 LAYERS = {

@@ -314,10 +314,11 @@ class VRNNLayer(nn.Module):
         estimate = noise.new_zeros(count)
         first_rows = torch.arange(count, device=phi_x.device)
         paths = []
-        for t in range(time):
+        # Not by an index, whose gradient is as large as all the steps.
+        for t, (gates, features) in enumerate(zip(gates_x.unbind(0), features_x.unbind(0), strict=True)):
             gates_h, q_h, p_h, out_h = from_h(state[0]).split(of_h, dim=-1)
             p = gaussian(prior_rest(p_h + prior.features[0].bias))
-            q = gaussian(posterior_rest(q_h + over_samples(features_x[t], samples)))
+            q = gaussian(posterior_rest(q_h + over_samples(features, samples)))
             if self.config.residual_posterior:
                 q = DiagonalGaussian(q.mean + p.mean, q.logvar)
             z = q.mean + q.stddev * noise[:, :, t].flatten(0, 1)
@@ -328,7 +329,7 @@ class VRNNLayer(nn.Module):
             term = log_likelihood(features, t) - 0.5 * (distance - noise_lengths[:, :, t].flatten())
             real = t < lengths  # [B]
             log_weights = log_weights + torch.where(real, term.view(samples, count), 0.0)
-            state = layer.step(layer.norm_gates(over_samples(gates_x[t], samples) + gates_z), gates_h, state)
+            state = layer.step(layer.norm_gates(over_samples(gates, samples) + gates_z), gates_h, state)
             paths.append((z, q.mean, q.logvar, p.mean, p.logvar, features, state[0]))
             weights = log_weights.detach().softmax(0)  # [K, B]
             poor = (weights.square().sum(0) * samples > 2) & (t + 1 < lengths)  # ESS = 1 / sum_k w_k^2 < K / 2
