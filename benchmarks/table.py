@@ -42,6 +42,8 @@ def table() -> str:
         "| --- | --- | ---: | ---: | ---: | ---: | ---: |",
     ]
     for benchmark, words, plain, ours in SHOWN:
+        if benchmark not in reports:  # it has not been run on a machine that does nothing else
+            continue
         for size in dict.fromkeys(row["size"] for row in reports[benchmark]["rows"]):
             rows = {row["way"]: row["rate"] for row in reports[benchmark]["rows"] if row["size"] == size}
             cells = [f"{rows[plain]:,.0f}" if rows[plain] >= 100 else f"{rows[plain]:.1f}"]
