@@ -1,6 +1,7 @@
 """How much a latent says about its input."""
 
 import math
+from collections.abc import Iterator
 
 import torch
 from torch.distributions import Distribution
@@ -18,15 +19,21 @@ def encode_dataset(model, dataset, collator, batch_size: int = 64) -> Distributi
         collator: makes a batch of a list of such sequences.
         batch_size: sequences a batch.
     """
-    was_training, device = model.training, model.device
-    model.eval()
-    sequences, parts = sequence_rows(dataset), []
-    for start in range(0, len(sequences), batch_size):
-        batch = collator(sequences.__getitems__(list(range(start, min(start + batch_size, len(sequences))))))
-        parts.append(model.encode(**{name: tensor.to(device) for name, tensor in batch.items()}))
-    model.train(was_training)
+    parts = [q for _, q in encoded_batches(model, dataset, collator, batch_size)]
     names = parts[0].arg_constraints
     return type(parts[0])(**{name: torch.cat([getattr(q, name).cpu() for q in parts]) for name in names})
+
+
+@torch.no_grad()
+def encoded_batches(model, dataset, collator, batch_size: int) -> Iterator[tuple[dict, Distribution]]:
+    """Each batch of a data set, in its order, and what `encode` makes of it; arguments as of [`encode_dataset`]."""
+    was_training, device = model.training, model.device
+    model.eval()
+    sequences = sequence_rows(dataset)
+    for start in range(0, len(sequences), batch_size):
+        batch = collator(sequences.__getitems__(list(range(start, min(start + batch_size, len(sequences))))))
+        yield batch, model.encode(**{name: tensor.to(device) for name, tensor in batch.items()})
+    model.train(was_training)
 
 
 def active_units(means: torch.Tensor, threshold: float = 0.01) -> int:

@@ -5,10 +5,9 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from ..data.frames import sequence_rows
+from .information import encoded_batches
 
 
-@torch.no_grad()
 def representations(model, dataset, collator, batch_size: int = 64) -> np.ndarray:
     """What stands for each sequence, [N, D]: the posterior mean (of a vMF posterior its direction).
 
@@ -19,19 +18,15 @@ def representations(model, dataset, collator, batch_size: int = 64) -> np.ndarra
         model: has `encode`; it is put into evaluation mode and back.
         dataset, collator, batch_size: as in [`encode_dataset`].
     """
-    was_training = model.training
-    model.eval()
-    sequences, parts = sequence_rows(dataset), []
-    for start in range(0, len(sequences), batch_size):
-        batch = collator(sequences.__getitems__(list(range(start, min(start + batch_size, len(sequences))))))
-        means = model.encode(**{name: tensor.to(model.device) for name, tensor in batch.items()}).mode.cpu()
+    parts = []
+    for batch, q in encoded_batches(model, dataset, collator, batch_size):
+        means = q.mode.cpu()
         if means.dim() == 3:
             # Of tokens the first, a mark, has no latent.
             real = batch["attention_mask"][:, -means.shape[1] :].bool()
             last = means[torch.arange(len(means)), real.sum(1) - 1]
             means = torch.cat([(means * real.unsqueeze(-1)).sum(1) / real.sum(1, keepdim=True), last], dim=1)
         parts.append(means.float().numpy())
-    model.train(was_training)
     return np.concatenate(parts)
 
 

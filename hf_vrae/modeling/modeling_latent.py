@@ -4,6 +4,8 @@
 Letters in shapes: B batch, T time, K samples, D latent size, H hidden size.
 """
 
+from collections.abc import Callable
+
 import torch
 from torch import nn
 from transformers import initialization as init
@@ -78,6 +80,19 @@ class LatentSequenceModel(PreTrainedModel):
             auto_map = getattr(self.config, "auto_map", None) or {}
             self.config.auto_map = auto_map | dict.fromkeys(self.other_auto_classes, name)
         super().save_pretrained(save_directory, *args, **kwargs)
+
+    def _charged_kl(self, kl: torch.Tensor, of_each_dimension: Callable[[], torch.Tensor]) -> torch.Tensor:
+        """The KL term of the loss, a scalar.
+
+        Args:
+            kl: the KL itself, its mean.
+            of_each_dimension: gives that of each sequence and latent dimension, [B, D]; asked where it is charged by.
+        """
+        if self.training and self.kl_capacity is not None:
+            return capacity_gap(kl, self.kl_capacity)
+        if self.training and self.config.free_bits:
+            return free_bits(of_each_dimension(), self.config.free_bits, self.config.free_bits_form)
+        return kl
 
 
 class OneLatentModel(LatentSequenceModel):
@@ -206,17 +221,8 @@ class OneLatentModel(LatentSequenceModel):
         if posterior is None:
             return reconstruction, None
         kl = kl_divergence(posterior, self.prior()).mean()
-        charged = self._charged_kl(posterior, kl) if self.training else kl
+        charged = self._charged_kl(kl, lambda: kl_per_dimension(posterior, self.prior()))
         return negative_elbo(reconstruction, charged, self.kl_weight), kl
-
-    def _charged_kl(self, posterior: torch.distributions.Distribution, kl: torch.Tensor) -> torch.Tensor:
-        """The KL term of the training loss, a scalar; `kl` is the KL itself, its mean."""
-        if self.kl_capacity is not None:
-            return capacity_gap(kl, self.kl_capacity)
-        if self.config.free_bits:
-            each = kl_per_dimension(posterior, self.prior())  # [B, D]
-            return free_bits(each, self.config.free_bits, self.config.free_bits_form)
-        return kl
 
     def _auxiliary_losses(self, latents: torch.Tensor, target) -> torch.Tensor | float:
         """What training minimises beside the bound, weighted."""

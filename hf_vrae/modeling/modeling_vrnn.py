@@ -22,7 +22,7 @@ from .generation import RecurrentCache
 from .heads import make_frame_embedding
 from .kernels import IGNORE_INDEX, Dropout, linear_cross_entropy, linear_nll
 from .modeling_latent import LatentSequenceModel, check_token_ids, token_nll
-from .objectives import capacity_gap, free_bits, importance_weighted_bound, negative_elbo
+from .objectives import importance_weighted_bound, negative_elbo
 from .recurrent import left_align, take_time
 from .vrnn import Trajectory, VRNNLayer
 
@@ -118,23 +118,18 @@ class VRNNPreTrainedModel(LatentSequenceModel):
 
     def _along_the_means(self, batch: dict) -> tuple[DiagonalGaussian, DiagonalGaussian]:
         observed = self._observe(**batch)
-        path = self.model.layer.unroll(
-            observed.phi_x, observed.lengths, observed.phi_x.new_zeros(1, *observed.phi_x.shape[:2], self.latent_size)
-        )
+        noise = observed.phi_x.new_zeros(1, *observed.phi_x.shape[:2], self.config.latent_size)
+        path = self.model.layer.unroll(observed.phi_x, observed.lengths, noise)
         return tuple(
             DiagonalGaussian(take_time(d.mean, observed.back), take_time(d.logvar, observed.back))
             for d in (path.posterior, path.prior)
         )
 
-    @property
-    def latent_size(self) -> int:
-        return self.config.latent_size
-
     def _check_latents(self, latents: torch.Tensor) -> None:
-        if latents.dim() != 3 or latents.shape[-1] != self.latent_size:
+        if latents.dim() != 3 or latents.shape[-1] != self.config.latent_size:
             raise ValueError(
-                f"`latents` must have shape [batch, time, latent_size] with `latent_size` {self.latent_size}, got "
-                f"{list(latents.shape)}."
+                "`latents` must have shape [batch, time, latent_size] with `latent_size` "
+                f"{self.config.latent_size}, got {list(latents.shape)}."
             )
 
     def log_importance_weights(
@@ -187,26 +182,23 @@ class VRNNPreTrainedModel(LatentSequenceModel):
         return self.model.layer.filter(observed.phi_x, observed.lengths, noise, points, log_likelihood)
 
     def _noise(self, num_samples: int, observed: Observed, generator=None) -> torch.Tensor:
-        """Standard normal, [K, B, T, D]; of a generator a row only as much as the row's own steps take."""
-        count, time = observed.phi_x.shape[:2]
-        like = {"device": observed.phi_x.device, "dtype": torch.float32}
-        if not isinstance(generator, list):
-            return torch.randn(num_samples, count, time, self.latent_size, generator=generator, **like)
-        noise = torch.zeros(num_samples, count, time, self.latent_size)
-        for row, (length, own) in enumerate(zip(observed.lengths.tolist(), generator, strict=True)):
-            noise[:, row, :length] = torch.randn(num_samples, length, self.latent_size, generator=own)
-        return noise.to(**like)
+        """Standard normal, [K, B, T, D]."""
+        return self._drawn(torch.randn, num_samples, self.config.latent_size, observed, generator)
 
     def _points(self, observed: Observed, generator=None) -> torch.Tensor:
-        """Uniform in [0, 1), [B, T], drawn as [`_noise`] is."""
+        """Uniform in [0, 1), [B, T]."""
+        return self._drawn(torch.rand, 1, 1, observed, generator).squeeze(-1).squeeze(0)
+
+    def _drawn(self, draw, samples: int, size: int, observed: Observed, generator) -> torch.Tensor:
+        """Random numbers, [samples, B, T, size]; of a generator a row only as many as the row's own steps take."""
         count, time = observed.phi_x.shape[:2]
         device = observed.phi_x.device
         if not isinstance(generator, list):
-            return torch.rand(count, time, generator=generator, device=device)
-        points = torch.zeros(count, time)
+            return draw(samples, count, time, size, generator=generator, device=device, dtype=torch.float32)
+        drawn = torch.zeros(samples, count, time, size)
         for row, (length, own) in enumerate(zip(observed.lengths.tolist(), generator, strict=True)):
-            points[row, :length] = torch.rand(length, generator=own)
-        return points.to(device)
+            drawn[:, row, :length] = draw(samples, length, size, generator=own, dtype=torch.float32)
+        return drawn.to(device)
 
     def _samples_at_once(self, observed: Observed) -> int:
         width = max(self.config.feature_size, self.config.hidden_size)
@@ -266,7 +258,7 @@ class VRNNPreTrainedModel(LatentSequenceModel):
             "num_steps": self.num_steps(observed.target),
             "mean": mean.mean(0),
         }
-        if num_samples > 1 and self.latent_size:
+        if num_samples > 1 and self.config.latent_size:
             terms["log_fivo"] = self._filter(observed, noise, generators)[0].double()
         return terms
 
@@ -285,7 +277,7 @@ class VRNNPreTrainedModel(LatentSequenceModel):
         kl = kl_of_dimensions.sum(1).mean()
         if samples == 1:
             reconstruction = self._reconstruction(path, observed)
-            loss = negative_elbo(reconstruction, self._charged_kl(kl_of_dimensions, kl), self.kl_weight)
+            loss = negative_elbo(reconstruction, self._charged_kl(kl, lambda: kl_of_dimensions), self.kl_weight)
         else:
             log_p = self._log_likelihood(path, observed).sum(1)  # [K * B]
             reconstruction = -log_p.mean()
@@ -309,21 +301,13 @@ class VRNNPreTrainedModel(LatentSequenceModel):
         if output_hidden_states is None:
             output_hidden_states = self.config.output_hidden_states
         left_out = [] if output_hidden_states else ["hidden_states"]
-        if not self.latent_size:
+        if not self.config.latent_size:
             left_out += ["latents", "posterior_mean", "posterior_logvar"]
         return VRNNOutput(**(fields | dict.fromkeys(left_out)))
 
     def _reconstruction(self, path: Trajectory, observed: Observed) -> torch.Tensor:
         """-log p(x|z), its mean over the sequences, a scalar."""
         return -self._log_likelihood(path, observed).sum(1).mean()
-
-    def _charged_kl(self, kl_of_dimensions: torch.Tensor, kl: torch.Tensor) -> torch.Tensor:
-        """The KL term of the loss, a scalar, of each dimension's KL over the sequence [B, D] and of the KL itself."""
-        if self.training and self.kl_capacity is not None:
-            return capacity_gap(kl, self.kl_capacity)
-        if self.training and self.config.free_bits:
-            return free_bits(kl_of_dimensions, self.config.free_bits, self.config.free_bits_form)
-        return kl
 
 
 class VRNNModel(VRNNPreTrainedModel):
@@ -557,14 +541,14 @@ class VRNNForSequenceGeneration(VRNNPreTrainedModel, GenerationMixin):
 
     def _sample(self, input_ids, logits_processor, stopping_criteria, generation_config, *args, **model_kwargs):
         if generation_config.do_sample:
-            model_kwargs["latent_noise"] = LatentNoise(len(input_ids), 1, self.latent_size, self.device)
+            model_kwargs["latent_noise"] = LatentNoise(len(input_ids), 1, self.config.latent_size, self.device)
         return super()._sample(
             input_ids, logits_processor, stopping_criteria, generation_config, *args, **model_kwargs
         )
 
     def _beam_search(self, input_ids, logits_processor, stopping_criteria, generation_config, **model_kwargs):
         if generation_config.do_sample:
-            shape = len(input_ids), generation_config.num_beams, self.latent_size
+            shape = len(input_ids), generation_config.num_beams, self.config.latent_size
             model_kwargs["latent_noise"] = LatentNoise(*shape, self.device)
         return super()._beam_search(input_ids, logits_processor, stopping_criteria, generation_config, **model_kwargs)
 
