@@ -81,6 +81,11 @@ class VRAEConfig(LatentSequenceConfig):
             self.latent_conditioning = []
         super().__post_init__(**kwargs)
 
+    @property
+    def decoder_latent_size(self) -> int:
+        """Dimensions of what the decoder is given: z."""
+        return self.latent_size
+
     def validate_architecture(self):
         """Checked at construction and when saving."""
         self._check_at_least_1("encoder_hidden_size", "encoder_layers", "decoder_hidden_size", "decoder_layers")

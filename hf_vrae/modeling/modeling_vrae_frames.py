@@ -15,11 +15,12 @@ from transformers.modeling_outputs import ModelOutput
 from transformers.utils import can_return_tuple
 
 from .configuration_vrae import VRAEConfig
+from .encoders import VRAEEncoderOutput
 from .generation import GeneratedFrames
 from .kernels import Dropout
 from .modeling_frames import FrameModel, ScoredFrames, move_on
 from .modeling_latent import OneLatentModel, check_latents
-from .modeling_vrae import VRAEEncoderOutput, VRAEModel, VRAEPreTrainedModel
+from .modeling_vrae import VRAEModel, VRAEPreTrainedModel
 from .recurrent import RecurrentStep
 
 

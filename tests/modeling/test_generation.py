@@ -6,8 +6,8 @@ import pytest
 import torch
 from transformers import GenerationMixin, TextIteratorStreamer, set_seed
 
+from hf_vrae.modeling.encoders import VRAEEncoderOutput
 from hf_vrae.modeling.generation import RecurrentCache
-from hf_vrae.modeling.modeling_vrae import VRAEEncoderOutput
 from tests.models import LANGUAGE_MODELS, VARIANTS, make_model
 
 MODES = {
