@@ -100,6 +100,10 @@ class FrameModel(LatentSequenceModel):
         """Means of p(x_t | ...) in raw units, 0 at padding: [B, T, F]."""
         return to_raw(self.head(features).mean, self.config).masked_fill(~target.mask.unsqueeze(-1), 0)
 
+    def _likeliest(self, features: torch.Tensor) -> torch.Tensor:
+        """Modes of p(x_t | ...) in raw units, [B, T, F] of features [B, T, H]."""
+        return to_raw(self.head(features).mode, self.config)
+
     @torch.no_grad()
     def _mix_in_own_frames(self, frames: torch.Tensor, features: torch.Tensor, target: ScoredFrames) -> torch.Tensor:
         """Replace frames that the decoder reads, [B, T, F], by samples of what the model expected there, each with

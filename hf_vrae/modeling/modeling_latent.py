@@ -104,6 +104,7 @@ class OneLatentModel(LatentSequenceModel):
     - `_log_likelihood(latents, target)`: log p(x|z_k), [K, B], of latents [K, B, D];
     - `_width(target)`: how many numbers that holds at once for one z of each row;
     - `num_steps(target)`: how many steps are scored, [B];
+    - `teacher_forced(latents, **batch)`: the likeliest x_t given z and the true steps before it;
     - `_parts_of_likelihood()`: the modules of p(x|z).
     """
 

@@ -373,6 +373,12 @@ class VRAEForSequenceGeneration(VRAEPreTrainedModel, OneLatentModel, GenerationM
         )
         return self.features(hidden, latents.flatten(0, 1))
 
+    @torch.no_grad()
+    def teacher_forced(self, latents: torch.Tensor, **batch) -> torch.LongTensor:
+        """The likeliest token at each place of the labels [B, T], given the true ones before it and `latents` [B, D];
+        for `batch` as [`forward`] takes it."""
+        return self.lm_head(self._features_of(latents.unsqueeze(0), self.target(**batch))).argmax(-1)
+
     def _log_likelihood(self, latents: torch.Tensor, target: torch.LongTensor) -> torch.Tensor:
         rows, features = len(latents), self._features_of(latents, target)
         labels = target.repeat(rows, 1)

@@ -183,6 +183,12 @@ class VRAEForFrameGeneration(VRAEPreTrainedModel, OneLatentModel, FrameModel):
         )
         return self._beside_latents(hidden, latents), hidden_states
 
+    @torch.no_grad()
+    def teacher_forced(self, latents: torch.Tensor, **batch) -> torch.Tensor:
+        """The likeliest x_t given the frames before it and `latents` [B, D], raw, [B, T, F]; for `batch` as
+        [`forward`] takes it."""
+        return self._likeliest(self._features(latents, self.target(**batch))[0])
+
     def _embed(self, frames: torch.Tensor, first: torch.Tensor) -> torch.Tensor:
         """What the decoder reads, [B, T, E]: scaled frames [B, T, F], where `first` [B, T] the learnt start."""
         decoder = self.model.decoder

@@ -20,8 +20,8 @@ from .configuration_vrnn import VRNNConfig
 from .distributions import DiagonalGaussian, kl_per_dimension
 from .generation import RecurrentCache
 from .heads import make_frame_embedding
-from .kernels import IGNORE_INDEX, Dropout, linear_cross_entropy, linear_nll
-from .modeling_latent import LatentSequenceModel, check_token_ids, token_nll
+from .kernels import IGNORE_INDEX, Dropout, draw, linear_cross_entropy, linear_nll
+from .modeling_latent import LatentSequenceModel, at_least_float32, check_token_ids, token_nll
 from .objectives import importance_weighted_bound, negative_elbo
 from .recurrent import left_align, take_time
 from .vrnn import Trajectory, VRNNLayer
@@ -88,6 +88,8 @@ class VRNNPreTrainedModel(LatentSequenceModel):
     - `_observe(labels, **batch)`: the sequences of a batch and their target, see [`Observed`];
     - `_score(features, target)`: log p(x_t | features), 0 where nothing is scored, [K, B, T] of [K, B, T, P];
     - `_at_step(target, t)`: the target of one step;
+    - `_drawn_steps(features)`: phi_x of a sample of p(x_t | features), [B, T, P] of [B, T, P];
+    - `_likeliest(features)`: its mode, as the model gives it out;
     - `num_steps(target)`: how many steps are scored, [B].
     """
 
@@ -131,6 +133,19 @@ class VRNNPreTrainedModel(LatentSequenceModel):
                 "`latents` must have shape [batch, time, latent_size] with `latent_size` "
                 f"{self.config.latent_size}, got {list(latents.shape)}."
             )
+
+    @torch.no_grad()
+    def teacher_forced(self, latents: torch.Tensor, **batch) -> torch.Tensor:
+        """The likeliest x_t given z_t and the true steps before it: ids [B, T - 1] of each token but the first, or
+        raw frames [B, T, F].
+
+        Args:
+            latents: z of each step, [B, T - 1, D] or [B, T, D], left-aligned.
+            batch: what [`forward`] takes.
+        """
+        observed = self._observe(**batch)
+        path = self.model.layer.follow(observed.phi_x, observed.lengths, latents.unsqueeze(0))
+        return self._likeliest(take_time(path.features, observed.back))
 
     def log_importance_weights(
         self,
@@ -272,7 +287,8 @@ class VRNNPreTrainedModel(LatentSequenceModel):
         if config.resampling and self.training:
             estimate, path = self._filter(observed, noise)
         else:
-            path = self.model.layer.unroll(observed.phi_x, observed.lengths, noise)
+            read = self._mix_in_own_steps(observed, noise) if self.training and self.sampling_probability > 0 else None
+            path = self.model.layer.unroll(observed.phi_x, observed.lengths, noise, read)
         kl_of_dimensions = self._kl(path, observed)  # [K * B, D]
         kl = kl_of_dimensions.sum(1).mean()
         if samples == 1:
@@ -294,6 +310,18 @@ class VRNNPreTrainedModel(LatentSequenceModel):
             "posterior_logvar": path.posterior.logvar,
             "hidden_states": (observed.phi_x, path.hidden),
         }
+
+    def _mix_in_own_steps(self, observed: Observed, noise: torch.Tensor) -> torch.Tensor:
+        """phi_x of what the recurrence reads, [B, T, P]: x_t, or with the scheduled probability a sample of
+        p(x_t | z_t, h_{t-1}) from a first pass, which has read the true steps.
+
+        Scheduled sampling (Bengio et al. 2015) in two passes, as in the VRAE (Duckworth et al. 2019). The posterior
+        still sees the true x_t: what it is to infer is the cause of x_t, whatever was said before.
+        """
+        with torch.no_grad():
+            path = self.model.layer.unroll(observed.phi_x, observed.lengths, noise)
+            chosen = torch.rand(observed.phi_x.shape[:2], device=observed.phi_x.device) < self.sampling_probability
+        return torch.where(chosen.unsqueeze(-1), self._drawn_steps(path.features), observed.phi_x)
 
     def _output(self, output_hidden_states: bool | None, **fields) -> VRNNOutput:
         """Of the fields those that are asked for and are there. An output is made whole: set later, a field of it
@@ -451,6 +479,13 @@ class VRNNForSequenceGeneration(VRNNPreTrainedModel, GenerationMixin):
 
     def _at_step(self, target: torch.LongTensor, t: int) -> torch.LongTensor:
         return target[:, t : t + 1]
+
+    def _drawn_steps(self, features: torch.Tensor) -> torch.Tensor:
+        words = draw(at_least_float32(self.lm_head(features).flatten(0, 1).detach()))
+        return self.model.embed(self.model.embed_tokens(words.view(features.shape[:2])))
+
+    def _likeliest(self, features: torch.Tensor) -> torch.LongTensor:
+        return self.lm_head(features).argmax(-1)
 
     def num_steps(self, target: torch.LongTensor) -> torch.LongTensor:
         """Tokens that are scored, [B]."""

@@ -74,6 +74,11 @@ class VRNNForFrameGeneration(VRNNPreTrainedModel, FrameModel):
     def _at_step(self, target: ScoredFrames, t: int) -> ScoredFrames:
         return ScoredFrames(*(part[:, t : t + 1] for part in target))
 
+    def _drawn_steps(self, features: torch.Tensor) -> torch.Tensor:
+        with torch.no_grad():
+            frames = self.head(features).sample()
+        return self.model.embed(self.model.embed_frames(frames))
+
     @torch.no_grad()
     def generate(
         self,

@@ -141,7 +141,9 @@ class VRNNLayer(nn.Module):
 
     # Ways through a sequence.
 
-    def unroll(self, phi_x: torch.Tensor, lengths: torch.Tensor, noise: torch.Tensor) -> Trajectory:
+    def unroll(
+        self, phi_x: torch.Tensor, lengths: torch.Tensor, noise: torch.Tensor, read: torch.Tensor | None = None
+    ) -> Trajectory:
         """Sample a path, z_t = mean + stddev * noise_t of q(z_t | x_t, h_{t-1}), K for each sequence.
 
         In the loop over time is only what must be there: prior and emission follow for all steps at once, what is
@@ -151,10 +153,11 @@ class VRNNLayer(nn.Module):
             phi_x: [B, T, P].
             lengths: [B], real steps.
             noise: standard normal, [K, B, T, D].
+            read: phi_x of what the recurrence reads, [B, T, P], where that is not what the posterior sees.
         """
         if not self.config.latent_size:
-            return self.follow(phi_x, lengths, noise)
-        layer, gates_x, features_x, weight_z, weight_h = self.rnn, *self._of_inputs(phi_x, lengths)
+            return self.follow(phi_x, lengths, noise, read)
+        layer, gates_x, features_x, weight_z, weight_h = self.rnn, *self._of_inputs(phi_x, lengths, read)
         # One product serves all that reads h_{t-1}.
         reads_h = [drop_weights(layer), weight_h]
         if self.config.residual_posterior:
@@ -168,13 +171,14 @@ class VRNNLayer(nn.Module):
         features = self.dropout(self.emission_features(torch.cat([features_z, before], dim=-1)))
         return Trajectory(z, gaussian(moments), self.prior(before), features, hidden[:, 1:])
 
-    def _of_inputs(self, phi_x: torch.Tensor, lengths: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    def _of_inputs(self, phi_x, lengths, read=None) -> tuple[torch.Tensor, ...]:
         """What x_t adds to the gates [T, B, G * H] and to the first features from which z_t is read [T, B, P], and
         the rest of those weights: of phi_z(z) in the gates, of h in the features."""
         first, size = self.posterior_network.features[0], phi_x.shape[-1]
         seen = self.what_the_posterior_sees(phi_x, lengths)
         weight_x, weight_z = self.rnn.input_weight.tensor_split([size], dim=1)
-        gates_x = nn.functional.linear(phi_x.transpose(0, 1), weight_x, self.rnn.input_bias)
+        read = phi_x if read is None else read
+        gates_x = nn.functional.linear(read.transpose(0, 1), weight_x, self.rnn.input_bias)
         weight_seen, weight_h = first.weight.tensor_split([size], dim=1)
         return gates_x, nn.functional.linear(seen.transpose(0, 1), weight_seen, first.bias), weight_z, weight_h
 
@@ -266,13 +270,15 @@ class VRNNLayer(nn.Module):
 
         return product, stepwise
 
-    def follow(self, phi_x: torch.Tensor, lengths: torch.Tensor, z: torch.Tensor) -> Trajectory:
+    def follow(
+        self, phi_x: torch.Tensor, lengths: torch.Tensor, z: torch.Tensor, read: torch.Tensor | None = None
+    ) -> Trajectory:
         """The path with given latents, [K, B, T, D]: nothing waits for a sample, so the recurrence runs as one."""
-        samples = len(z)
+        samples, read = len(z), phi_x if read is None else read
         seen = self.what_the_posterior_sees(phi_x, lengths).repeat(samples, 1, 1)
         z = z.flatten(0, 1)  # [K * B, T, D]
         features_z = self.of_latents(z)
-        hidden, _ = run_layer(self.rnn, torch.cat([phi_x.repeat(samples, 1, 1), *features_z], dim=-1))
+        hidden, _ = run_layer(self.rnn, torch.cat([read.repeat(samples, 1, 1), *features_z], dim=-1))
         before = torch.cat([torch.zeros_like(hidden[:, :1]), hidden[:, :-1]], dim=1)
         prior = self.prior(before)
         features = self.dropout(self.emission_features(torch.cat([*features_z, before], dim=-1)))

@@ -160,7 +160,7 @@ class TrainArguments:
     aggressive: bool = _arg(False, "Train the encoder to a standstill before each decoder step, while MI rises")
     aggressive_max_epochs: float = _arg(10.0, "aggressive: at most so many epochs of it")
     scheduled_sampling: float = _arg(
-        0.0, "Share of the decoder's input words that are its own at the end, rising from 0"
+        0.0, "Share of the words or frames a decoder reads that are its own at the end, rising from 0"
     )
     eval_strategy: Literal["epoch", "steps", "no"] = _arg("epoch", "When to evaluate on the validation data")
     eval_steps: int = _arg(500, "Updates between evaluations, with eval_strategy=steps")
@@ -171,6 +171,11 @@ class TrainArguments:
         None, "Stop after so many evaluations without improvement, counted once the KL weight has arrived"
     )
     num_importance_samples: int = _arg(100, "K of the importance-weighted likelihood of the final evaluation")
+    num_quality_samples: int = _arg(
+        0,
+        "Also measure reconstruction from z alone, speed and memory, and so many samples of the model: of text their "
+        "self-BLEU and reverse perplexity; 0 does not",
+    )
     seed: int = _arg(42, "Seed of everything random")
     mixed_precision: Literal["no", "fp16", "bf16"] | None = _arg(None, "By default what accelerate's launcher says")
     dataloader_num_workers: int = _arg(0, "Processes that prepare batches")
@@ -190,7 +195,7 @@ class TrainArguments:
             raise ValueError(f"`max_steps` must be above 0, or -1 for `num_train_epochs`; got {self.max_steps}.")
         for name in (
             "max_grad_norm", "weight_decay", "warmup_steps", "kl_warmup_steps", "kl_weight", "kl_start", "free_bits",
-            "kl_capacity", "minimum_rate", "mmd_weight", "svi_steps", "autoencoder_epochs",
+            "kl_capacity", "minimum_rate", "mmd_weight", "svi_steps", "autoencoder_epochs", "num_quality_samples",
         ):  # fmt: skip
             if getattr(self, name) < 0:
                 raise ValueError(f"`{name}` must not be negative, got {getattr(self, name)}.")
@@ -263,8 +268,8 @@ class TrainArguments:
             ),
             (
                 self.scheduled_sampling > 0 and (several or self.svi_steps > 0),
-                f"`scheduled_sampling` {self.scheduled_sampling} needs one decoder pass of one latent: set "
-                "`num_train_samples` 1 and `svi_steps` 0.",
+                f"`scheduled_sampling` {self.scheduled_sampling} needs one decoder pass of one latent, and bounds of "
+                "several samples weigh what was read by the true steps: set `num_train_samples` 1 and `svi_steps` 0.",
             ),
         ]
 
@@ -344,11 +349,6 @@ class TrainArguments:
                 self.autoencoder_epochs > 0 or self.reset_decoder,
                 "`autoencoder_epochs` and `reset_decoder` make the decoder anew, which a vrnn shares with its "
                 "posterior: h_t is of both. Leave them out.",
-            ),
-            (
-                self.scheduled_sampling > 0,
-                f"`scheduled_sampling` {self.scheduled_sampling} changes what the decoder reads, which in a vrnn the "
-                "posterior reads too. Set it to 0.",
             ),
             (
                 self.resampling and weighted,
