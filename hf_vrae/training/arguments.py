@@ -201,6 +201,8 @@ class TrainArguments:
                 raise ValueError(f"`{name}` must not be negative, got {getattr(self, name)}.")
         if self.reset_decoder and not self.model_name_or_path:
             raise ValueError("`reset_decoder` keeps the encoder of `model_name_or_path`, which is not given.")
+        if self.num_quality_samples == 1:
+            raise ValueError("`num_quality_samples` 1 leaves no other sample for self-BLEU: give 2 or more, or 0.")
         if not 0 <= self.scheduled_sampling <= 1:
             raise ValueError(f"`scheduled_sampling` is a share and must be in [0, 1], got {self.scheduled_sampling}.")
         _refuse(self._combinations())

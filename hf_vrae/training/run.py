@@ -21,6 +21,7 @@ from .arguments import Recipe, TrainArguments
 from .checkpoints import checkpoints, prepare_output_dir
 from .loop import TrainingLoop
 from .models import configuration
+from .quality import measure_quality, peak_memory
 from .tasks import FrameTask, TextTask, lengths
 
 logger = logging.getLogger(__name__)
@@ -58,6 +59,8 @@ def run(recipe: Recipe) -> dict:
     model = task.make_model(recipe, data["train"])
     loop = TrainingLoop(model, task, data["train"], data["validation"], args, accelerator)
     numbers = loop.run()
+    if args.num_quality_samples:
+        numbers["peak_memory_mib"] = peak_memory(accelerator.device)
     if first_stage:
         before = json.loads((output_dir / "autoencoder" / "results.json").read_text())["run"]
         numbers["autoencoder_seconds"] = before["training_seconds"]
@@ -78,6 +81,8 @@ def run(recipe: Recipe) -> dict:
         description=f"Evaluating the {split} split",
         svi_steps=args.svi_steps,
     )
+    if args.num_quality_samples:
+        metrics |= measure_quality(model, task, data, split, recipe, accelerator)
     described = describe_run(accelerator, model, task, data, args.seed)
     results = {"split": split, **metrics, "run": described | numbers}
     if accelerator.is_main_process:

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from tqdm.auto import tqdm
 
-from ...data.collators import AutoencodingCollator
+from ...data.collators import AutoencodingCollator, CausalCollator
 from ...data.tokenization import decode
 from ..likelihood import noise_generators, perplexity
 from .strings import bleu_signature, compare, sample_quality
@@ -82,13 +82,18 @@ def draw_samples(model, tokenizer, count: int, batch_size: int = 64, seed: int =
         options: of `generate`, over `do_sample=True, top_k=0`.
     """
     options = {"do_sample": True, "top_k": 0, **options}
-    latents = model.prior().sample((count,), torch.Generator().manual_seed(seed))  # [N, D]
     texts = []
+    if model.config.is_encoder_decoder:
+        latents = model.prior().sample((count,), torch.Generator().manual_seed(seed))  # [N, D]
+        starts = [{"latents": z} for z in latents.split(batch_size)]
+    else:  # one latent a token, drawn as the text grows
+        marks = torch.full((count, 1), tokenizer.bos_token_id, device=model.device)
+        starts = [{"inputs": ids} for ids in marks.split(batch_size)]
     devices = [model.device] if model.device.type == "cuda" else []
     with _in_evaluation_mode(model), torch.random.fork_rng(devices):
         torch.manual_seed(seed)
-        for z in tqdm(latents.split(batch_size), desc="Sampling", leave=False):
-            texts += decode(tokenizer, model.generate(latents=z, **options))
+        for start in tqdm(starts, desc="Sampling", leave=False):
+            texts += decode(tokenizer, model.generate(**start, **options))
     return texts
 
 
@@ -121,7 +126,7 @@ def forward_perplexity(
             noise = noise_generators(seed, indices)
             weights = judge.log_importance_weights(num_samples, generator=noise, **batch).double()  # [K, B]
             nats += float((math.log(num_samples) - weights.logsumexp(0)).sum())
-            tokens += int((batch["labels"] != -100).sum())
+            tokens += int(batch["attention_mask"].sum()) - len(indices)  # all but `<s>`
     nll = nats / len(texts)
     return {
         "perplexity": perplexity(nll, len(texts), tokens),
@@ -146,7 +151,8 @@ def _batches(model, tokenizer, texts: Sequence[str], batch_size: int, descriptio
     """Positions in `texts`, and the model's batch of them."""
     if isinstance(texts, str) or not len(texts):
         raise ValueError(f"`texts` must be a list of at least one text, got {texts!r}.")
-    collator = AutoencodingCollator(tokenizer.pad_token_id)
+    kind = AutoencodingCollator if model.config.is_encoder_decoder else CausalCollator
+    collator = kind(tokenizer.pad_token_id)
     for start in tqdm(range(0, len(texts), batch_size), desc=description, leave=False):
         part = list(texts[start : start + batch_size])
         batch = collator(tokenizer(part)["input_ids"])

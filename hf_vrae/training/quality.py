@@ -1,0 +1,96 @@
+"""What a trained model is worth beside its likelihood: reconstruction from z alone, its samples, its speed."""
+
+import json
+import statistics
+import time
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from datasets import Dataset, DatasetDict
+
+from ..evaluation.free_running import evaluate_free_running
+from ..evaluation.text import draw_samples, self_bleu
+from ..latent import sample_frames
+from .arguments import Recipe, parse_recipe
+from .tasks import lengths
+
+SAMPLES_AT_ONCE = 64
+# The language model whose perplexity is the reverse one: small, and the same for all.
+JUDGE = """--model_type vrae --latent_size 0 --kl_schedule constant --word_dropout 0 --num_importance_samples 1
+--num_train_epochs 10 --logging_steps 1000"""
+
+
+def peak_memory(device: torch.device) -> float:
+    """The most memory held so far, MiB: on a GPU what torch had allocated there, on a CPU all of this process, the
+    libraries' own half a GiB included."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    import resource  # not on every platform
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10  # KiB on Linux
+
+
+def measure_quality(model, task, data: DatasetDict, split: str, recipe: Recipe, accelerator: Accelerator) -> dict:
+    """What `num_quality_samples` asks for; the model, and of text its tokenizer, are in `output_dir` already.
+
+    Args:
+        task: of the run.
+        data: its splits; `split` is what reconstructions are of, and what reverse perplexity is taken on.
+
+    Returns:
+        what [`evaluate_free_running`] does; `tokens_per_second` or `frames_per_second`, in training (the median of
+        what metrics.jsonl says of it), and with `generated_` before it, of drawing the samples in batches of 64. Of
+        text [`_of_samples`] adds its own. `num_quality_samples` is how many.
+    """
+    args, count = recipe.training, recipe.training.num_quality_samples
+    folder, speed = Path(args.output_dir), f"{task.unit}_per_second"
+    batch_size = args.per_device_eval_batch_size
+    results = evaluate_free_running(model, data[split], task.collator(), batch_size, accelerator)
+    lines = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
+    results[speed] = statistics.median(line[speed] for line in lines if line["kind"] == "train")
+    model.eval()
+    start = time.perf_counter()
+    if task.unit == "tokens":
+        samples = draw_samples(model, task.tokenizer, count, SAMPLES_AT_ONCE, args.seed)
+        drawn = sum(map(len, task.tokenizer(samples)["input_ids"])) - count
+    else:
+        sizes = lengths(data[split])[:count].tolist()
+        parts = [sizes[i : i + SAMPLES_AT_ONCE] for i in range(0, len(sizes), SAMPLES_AT_ONCE)]
+        drawn = sum(int(sample_frames(model, part, do_sample=True)["lengths"].sum()) for part in parts)
+    results[f"generated_{speed}"] = drawn / (time.perf_counter() - start)
+    if task.unit == "tokens":
+        results |= _of_samples(samples, data, split, recipe, accelerator)
+    return {**results, "num_quality_samples": count}
+
+
+def _of_samples(samples: list[str], data: DatasetDict, split: str, recipe: Recipe, accelerator: Accelerator) -> dict:
+    """`self_bleu` of the samples, and `reverse_ppl`: the perplexity of the real texts of `split` under a language model
+    trained on the samples, which rises where these are dull, wrong or leave things out (Zhao et al. 2018). Beside each
+    with `reference_` before the name that of as many real texts, the first of the training split, as the samples.
+    """
+    folder = Path(recipe.training.output_dir) / "judges"
+    real = [text.strip() for text in data["train"][: len(samples)]["text"]]
+    results = {"self_bleu": self_bleu(samples)["self_bleu"], "reference_self_bleu": self_bleu(real)["self_bleu"]}
+    for name, texts in (("reverse_ppl", samples), ("reference_reverse_ppl", real)):
+        if any(texts):  # a language model of nothing is none
+            results[name] = _perplexity_under_a_model_of(texts, data[split], folder / name, recipe, accelerator)
+    return results
+
+
+def _perplexity_under_a_model_of(
+    texts: list[str], real: Dataset, folder: Path, recipe: Recipe, accelerator: Accelerator
+) -> float:
+    from .run import run  # which measures quality itself
+
+    args = recipe.training
+    if accelerator.is_main_process:
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, lines in (("train", texts), ("test", real["text"])):
+            (folder / f"{name}.txt").write_text("".join(" ".join(line.split()) + "\n" for line in lines))
+    accelerator.wait_for_everyone()
+    flags = f"--overwrite_output_dir --seed {args.seed} --max_length {recipe.data.max_length}".split()
+    files = {"train_file": folder / "train.txt", "test_file": folder / "test.txt", "tokenizer_name": args.output_dir}
+    files["output_dir"] = folder / "model"
+    flags += [word for name, path in files.items() for word in (f"--{name}", str(path))]
+    return run(parse_recipe([*JUDGE.split(), *flags]))["ppl_iw"]
