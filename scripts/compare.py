@@ -36,7 +36,7 @@ def main():
         raise ValueError(f"`rows` names {sorted(unknown)[0]!r}; there are {', '.join(p.stem for p in recipes)}.")
     chosen = [path for path in recipes if args.rows is None or path.stem in args.rows]
     if not args.table_only:
-        comparison.train_rows(chosen, folder, args.seeds, flags)
+        comparison.train_rows(chosen, folder, args.seeds, flags, Path(__file__).with_name("train.py"))
     elif flags:
         raise ValueError(f"`table_only` trains nothing, so {flags[0]} has no effect.")
     if not PartialState().is_main_process:

@@ -1,7 +1,10 @@
 """Recipes trained one after the other, and their results in one table beside the published ones."""
 
 import json
+import signal
 import statistics
+import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -33,6 +36,23 @@ COLUMNS_OF_FRAMES = [
     ("FIVO (mean)", "nll_fivo_mean_of_means", 3),
     ("KL", "kl_per_step", 3),
 ]
+# What `num_quality_samples` adds to a row, in the units of its name.
+COLUMNS_OF_QUALITY = [
+    ("accuracy, teacher-forced", "teacher_forced_accuracy", 3),
+    ("free-running", "free_running_accuracy", 3),
+    ("frame accuracy, teacher-forced", "teacher_forced_frame_accuracy", 3),
+    ("free-running", "free_running_frame_accuracy", 3),
+    ("RMSE, teacher-forced", "teacher_forced_rmse", 3),
+    ("free-running", "free_running_rmse", 3),
+    ("self-BLEU", "self_bleu", 1),
+    ("reverse PPL", "reverse_ppl", 2),
+    ("tokens/s, training", "tokens_per_second", 0),
+    ("generating", "generated_tokens_per_second", 0),
+    ("frames/s, training", "frames_per_second", 0),
+    ("generating", "generated_frames_per_second", 0),
+    ("peak MiB", "peak_memory_mib", 0),
+]
+COLUMNS_OF_FIVO = [("NLL (FIVO)", "nll_fivo", 2), ("PPL (FIVO)", "ppl_fivo", 2)]  # beside them, of text
 
 
 def find_recipes(folder: str | Path) -> list[Path]:
@@ -47,7 +67,13 @@ def find_recipes(folder: str | Path) -> list[Path]:
     return recipes
 
 
-def train_rows(recipes: Sequence[Path], output_dir: str | Path, seeds: Sequence[int], flags: Sequence[str]) -> None:
+def train_rows(
+    recipes: Sequence[Path],
+    output_dir: str | Path,
+    seeds: Sequence[int],
+    flags: Sequence[str],
+    script: str | Path | None = None,
+) -> None:
     """Train and evaluate each recipe with each seed in `output_dir/NAME-SEED`, unless that is done already.
 
     An interrupted row goes on from its last checkpoint.
@@ -55,6 +81,11 @@ def train_rows(recipes: Sequence[Path], output_dir: str | Path, seeds: Sequence[
     Args:
         recipes: paths.
         flags: of scripts/train.py, for all rows.
+        script: that one; a row with `num_quality_samples`, one of which is its memory, is then a process of its own,
+            where there are not several processes already.
+
+    Raises:
+        SystemExit: with the code of a process that failed.
     """
     for path in recipes:
         for seed in seeds:
@@ -66,8 +97,24 @@ def train_rows(recipes: Sequence[Path], output_dir: str | Path, seeds: Sequence[
                 own += ["--resume_from_checkpoint", "latest"]
             elif any((folder / name).exists() for name in RUN_FILES):
                 own += ["--overwrite_output_dir"]  # it stopped before its first checkpoint
-            run(parse_recipe(own))
-            PartialState().wait_for_everyone()
+            recipe = parse_recipe(own)
+            if script and recipe.training.num_quality_samples and PartialState().num_processes == 1:
+                _run_apart([sys.executable, str(script), *own])
+            else:
+                run(recipe)
+                PartialState().wait_for_everyone()
+
+
+def _run_apart(command: Sequence[str]) -> None:
+    """Run a command that hears of SIGINT and SIGTERM once, by us, and stop where it fails."""
+    with subprocess.Popen(command, start_new_session=True) as process:  # else a terminal's Ctrl-C would reach both
+        numbers = (signal.SIGINT, signal.SIGTERM)
+        previous = [signal.signal(number, lambda number, frame: process.send_signal(number)) for number in numbers]
+        code = process.wait()
+        for number, handler in zip(numbers, previous, strict=True):
+            signal.signal(number, handler)
+    if code:
+        raise SystemExit(code)
 
 
 def collect(recipes: Sequence[Path], results_dir: str | Path) -> list[dict]:
@@ -95,7 +142,7 @@ def comparison_table(rows: Sequence[dict]) -> str:
     Args:
         rows: what [`collect`] returns; one without runs stays empty and says so.
     """
-    columns = COLUMNS_OF_FRAMES if _of_frames(rows) else COLUMNS
+    columns = _columns(rows)
     names = ["", *(name for name, _, _ in columns), "parameters", "minutes", "seeds"]
     lines = ["| " + " | ".join(names) + " |", "| --- |" + " ---: |" * (len(names) - 1)]
     for row in rows:
@@ -103,7 +150,8 @@ def comparison_table(rows: Sequence[dict]) -> str:
         for _, key, digits in columns:
             published = row["published"].get(key)
             beside = "" if published is None else f" ({published:.{digits}f})"
-            cells.append(_mean([run[key] for run in row["runs"] if key in run], digits) + beside)
+            values = [(run | run["run"]).get(key) for run in row["runs"]]
+            cells.append(_mean([value for value in values if value is not None], digits) + beside)
         described = [run["run"] for run in row["runs"]]
         cells.append(f"{described[0]['num_parameters']:,}" if described else "")
         seconds = [run["training_seconds"] + run.get("autoencoder_seconds", 0.0) for run in described]
@@ -111,6 +159,18 @@ def comparison_table(rows: Sequence[dict]) -> str:
         cells.append(", ".join(str(run["seed"]) for run in described) or "not run")
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
+
+
+def _columns(rows: Sequence[dict]) -> list[tuple[str, str, int]]:
+    """Those of the likelihood; where some row has quality, fewer of them, and those of quality that some row has."""
+    columns = COLUMNS_OF_FRAMES if _of_frames(rows) else COLUMNS
+    known = {key for row in rows for run in row["runs"] for key in run | run["run"]}
+    quality = [column for column in COLUMNS_OF_QUALITY if column[1] in known]
+    if quality and not _of_frames(rows):
+        fivo = [column for column in COLUMNS_OF_FIVO if column[1] in known]
+        rest = [column for column in columns if column[1] not in ("reconstruction", "mutual_information_32")]
+        columns = rest[:2] + fivo + rest[2:]
+    return columns + quality
 
 
 def comparison_notes(rows: Sequence[dict]) -> str:
@@ -124,6 +184,9 @@ def comparison_notes(rows: Sequence[dict]) -> str:
         "steps": {run["num_steps"] for run in runs if "num_steps" in run},
         "sequences of MI": {run["mi_num_sequences"] for run in runs if "mi_num_sequences" in run},
         "units": {run["units"] for run in runs if "units" in run},
+        "samples": {run["num_quality_samples"] for run in runs if "num_quality_samples" in run},
+        "self-BLEU of as many real texts": _rounded(runs, "reference_self_bleu", 1),
+        "reverse PPL of as many real texts": _rounded(runs, "reference_reverse_ppl", 2),
         "hardware": {run["run"]["hardware"] for run in runs},
         "torch": {run["run"]["versions"]["torch"] for run in runs},
         "SHA-256 of the evaluated split": {run["run"]["data"][run["split"]]["sha256"][:12] for run in runs},
@@ -135,6 +198,10 @@ def comparison_notes(rows: Sequence[dict]) -> str:
     if not _of_frames(rows):
         unit = "Nats a sequence where nothing else is said"
     return "; ".join(said) + f". In brackets: published. {unit}.\n"
+
+
+def _rounded(runs: Sequence[dict], key: str, digits: int) -> set[str]:
+    return {f"{run[key]:.{digits}f}" for run in runs if key in run}
 
 
 def _of_frames(rows: Sequence[dict]) -> bool:
@@ -176,7 +243,7 @@ def _mean(values: list[float], digits: int) -> str:
     if not values:
         return ""
     spread = f" ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else ""
-    return f"{statistics.mean(values):.{digits}f}{spread}"
+    return f"{statistics.mean(values):,.{digits}f}{spread}"
 
 
 def _read(path: Path) -> dict:
