@@ -51,8 +51,8 @@ def variant(request):
     return request.param
 
 
-def step_by_step(layer, observed, noise):
-    """The paper's equations, one step after the other."""
+def step_by_step(layer, observed, noise, read=None):
+    """The paper's equations, one step after the other; `read` is what the recurrence reads in place of x."""
     samples, rows = len(noise), len(noise) * noise.shape[1]
     seen = layer.what_the_posterior_sees(observed.phi_x, observed.lengths)
     state, path = layer.first_state(rows, observed.phi_x), []
@@ -62,20 +62,23 @@ def step_by_step(layer, observed, noise):
         q = layer.posterior(over_samples(seen[:, t], samples), h, p)
         z = q.mean + q.stddev * noise[:, :, t].flatten(0, 1)
         features = layer.emission(z, h)
-        state = layer.advance(over_samples(observed.phi_x[:, t], samples), z, state)
+        x = observed.phi_x if read is None else read
+        state = layer.advance(over_samples(x[:, t], samples), z, state)
         path.append((z, q.mean, q.logvar, p.mean, p.logvar, features, state[0]))
     return [torch.stack(part, 1) for part in zip(*path, strict=True)]
 
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("kernels", ["auto", "plain"])
-def test_a_path_is_what_the_equations_say(kind, kernels, variant):
+@pytest.mark.parametrize("own", [False, True], ids=["true steps", "own steps"])
+def test_a_path_is_what_the_equations_say(kind, kernels, own, variant):
     model = make_model(kind, kernels=kernels, **variant).double()
     observed = model._observe(**make_batch(kind, torch.float64))
     noise = torch.randn(2, 3, 6, model.config.latent_size, dtype=torch.float64)
-    expected = step_by_step(model.model.layer, observed, noise)
-    sampled = model.model.layer.unroll(observed.phi_x, observed.lengths, noise)
-    followed = model.model.layer.follow(observed.phi_x, observed.lengths, sampled.z.view_as(noise))
+    read = torch.rand_like(observed.phi_x) if own else None
+    expected = step_by_step(model.model.layer, observed, noise, read)
+    sampled = model.model.layer.unroll(observed.phi_x, observed.lengths, noise, read)
+    followed = model.model.layer.follow(observed.phi_x, observed.lengths, sampled.z.view_as(noise), read)
     real = observed.real.repeat(2, 1).unsqueeze(-1)
     for path in (sampled, followed):
         q, p = path.posterior, path.prior
@@ -174,6 +177,41 @@ def test_the_particle_filter_and_importance_weights_estimate_the_same_likelihood
     torch.testing.assert_close(filtered.logsumexp(0) - math.log(200), exact, atol=0.05, rtol=0)  # unbiased
     for bound in (filtered, weighted):
         assert (bound.mean(0) <= exact + 0.02).all() and (bound.mean(0) >= elbo - 0.02).all()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("latent_size", [3, 0])
+def test_scheduled_sampling_mixes_in_what_the_model_says(kind, latent_size, monkeypatch):
+    model, batch = make_model(kind, latent_size=latent_size).train(), make_batch(kind)
+    with torch.no_grad():  # a model that always says 7
+        if kind == "tokens":
+            model.lm_head.weight.zero_()
+            model.lm_head.weight[7] = 1e4
+            model.model.layer.emission_features[0].bias.fill_(9)
+            seven = model.model.embed(model.model.embed_tokens(torch.tensor(7)))
+        else:
+            model.head.projection.weight.zero_()
+            model.head.projection.bias.copy_(torch.tensor([7.0] * 4 + [-20.0] * 4))
+            seven = model.model.embed(model.model.embed_frames(torch.full((4,), 7.0)))
+    layer, passes, unroll = model.model.layer, [], model.model.layer.unroll
+    monkeypatch.setattr(layer, "unroll", lambda *args: passes.append(args) or unroll(*args))
+    for share in (0.0, 1.0, 0.5):
+        passes.clear()
+        model.sampling_probability = share
+        model.zero_grad()
+        model(**{name: tensor.repeat(99, *[1] * (tensor.dim() - 1)) for name, tensor in batch.items()}).loss.backward()
+        true, read = passes[-1][0], passes[-1][3]
+        if share == 0:
+            assert len(passes) == 1 and read is None
+            continue
+        own = (read - seven).abs().amax(-1) < 0.1
+        assert own.float().mean().item() == pytest.approx(share, abs=0.05)
+        assert torch.equal(read[~own], true[~own])
+        assert torch.equal(passes[0][2], passes[1][2])  # one noise, so that what it says is of the z it is read with
+        assert all(parameter.grad is None or parameter.grad.isfinite().all() for parameter in model.parameters())
+    model.eval()
+    model(**batch)
+    assert passes[-1][3] is None
 
 
 @pytest.mark.parametrize("kind", KINDS)
