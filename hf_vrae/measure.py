@@ -14,6 +14,7 @@ from .data.frames import sequence_rows
 from .data.tokenization import decode
 from .evaluation.anomaly import detect_anomalies
 from .evaluation.disentanglement import evaluate_disentanglement
+from .evaluation.free_running import evaluate_free_running
 from .evaluation.information import encode_dataset
 from .evaluation.likelihood import evaluate
 from .evaluation.probe import probe, representations
@@ -51,6 +52,7 @@ def evaluate_file(
     num_text_samples: int | None = None,
     judge: tuple | None = None,
     disentanglement: bool = False,
+    free_running: bool = False,
     probe_label: str | None = None,
     probe_train: str | None = None,
     anomaly_label: str | None = None,
@@ -61,7 +63,8 @@ def evaluate_file(
 
     With `num_text_samples`, "text" holds the metrics of [`evaluate_text`] on the first so many texts, with `judge`;
     `disentanglement` adds [`evaluate_disentanglement`] under that name. One process measures these, and its results
-    alone have them. `reading` says how to read the file: see [`load_text`] and [`load_frames`].
+    alone have them. `free_running` adds what [`evaluate_free_running`] gives. `reading` says how to read the file:
+    see [`load_text`] and [`load_frames`].
 
     Args:
         probe_label: column; adds under "probe" how well a linear classifier tells it ([`probe`]), fitted on the file
@@ -104,6 +107,8 @@ def evaluate_file(
     options = {"svi_steps": svi_steps, "per_sequence": True}
     metrics |= evaluate(model, data, collator, num_samples, batch_size, seed, accelerator, **options)
     each = metrics.pop("per_sequence")
+    if free_running:
+        metrics |= evaluate_free_running(model, data, collator, batch_size, accelerator)
     if labels is not None:
         metrics["anomaly"] = detect_anomalies(each["nll_iw"], each["num_steps"], labels, normal)
     if num_text_samples is not None and accelerator.is_main_process:

@@ -286,6 +286,48 @@ def _label_points(figure, axis, xs, ys, names, colours) -> None:
         taken.append(box)
 
 
+def plot_comparison(
+    names: Sequence[str], panels: dict[str, dict], lines: dict[str, float], picture: str | Path | None = None
+):
+    """Models beside each other, a panel a measure, a line a model.
+
+    Args:
+        names: of the models.
+        panels: by the measure's name, by the name of each of its one or two series, a number a model, None where
+            there is none.
+        lines: by the measure's name, what to hold it against: a dashed line.
+        picture: PNG to write.
+    """
+    if not names or not panels:
+        raise ValueError("`names` and `panels` must hold one model and one measure at least, got none.")
+    columns = min(3, len(panels))
+    rows, places = -(-len(panels) // columns), np.arange(len(names))
+    figure = _figure(2 + 3.4 * columns, rows * (1.2 + 0.36 * len(names)))
+    axes = list(figure.subplots(rows, columns, sharey=True, squeeze=False).flat)
+    for axis, (measure, series) in zip(axes, panels.items(), strict=False):
+        if measure in lines:
+            axis.axvline(lines[measure], color="black", linestyle="--", linewidth=1)
+        values = np.array([[np.nan if v is None else v for v in numbers] for numbers in series.values()], dtype=float)
+        axis.plot(values, np.tile(places, (len(series), 1)), color=GREY, linewidth=2, zorder=1)
+        for label, numbers, colour, above in zip(series, values, COLOURS, (5, -12), strict=False):
+            axis.scatter(numbers, places, color=colour, s=40, label=label, zorder=2)
+            for x, y in zip(numbers, places, strict=True):
+                if not np.isnan(x):
+                    text = f"{x:,.0f}" if x >= 1000 else f"{x:.4g}" if x >= 10 else f"{x:.2f}"
+                    axis.annotate(text, (x, y), (0, above), textcoords="offset points", ha="center", fontsize=7)
+        axis.set_title(measure, fontsize=10)
+        axis.locator_params(axis="x", nbins=5)
+        axis.set_yticks(places, names)
+        axis.set_ylim(len(names) - 0.5, -0.6)  # the first on top, with room for its number
+        axis.grid(alpha=0.3)
+        axis.margins(x=0.15)
+        if len(series) > 1:
+            axis.legend(fontsize=8, frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.1), ncols=2)
+    for axis in axes[len(panels) :]:
+        axis.set_visible(False)
+    return _saved(figure, picture)
+
+
 def plot_schedules(curves: dict[str, Sequence[float]], picture: str | Path | None = None):
     """Each course of the KL weight, or of a KL capacity, over a run, a panel each.
 

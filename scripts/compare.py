@@ -48,6 +48,9 @@ def main():
     try:
         if comparison.points(rows):
             plots.plot_rate_distortion(comparison.points(rows), folder / "rate_distortion.png")
+        names, panels, lines = comparison.panels(rows)
+        if any("free-running" in series for series in panels.values()):
+            plots.plot_comparison(names, panels, folder / "comparison.png", lines)
     except ImportError:
         print("No picture: it needs matplotlib, pip install 'hf_vrae[viz]'")
     if args.document:

@@ -52,6 +52,11 @@ COLUMNS_OF_QUALITY = [
     ("generating", "generated_frames_per_second", 0),
     ("peak MiB", "peak_memory_mib", 0),
 ]
+NOTE_OF_QUALITY = (
+    "Reconstruction is greedy, from the posterior's mode: teacher-forced, each step is told the true ones before it, "
+    "free-running what was said there. Reverse PPL is that of the evaluated texts under a small language model trained "
+    "on the samples. Peak memory is of the process that trained, on a CPU its libraries included."
+)
 COLUMNS_OF_FIVO = [("NLL (FIVO)", "nll_fivo", 2), ("PPL (FIVO)", "ppl_fivo", 2)]  # beside them, of text
 
 
@@ -197,7 +202,8 @@ def comparison_notes(rows: Sequence[dict]) -> str:
     unit = "Nats a step, of all steps together or (mean) the mean of each sequence's own"
     if not _of_frames(rows):
         unit = "Nats a sequence where nothing else is said"
-    return "; ".join(said) + f". In brackets: published. {unit}.\n"
+    quality = f" {NOTE_OF_QUALITY}" if distinct["samples"] else ""
+    return "; ".join(said) + f". In brackets: published. {unit}.{quality}\n"
 
 
 def _rounded(runs: Sequence[dict], key: str, digits: int) -> set[str]:
@@ -221,6 +227,42 @@ def points(rows: Sequence[dict]) -> list[dict]:
         }
         for row in trained
     ]
+
+
+# Title of a panel, the key of each of its series, and the key of what these are held against.
+PANELS = [
+    ("NLL (IW), nats (dashed: the best there is)", {"": "nll_iw"}, "true_nll"),
+    ("what z tells, nats", {"KL": "kl", "MI": "mutual_information"}, None),
+    (
+        "reconstruction, accuracy",
+        {"teacher-forced": "teacher_forced_accuracy", "free-running": "free_running_accuracy"},
+        None,
+    ),
+    ("reverse PPL (dashed: of real texts)", {"": "reverse_ppl"}, "reference_reverse_ppl"),
+    ("self-BLEU (dashed: of real texts)", {"": "self_bleu"}, "reference_self_bleu"),
+    ("tokens/s", {"training": "tokens_per_second", "generating": "generated_tokens_per_second"}, None),
+]
+
+
+def panels(rows: Sequence[dict]) -> tuple[list[str], dict, dict]:
+    """The rows that were trained as `plots.plot_comparison` takes them: their names, the measures that some of them
+    has, and what each measure is held against."""
+    trained = [row for row in rows if row["runs"]]
+
+    def means(key: str) -> list[float | None]:
+        found = ([run[key] for run in row["runs"] if key in run] for row in trained)
+        return [statistics.mean(values) if values else None for values in found]
+
+    drawn, lines = {}, {}
+    for title, series, reference in PANELS:
+        values = {name: means(key) for name, key in series.items()}
+        if not any(value is not None for of_rows in values.values() for value in of_rows):
+            continue
+        drawn[title] = values
+        against = [value for value in means(reference) if value is not None] if reference else []
+        if against:
+            lines[title] = statistics.mean(against)
+    return [row["name"] for row in trained], drawn, lines
 
 
 def insert_table(document: str | Path, recipes: str | Path, table: str) -> None:

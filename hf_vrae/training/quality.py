@@ -65,9 +65,9 @@ def measure_quality(model, task, data: DatasetDict, split: str, recipe: Recipe, 
 
 
 def _of_samples(samples: list[str], data: DatasetDict, split: str, recipe: Recipe, accelerator: Accelerator) -> dict:
-    """`self_bleu` of the samples, and `reverse_ppl`: the perplexity of the real texts of `split` under a language model
-    trained on the samples, which rises where these are dull, wrong or leave things out (Zhao et al. 2018). Beside each
-    with `reference_` before the name that of as many real texts, the first of the training split, as the samples.
+    """`self_bleu` of the samples, and `reverse_ppl`: the perplexity of the real texts of `split` under a language
+    model trained on the samples, which rises where these are dull, wrong or leave things out (Zhao et al. 2018).
+    Beside each, with `reference_` before the name, that of as many real texts, the first of the training split.
     """
     folder = Path(recipe.training.output_dir) / "judges"
     real = [text.strip() for text in data["train"][: len(samples)]["text"]]

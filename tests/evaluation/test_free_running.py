@@ -80,7 +80,9 @@ def test_texts_are_compared_position_by_position(text, says, right):
 
 def test_sums_are_over_all_positions_and_of_no_padding():
     # The same word whatever z is: right at two of the nine positions.
-    ignores_z = Parrot(lambda z: torch.full_like(z[:, 1:], 3), lambda z: torch.tensor([[2, 9, 9, 0]]).expand(len(z), -1))
+    ignores_z = Parrot(
+        lambda z: torch.full_like(z[:, 1:], 3), lambda z: torch.tensor([[2, 9, 9, 0]]).expand(len(z), -1)
+    )
     data = texts([2, 9, 8, 7, 6, 3], [2, 8, 3], [2, 9, 3])
     results = run_parrot(ignores_z, data, CausalCollator(0))
     assert results == {"teacher_forced_accuracy": 3 / 9, "free_running_accuracy": 2 / 9}
