@@ -50,7 +50,7 @@ def main():
             plots.plot_rate_distortion(comparison.points(rows), folder / "rate_distortion.png")
         names, panels, lines = comparison.panels(rows)
         if any("free-running" in series for series in panels.values()):
-            plots.plot_comparison(names, panels, folder / "comparison.png", lines)
+            plots.plot_comparison(names, panels, lines, folder / "comparison.png")
     except ImportError:
         print("No picture: it needs matplotlib, pip install 'hf_vrae[viz]'")
     if args.document:

@@ -6,6 +6,7 @@ import pytest
 from hf_vrae.plots import (
     COLOURS,
     interpolation_table,
+    plot_comparison,
     plot_frames,
     plot_kl_per_dimension,
     plot_latent_map,
@@ -160,3 +161,23 @@ def test_frames_are_piano_rolls_lines_or_heat_maps(tmp_path):
     assert (tmp_path / "roll.png").stat().st_size > 1000
     with pytest.raises(ValueError, match="must hold frames"):
         plot_frames({"lengths": np.ones(2)})
+
+
+def test_models_beside_each_other(tmp_path):
+    panels = {
+        "NLL": {"": [23.5, 23.7, 1234.0]},
+        "accuracy": {"teacher-forced": [0.5, 0.6, 0.4], "free-running": [0.3, None, 0.4]},
+        "no one": {"": [1.0, 2.0, 3.0]},
+        "AU": {"": [1, 2, 3]},
+    }
+    figure = plot_comparison(["A", "B", "C"], panels, {"NLL": 23.4}, tmp_path / "comparison.png")
+    nll, accuracy, _, units, *hidden = figure.axes
+    assert [axis.get_visible() for axis in (units, *hidden)] == [True, False, False]
+    assert [tick.get_text() for tick in nll.get_yticklabels()] == ["A", "B", "C"]
+    assert [text.get_text() for text in nll.texts] == ["23.5", "23.7", "1,234"]
+    assert [text.get_text() for text in accuracy.texts] == ["0.50", "0.60", "0.40", "0.30", "0.40"]
+    assert list(nll.lines[0].get_xdata()) == [23.4, 23.4] and nll.get_ylim()[0] > nll.get_ylim()[1]  # first on top
+    assert legend(accuracy) == ["teacher-forced", "free-running"] and nll.get_legend() is None
+    assert (tmp_path / "comparison.png").stat().st_size > 1000
+    with pytest.raises(ValueError, match="one model and one measure"):
+        plot_comparison([], panels, {})

@@ -54,8 +54,8 @@ COLUMNS_OF_QUALITY = [
 ]
 NOTE_OF_QUALITY = (
     "Reconstruction is greedy, from the posterior's mode: teacher-forced, each step is told the true ones before it, "
-    "free-running what was said there. Reverse PPL is that of the evaluated texts under a small language model trained "
-    "on the samples. Peak memory is of the process that trained, on a CPU its libraries included."
+    "free-running what was said there. Reverse PPL is that of the evaluated texts under a small language model that "
+    "learnt from the samples; peak memory that of the process that trained, on a CPU its libraries included."
 )
 COLUMNS_OF_FIVO = [("NLL (FIVO)", "nll_fivo", 2), ("PPL (FIVO)", "ppl_fivo", 2)]  # beside them, of text
 

@@ -1,12 +1,18 @@
 """Rows that are trained once, resumed where they stopped, and set beside what was published."""
 
 import json
+import signal
+import sys
 
 import pytest
 
+from hf_vrae.data.grammar import generate_corpus
+from hf_vrae.data.tokenization import train_tokenizer
 from hf_vrae.training import comparison
+from hf_vrae.training.arguments import parse_recipe
 from hf_vrae.training.loop import Interrupted, TrainingLoop
-from tests.scripts import fresh_accelerator
+from hf_vrae.training.models import make_model
+from tests.scripts import ROOT, fresh_accelerator
 from tests.training.conftest import TINY
 
 
@@ -21,6 +27,7 @@ def folder(tmp_path):
     return recipes
 
 
+VOCABULARY = 356
 # A row's own settings come from its recipe: the flags of all rows leave them alone.
 FLAGS = TINY.replace("--latent_size 4", "").split()
 
@@ -86,6 +93,94 @@ def test_a_table_of_frames_is_of_steps(folder, tmp_path):
     assert lm.count("|") == head.count("|")
     notes = comparison.comparison_notes(rows)
     assert "steps: 7;" in notes and "Nats a step" in notes and "MI" not in notes
+
+
+QUALITY = {"teacher_forced_accuracy": 0.5, "self_bleu": 40.04, "reverse_ppl": 9.0, "tokens_per_second": 12345.6}
+REFERENCES = {"reference_self_bleu": 50.0, "reference_reverse_ppl": 8.0, "num_quality_samples": 20, "true_nll": 23.4}
+
+
+def quality_rows(folder, tmp_path):
+    described = {"num_parameters": 9, "training_seconds": 60.0, "seed": 1, "hardware": "a CPU"}
+    described |= {"versions": {"torch": "2"}, "data": {"test": {"sha256": "0" * 64}}, "peak_memory_mib": 600.4}
+    numbers = {key: 1.0 for _, key, _ in comparison.COLUMNS} | {"num_samples": 9, "num_sequences": 3, "split": "test"}
+    own = {"lm": {}, "vae": {"free_running_accuracy": 0.25, "nll_fivo": 0.9, "ppl_fivo": 2.5}}
+    for name, more in own.items():
+        results = numbers | QUALITY | REFERENCES | more | {"run": described}
+        (tmp_path / f"{name}-1.json").write_text(json.dumps(results))
+    return comparison.collect(comparison.find_recipes(folder), tmp_path)
+
+
+def test_a_table_of_quality_has_the_columns_that_some_row_has(folder, tmp_path):
+    rows = quality_rows(folder, tmp_path)
+    lines = comparison.comparison_table(rows).splitlines()
+    head, _, lm, vae = ([cell.strip() for cell in line.split("|")] for line in lines)
+    assert dict(zip(head, vae, strict=True)) == {
+        "": "", "NLL (IW)": "1.00 (101.20)", "PPL (IW)": "1.00", "NLL (FIVO)": "0.90", "PPL (FIVO)": "2.50",
+        "-ELBO": "1.00",
+        "KL": "1.00", "MI": "1.00", "AU": "1 (0)", "accuracy, teacher-forced": "0.500", "free-running": "0.250",
+        "self-BLEU": "40.0", "reverse PPL": "9.00", "tokens/s, training": "12,346", "peak MiB": "600",
+        "parameters": "9", "minutes": "1.0", "seeds": "1",
+    }  # fmt: skip
+    assert lm[head.index("free-running")] == "" and len(lm) == len(head)
+    notes = comparison.comparison_notes(rows)
+    assert "samples: 20; self-BLEU of as many real texts: 50.0; reverse PPL of as many real texts: 8.00;" in notes
+    assert comparison.NOTE_OF_QUALITY in notes
+    names, panels, lines = comparison.panels(rows)
+    assert names == ["LM", "VAE"] and panels["reconstruction, accuracy"]["free-running"] == [None, 0.25]
+    assert list(lines.values()) == [23.4, 8.0, 50.0] and set(lines) < set(panels)
+
+
+def test_rows_whose_memory_is_measured_are_processes_of_their_own(folder, tmp_path, monkeypatch):
+    (folder / "vae.yaml").write_text("title: VAE\ntraining:\n  num_quality_samples: 3\n")
+    apart, here = [], []
+    monkeypatch.setattr(comparison, "_run_apart", apart.append)
+    monkeypatch.setattr(comparison, "run", lambda recipe: here.append(recipe.training.output_dir))
+    recipes = comparison.find_recipes(folder)
+    comparison.train_rows(recipes, tmp_path / "out", [1], FLAGS, "train.py")
+    assert here == [str(tmp_path / "out/lm-1")]
+    assert apart[0][:4] == [sys.executable, "train.py", "--config", str(folder / "vae.yaml")]
+    assert apart[0][-4:] == ["--output_dir", str(tmp_path / "out/vae-1"), "--seed", "1"]
+    (tmp_path / "out/lm-1").mkdir(parents=True)
+    (tmp_path / "out/lm-1/results.json").write_text("{}")  # done
+    (tmp_path / "out/vae-1/checkpoint-4").mkdir(parents=True)
+    comparison.train_rows(recipes, tmp_path / "out", [1], FLAGS, "train.py")
+    assert len(here) == 1 and apart[1][-2:] == ["--resume_from_checkpoint", "latest"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_process_of_a_row_hears_a_signal_once_and_its_failure_is_ours(number):
+    program = f"""
+import os, signal, sys, time
+heard = []
+signal.signal({number}, lambda *args: heard.append(args))
+time.sleep(0.3)
+os.kill(os.getppid(), {number})
+while not heard:
+    time.sleep(0.01)
+time.sleep(0.2)
+sys.exit(100 + len(heard))
+"""
+    before = signal.getsignal(number)
+    with pytest.raises(SystemExit) as failure:
+        comparison._run_apart([sys.executable, "-c", program])
+    assert failure.value.code == 101 and signal.getsignal(number) is before
+    comparison._run_apart([sys.executable, "-c", ""])
+
+
+def test_the_rows_of_the_comparison_are_of_one_size():
+    """Within 10 %, on the vocabulary of the whole built-in corpus."""
+    recipes = comparison.find_recipes(ROOT / "recipes" / "comparison")
+    sizes = {}
+    for path in recipes:
+        recipe = parse_recipe(["--config", str(path)])
+        assert recipe.data.corpus_size is None and recipe.data.train_file is None
+        sizes[path.stem] = make_model(recipe, vocab_size=VOCABULARY).num_parameters()
+    assert {"vrae", "vrnn", "rnn_lm"} <= set(sizes)
+    assert max(sizes.values()) <= 1.1 * min(sizes.values()), sizes
+
+
+def test_that_vocabulary_is_the_built_in_corpus():
+    assert len(train_tokenizer(generate_corpus(20_000, 1, 1, seed=42)["train"]["text"])) == VOCABULARY
 
 
 def test_a_table_takes_its_place_in_a_document(tmp_path):
