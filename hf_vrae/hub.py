@@ -10,6 +10,14 @@ FRAMES_TEMPLATE = Path(__file__).parent / "model_card_frames_template.md"
 NOT_PUSHED = ["checkpoint-*", "partial-*", "nan_batch.json", "runs/*", "*.log"]
 
 # What a card shows of results.json, under which name.
+_RECONSTRUCTION = {
+    "teacher_forced_accuracy": "accuracy of reconstruction from z, each step told the true ones before it",
+    "free_running_accuracy": "the same, each step told what was said there",
+    "teacher_forced_frame_accuracy": "frame accuracy of reconstruction from z, each told the true ones before it",
+    "free_running_frame_accuracy": "the same, each told what was said there",
+    "teacher_forced_rmse": "RMSE of reconstruction from z, each told the true ones before it, in raw units",
+    "free_running_rmse": "the same, each told what was said there",
+}
 _METRICS = {
     "nll_iw": "NLL, importance-weighted with {num_samples} samples",
     "ppl_iw": "perplexity of it (a token)",
@@ -20,6 +28,7 @@ _METRICS = {
     "kl": "KL(q(z\\|x) \\|\\| p(z))",
     "mutual_information": "mutual information of x and z, over {mi_num_sequences} sequences",
     "active_units": "active units",
+    **_RECONSTRUCTION,
 }
 _METRICS_OF_FRAMES = {
     "nll_iw_per_step": "NLL a frame, importance-weighted with {num_samples} samples: all nats over all frames",
@@ -33,6 +42,7 @@ _METRICS_OF_FRAMES = {
     "kl_per_step": "KL(q \\|\\| p) a frame",
     "mutual_information": "mutual information of x and z, over {mi_num_sequences} sequences",
     "active_units": "active units",
+    **_RECONSTRUCTION,
 }
 
 

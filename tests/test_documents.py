@@ -30,6 +30,8 @@ SMALL = {
     "generate.py": "--max_length 8",
     "plot.py": "--max_samples 60",
     "compare.py": "--rows lm bn_vae --corpus_size 300 --max_steps 2 --num_importance_samples 2",
+    "compare.py recipes/comparison": "--rows vrae vrnn --corpus_size 300 --max_steps 2 --num_importance_samples 2 "
+    "--num_quality_samples 0",
 }
 
 
@@ -71,7 +73,7 @@ def test_every_command_of_the_readme(desk, monkeypatch, capsys):
     seen = set()
     for words in commands():
         name = words[0].split("/")[-1]
-        small = SMALL.get(name, "").split()
+        small = SMALL.get(" ".join([name, *words[1:2]]), SMALL.get(name, "")).split()
         if "--resume_from_checkpoint" in words:
             small = [word for word in small if word != "--overwrite_output_dir"]
         if "vrnn" in words:
@@ -111,6 +113,7 @@ def test_every_recipe_trains_a_step(path, desk, tmp_path):
         np.savez(data, x=values if head in ("bernoulli", "nade", "categorical") else values + np.arange(88) / 88)
     flags = f"--output_dir {tmp_path} --train_file {data} --max_steps 1 --num_importance_samples 2"
     recipe = parse_recipe(["--config", str(path), *flags.split()])
+    recipe.training.num_quality_samples = 0  # tests/training/test_quality.py has them
     recipe.training.autoencoder_epochs = min(recipe.training.autoencoder_epochs, 0.1)
     results = run(recipe)
     assert results["run"]["steps"] == 1 and results["nll_iw"] > 0
@@ -131,7 +134,7 @@ def test_the_ptb_recipe_is_the_protocol(tokenizer):
     assert training.kl_warmup_steps == 10 * -(-42_068 // training.per_device_train_batch_size)
 
 
-PLACES = [(document, folder) for document in ("PAPERS.md", "docs/remedies.md")
+PLACES = [(document, folder) for document in ("README.md", "PAPERS.md", "docs/remedies.md")
           for folder in re.findall(r"<!-- compare.py (\S+) -->\n\n\|", (ROOT / document).read_text())]  # fmt: skip
 
 
