@@ -340,7 +340,7 @@ class TrainingLoop:
 
     def validate(self) -> bool:
         """Evaluate at KL weight 1; returns whether the model is the best so far."""
-        args, state = self.args, self.state
+        args, state, began = self.args, self.state, time.perf_counter()
         results = evaluate(
             self.plain_model,
             self.validation,
@@ -376,7 +376,7 @@ class TrainingLoop:
             if not state.aggressive:
                 logger.info("step %d: encoder and decoder train together from here on", state.step)
         self.show_samples()
-        self.clock = time.perf_counter()  # tokens/s is that of training
+        self.clock += time.perf_counter() - began  # tokens/s is that of training
         # Before the KL weight has arrived the bound still rises and falls with it (trap 9 of the field).
         if not self.kl_schedule.has_arrived(state.step - 1):
             return False
