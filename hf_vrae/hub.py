@@ -7,7 +7,7 @@ from huggingface_hub import EvalResult, HfApi, ModelCard, ModelCardData
 
 TEMPLATE = Path(__file__).parent / "model_card_template.md"
 FRAMES_TEMPLATE = Path(__file__).parent / "model_card_frames_template.md"
-NOT_PUSHED = ["checkpoint-*", "partial-*", "nan_batch.json", "runs/*", "*.log"]
+NOT_PUSHED = ["checkpoint-*", "partial-*", "nan_batch.json", "runs/*", "judges/*", "*.log"]
 
 # What a card shows of results.json, under which name.
 _RECONSTRUCTION = {

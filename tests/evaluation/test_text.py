@@ -11,10 +11,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from datasets import Dataset
 from sacrebleu.metrics import BLEU
 
+from hf_vrae.data.collators import AutoencodingCollator
+from hf_vrae.data.datasets import tokenize
 from hf_vrae.data.grammar import generate_corpus
 from hf_vrae.evaluation import text as metrics
+from hf_vrae.evaluation.free_running import evaluate_free_running
 from hf_vrae.evaluation.text import (
     attribute_transfer,
     bleu,
@@ -34,6 +38,7 @@ from hf_vrae.evaluation.text import (
 from hf_vrae.evaluation.text.generated import draw_samples
 from hf_vrae.latent import reconstruct_texts
 from hf_vrae.measure import evaluate_file, transfer_file
+from tests.modeling.test_modeling_vrnn import make_model as make_vrnn
 from tests.models import make_model
 from tests.scripts import script
 
@@ -240,6 +245,22 @@ def test_forward_perplexity_by_its_definition(trained, tokenizer, pairs):
         forward_perplexity(trained, tokenizer, [])
 
 
+def test_texts_of_a_model_with_a_latent_a_token(tokenizer, pairs):
+    texts, sizes = pairs[1][:5], {"vocab_size": len(tokenizer), "latent_size": 0}
+    model = make_vrnn(**sizes)
+    model.generation_config.max_length = 12
+    results = forward_perplexity(model, tokenizer, texts)  # exact: there is nothing to sample
+    ids = tokenizer(texts, return_tensors="pt", padding=True)
+    loss = model(**ids, labels=ids["input_ids"].masked_fill(ids["attention_mask"] == 0, -100)).loss
+    assert results["num_tokens"] == sum(len(text.split()) + 1 for text in texts)
+    assert results["nll"] == pytest.approx(loss.item(), rel=1e-5)
+    model = make_vrnn(vocab_size=len(tokenizer))
+    model.generation_config.max_length = 12
+    samples = draw_samples(model, tokenizer, 5, batch_size=2)
+    assert len(samples) == 5 and len(set(samples)) > 2
+    assert reconstruction_quality(model, tokenizer, texts, num_beams=2)["num_texts"] == 5
+
+
 def test_evaluate_loads_the_folder_offline(pairs, tmp_path, monkeypatch):
     import evaluate
 
@@ -290,7 +311,12 @@ def test_the_script_measures_text(trained, tokenizer, tmp_path, monkeypatch, cap
     assert text["samples"] == sample_quality(samples, texts[:8])
     assert text["forward_perplexity"] == pytest.approx(forward_perplexity(trained, tokenizer, samples, seed=42))
     assert text["reference_perplexity"]["num_tokens"] == sum(len(words.split()) + 1 for words in texts[:8])
-    assert script(command) == 0 and "text" not in json.loads(Path("results.json").read_text())
+    assert script([*command, "--free_running"]) == 0
+    results = json.loads(Path("results.json").read_text())
+    assert "text" not in results
+    data = tokenize(Dataset.from_dict({"text": texts}), tokenizer, 128)
+    wanted = evaluate_free_running(trained, data, AutoencodingCollator(tokenizer.pad_token_id))
+    assert {name: results[name] for name in wanted} == pytest.approx(wanted)
     capsys.readouterr()
     assert script([*command, "--judge", "model"]) == 1 and "--text_metrics" in capsys.readouterr().err
     assert script([*command, "--text_metrics", "--num_text_samples", "1"]) == 1
