@@ -17,7 +17,7 @@ from torch import nn
 
 from .configuration_vrnn import VRNNConfig
 from .distributions import DiagonalGaussian
-from .kernels import Dropout
+from .kernels import Dropout, PackedLinear, product_dtype
 from .posteriors import MAX_LOGVAR, MIN_LOGVAR
 from .recurrent import LAYERS, drop_weights, run_layer, stepwise_product, take_time
 from .recurrent_latent import sample_path
@@ -44,10 +44,15 @@ class GaussianNetwork(nn.Module):
         return gaussian(self.moments(self.features(torch.cat(inputs, dim=-1))))
 
 
-def gaussian(moments: torch.Tensor) -> DiagonalGaussian:
+def gaussian(projected: torch.Tensor) -> DiagonalGaussian:
     """Of mean and log-variance [..., 2 D], in float32 at least."""
-    mean, logvar = moments.to(torch.promote_types(moments.dtype, torch.float32)).chunk(2, dim=-1)
-    return DiagonalGaussian(mean, logvar.clamp(MIN_LOGVAR, MAX_LOGVAR))
+    return DiagonalGaussian(*mean_and_logvar(projected))
+
+
+def mean_and_logvar(projected: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mean and bounded log-variance, in float32 at least, [..., D] each of [..., 2 D]."""
+    mean, logvar = projected.to(torch.promote_types(projected.dtype, torch.float32)).chunk(2, dim=-1)
+    return mean, logvar.clamp(MIN_LOGVAR, MAX_LOGVAR)
 
 
 @dataclass
@@ -349,6 +354,77 @@ class VRNNLayer(nn.Module):
         )
         q, p = DiagonalGaussian(q_mean, q_logvar), DiagonalGaussian(p_mean, p_logvar)
         return estimate, Trajectory(z, q, p, features, hidden)
+
+
+class VRNNStep:
+    """A layer one step after the other: all that reads h is one product, all that reads phi_z(z) another, and the
+    weights are laid out for products of few rows. There is no gradient and no dropout.
+
+    A step is [`prior`], [`emission`] and [`advance`], in this order.
+
+    Args:
+        layer: the layer; it starts from h_0.
+        rows: B.
+        embedding: weight [E, F] and bias [E] of what embeds x_t, where [`advance`] is to do that too: one product with
+            the first of phi_x.
+    """
+
+    def __init__(self, layer: VRNNLayer, rows: int, embedding: tuple[torch.Tensor, torch.Tensor] | None = None):
+        rnn, out, network = layer.rnn, layer.emission_features[0], None
+        dtype = product_dtype(out.weight)
+        weight_x, weight_z = rnn.input_weight.tensor_split([layer.config.feature_size], dim=1)
+        out_z, out_h = out.weight.split([out.in_features - rnn.hidden_size, rnn.hidden_size], dim=1)
+        reads_h = [(rnn.recurrent_weight, out.bias.new_zeros(len(weight_x))), (out_h, out.bias)]
+        self.has_latent = layer.config.latent_size > 0
+        if self.has_latent:
+            network = layer.prior_network
+            reads_h.append((network.features[0].weight, network.features[0].bias))
+            self.prior_rest = packed([*list(network.features)[1:], network.moments], rows)
+            self.phi_z = packed(layer.phi_z, rows)
+            self.from_z = PackedLinear(torch.cat([weight_z, out_z]).to(dtype), rows)
+        weights, biases = (torch.cat(parts).to(dtype) for parts in zip(*reads_h, strict=True))
+        self.of_h, self.of_z = [len(weight) for weight, _ in reads_h], [len(weight_z), len(out_z)]
+        self.from_h = PackedLinear(weights, rows, biases)
+        self.from_x = PackedLinear(
+            weight_x.to(dtype), rows, None if rnn.input_bias is None else rnn.input_bias.to(dtype)
+        )
+        self.phi_x, self.emission_rest = packed(layer.phi_x, rows), packed(list(layer.emission_features)[1:], rows)
+        if embedding is not None:
+            first, *rest = layer.phi_x
+            weight, bias = first.weight @ embedding[0], first(embedding[1])
+            self.phi_x = packed(rest, rows, PackedLinear(weight.to(dtype), rows, bias.to(dtype)))
+        self.rnn, self.gates_z, self.state = rnn, 0.0, layer.first_state(rows, weights)
+
+    def prior(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Mean and log-variance of p(z_t | h_{t-1}), float32 [B, D] each."""
+        h = self.state[0]
+        self.gates_h, self.out_h, *features = self.from_h(h).split_with_sizes(self.of_h, 1)
+        return mean_and_logvar(self.prior_rest(features[0]) if features else h[:, :0])
+
+    def emission(self, z: torch.Tensor) -> torch.Tensor:
+        """The features [B, P] of p(x_t | z_t, h_{t-1}); [`advance`] takes the last z given here."""
+        if not self.has_latent:
+            return self.emission_rest(self.out_h)
+        self.gates_z, out_z = self.from_z(self.phi_z(z)).split_with_sizes(self.of_z, 1)
+        return self.emission_rest(out_z + self.out_h)
+
+    def advance(self, x: torch.Tensor) -> None:
+        """Go on to h_t, by x_t [B, F], or what it was embedded as [B, E]."""
+        gates = self.rnn.norm_gates(self.from_x(self.phi_x(x)) + self.gates_z)
+        self.state = self.rnn.step(gates, self.gates_h, self.state)
+
+
+def packed(modules, rows: int, *first):
+    """Linear layers and ReLUs, behind what comes first, for one [rows, I] after the other and without gradient."""
+    rest = [PackedLinear.of(module, rows) if isinstance(module, nn.Linear) else torch.relu_ for module in modules]
+    steps = [*first, *rest]
+
+    def apply(x):
+        for step in steps:
+            x = step(x)
+        return x
+
+    return apply
 
 
 def over_samples(x: torch.Tensor, samples: int) -> torch.Tensor:
