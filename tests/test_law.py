@@ -122,6 +122,7 @@ SIBLINGS = {
     "vrnn": {"configuration_vrnn", "distributions", "kernels", "posteriors", "recurrent", "recurrent_latent"},
     "modeling_vrnn_frames": {
         "configuration_vrnn",
+        "distributions",
         "generation",
         "modeling_frames",
         "modeling_vrnn",

@@ -62,10 +62,10 @@ class PackedLinear:
             self.weight = weight.t().contiguous() if laid_out else weight.t()
 
     @classmethod
-    def of(cls, layer: nn.Linear, rows: int) -> "PackedLinear":
-        """Of a layer of a model, in the data type that a product has here."""
-        dtype = product_dtype(layer.weight)
-        return cls(layer.weight.to(dtype), rows, None if layer.bias is None else layer.bias.to(dtype))
+    def here(cls, weight: torch.Tensor, rows: int, bias: torch.Tensor | None = None) -> "PackedLinear":
+        """In the data type that a product has here: autocast's, if it is on."""
+        dtype = product_dtype(weight)
+        return cls(weight.to(dtype), rows, None if bias is None else bias.to(dtype))
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         x = x.to(self.dtype)

@@ -119,7 +119,7 @@ class VRNNForFrameGeneration(VRNNPreTrainedModel, FrameModel):
             phi_x = self.model.embed(self.model.embed_frames(self._scaled(beginning, None, "beginning").values))
             seen = layer.what_the_posterior_sees(phi_x, torch.full((len(phi_x),), phi_x.shape[1], device=phi_x.device))
             seen = seen.expand(rows, -1, -1)
-        # Frames that were chosen have no missing values: to embed real-valued ones is one product with what comes next.
+        # Chosen frames have no missing values: to embed real-valued ones is one product with what comes next.
         embed = self.model.embed_frames if self.config.head == "categorical" else None
         step = VRNNStep(layer, rows, None if embed else self.model.embed_frames.linear_in_whole_frames())
         count, prior = 0, None

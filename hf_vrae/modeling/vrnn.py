@@ -17,7 +17,7 @@ from torch import nn
 
 from .configuration_vrnn import VRNNConfig
 from .distributions import DiagonalGaussian
-from .kernels import Dropout, PackedLinear, product_dtype
+from .kernels import Dropout, PackedLinear
 from .posteriors import MAX_LOGVAR, MIN_LOGVAR
 from .recurrent import LAYERS, drop_weights, run_layer, stepwise_product, take_time
 from .recurrent_latent import sample_path
@@ -370,30 +370,27 @@ class VRNNStep:
     """
 
     def __init__(self, layer: VRNNLayer, rows: int, embedding: tuple[torch.Tensor, torch.Tensor] | None = None):
-        rnn, out, network = layer.rnn, layer.emission_features[0], None
-        dtype = product_dtype(out.weight)
+        rnn, out = layer.rnn, layer.emission_features[0]
         weight_x, weight_z = rnn.input_weight.tensor_split([layer.config.feature_size], dim=1)
-        out_z, out_h = out.weight.split([out.in_features - rnn.hidden_size, rnn.hidden_size], dim=1)
+        out_z, out_h = out.weight.tensor_split([out.in_features - rnn.hidden_size], dim=1)
         reads_h = [(rnn.recurrent_weight, out.bias.new_zeros(len(weight_x))), (out_h, out.bias)]
         self.has_latent = layer.config.latent_size > 0
         if self.has_latent:
-            network = layer.prior_network
-            reads_h.append((network.features[0].weight, network.features[0].bias))
-            self.prior_rest = packed([*list(network.features)[1:], network.moments], rows)
+            first, *rest = layer.prior_network.features
+            reads_h.append((first.weight, first.bias))
+            self.prior_rest = packed([*rest, layer.prior_network.moments], rows)
             self.phi_z = packed(layer.phi_z, rows)
-            self.from_z = PackedLinear(torch.cat([weight_z, out_z]).to(dtype), rows)
-        weights, biases = (torch.cat(parts).to(dtype) for parts in zip(*reads_h, strict=True))
+            self.from_z = PackedLinear.here(torch.cat([weight_z, out_z]), rows)
+        weights, biases = (torch.cat(parts) for parts in zip(*reads_h, strict=True))
+        self.from_h = PackedLinear.here(weights, rows, biases)
         self.of_h, self.of_z = [len(weight) for weight, _ in reads_h], [len(weight_z), len(out_z)]
-        self.from_h = PackedLinear(weights, rows, biases)
-        self.from_x = PackedLinear(
-            weight_x.to(dtype), rows, None if rnn.input_bias is None else rnn.input_bias.to(dtype)
-        )
+        self.from_x = PackedLinear.here(weight_x, rows, rnn.input_bias)
         self.phi_x, self.emission_rest = packed(layer.phi_x, rows), packed(list(layer.emission_features)[1:], rows)
         if embedding is not None:
             first, *rest = layer.phi_x
-            weight, bias = first.weight @ embedding[0], first(embedding[1])
-            self.phi_x = packed(rest, rows, PackedLinear(weight.to(dtype), rows, bias.to(dtype)))
-        self.rnn, self.gates_z, self.state = rnn, 0.0, layer.first_state(rows, weights)
+            weight, bias = embedding
+            self.phi_x = packed(rest, rows, PackedLinear.here(first.weight @ weight, rows, first(bias)))
+        self.rnn, self.gates_z, self.state = rnn, 0.0, layer.first_state(rows, out.bias)
 
     def prior(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Mean and log-variance of p(z_t | h_{t-1}), float32 [B, D] each."""
@@ -416,8 +413,10 @@ class VRNNStep:
 
 def packed(modules, rows: int, *first):
     """Linear layers and ReLUs, behind what comes first, for one [rows, I] after the other and without gradient."""
-    rest = [PackedLinear.of(module, rows) if isinstance(module, nn.Linear) else torch.relu_ for module in modules]
-    steps = [*first, *rest]
+    steps = [*first]
+    for module in modules:
+        is_linear = isinstance(module, nn.Linear)
+        steps.append(PackedLinear.here(module.weight, rows, module.bias) if is_linear else torch.relu_)
 
     def apply(x):
         for step in steps:
