@@ -31,7 +31,7 @@ FRAMES = """--builtin frames --corpus_size 60 --embedding_size 8 --latent_size 3
 VRNN = "--model_type vrnn --hidden_size 8 --feature_size 8"
 # Between them every part of a model that might go without a gradient in one process: it would stop the other.
 OF_FRAMES = {
-    "vrae": "--encoder_hidden_size 8 --decoder_hidden_size 8",
+    "vrae": "--encoder_hidden_size 8 --decoder_hidden_size 8 --word_dropout 0",
     "vrnn": f"{VRNN} --smoothing_posterior --free_bits 0.1",
     "fivo": f"{VRNN} --residual_posterior --num_train_samples 3 --resampling --kl_schedule constant",
 }
@@ -67,19 +67,18 @@ def launch_two(*command):
     assert done.returncode == 0, done.stderr[-3000:]
 
 
-def same_run_and_results(one, two, results, shared, atol=1e-6):
+def same_run_and_results(one, two, results, shared):
     """The same weights and records in two folders, and the same numbers of an evaluation."""
     ours, theirs = (load_file(f"{folder}/model.safetensors") for folder in (one, two))
     for name in ours:
         torch.testing.assert_close(
-            theirs[name], ours[name], rtol=1e-4, atol=atol, msg=lambda text, name=name: f"{name}: {text}"
+            theirs[name], ours[name], rtol=1e-4, atol=1e-6, msg=lambda text, name=name: f"{name}: {text}"
         )
     for a, b in zip(*(Path(folder, "metrics.jsonl").read_text().splitlines() for folder in (one, two)), strict=True):
         a, b = ({k: v for k, v in json.loads(row).items() if not k.endswith("_per_second")} for row in (a, b))
         assert a.pop("kind") == b.pop("kind") and b == pytest.approx(a, rel=1e-4, abs=1e-6)
-    assert {name: shared[name] for name in results if name != "run"} == pytest.approx(
-        {name: value for name, value in results.items() if name != "run"}, rel=1e-4, abs=1e-6
-    )
+    numbers = {name: value for name, value in results.items() if isinstance(value, (int, float))}
+    assert {name: shared[name] for name in numbers} == pytest.approx(numbers, rel=1e-4, abs=1e-6)
 
 
 def test_the_script_trains_in_two_processes(tmp_path):
@@ -114,8 +113,7 @@ def test_frames_train_and_evaluate_in_two_processes_like_in_one(tmp_path):
         one, two = str(tmp_path / f"{name}-one"), str(tmp_path / name)
         results = train_and_evaluate(one, ["--per_device_train_batch_size", "16", *flags.split()], FRAMES)
         shared = json.loads((tmp_path / f"{name}.json").read_text())
-        # An update is 0.01 long, and rounded as gradients are that nearly cancel.
-        same_run_and_results(one, two, results, shared, atol=3e-5)
+        same_run_and_results(one, two, results, shared)
 
 
 def main_of_frames(folder):
