@@ -135,7 +135,8 @@ def decode_frames(
     if beginning is not None:
         steps = torch.arange(1, beginning.shape[1] + 1, device=beginning.device)
         begun = (steps * ~beginning.isnan().all(-1)).amax(1)  # [B]
-    while len(frames) < lengths.max():
+    longest = lengths.max().item()
+    while len(frames) < longest:
         distribution, last_logit = next_distribution(frame)
         frame = distribution.sample() if do_sample else distribution.mode  # [B, F]
         if beginning is not None and len(frames) < beginning.shape[1]:
@@ -146,4 +147,5 @@ def decode_frames(
             threshold = torch.rand_like(last_logit) if do_sample else 0.5
             ends = (last_logit.sigmoid() > threshold) & (begun <= len(frames))
             lengths = torch.where(ends, lengths.clamp(max=len(frames)), lengths)
+            longest = lengths.max().item()
     return torch.stack(frames, dim=1), lengths

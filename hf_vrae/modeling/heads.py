@@ -71,6 +71,10 @@ class FrameEmbedding(nn.Module):
         first_rows = torch.arange(features.shape[-1], device=features.device) * (self.num_levels + 1)
         return self.table(levels + first_rows).sum(-2)
 
+    def linear_in_whole_frames(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Weight [E, F] and bias [E] of [`forward`] where nothing is missing and features are no levels."""
+        return self.projection.weight[:, : self.projection.in_features // 2], self.projection.bias
+
 
 def make_frame_embedding(config) -> FrameEmbedding:
     """How frames enter a network: only those of the categorical head are a choice among levels."""
@@ -138,7 +142,7 @@ class BernoulliFrames(FrameDistribution):
         return (self.logits > 0).to(self.logits.dtype)
 
     def _sample(self, sample_shape):
-        return torch.bernoulli(self.mean.expand(self._extended_shape(sample_shape)))
+        return _draw_binary(self.mean.expand(self._extended_shape(sample_shape)))
 
     def _terms(self, value):
         return value * self.logits - softplus(self.logits)
@@ -175,7 +179,7 @@ class NADEFrames(FrameDistribution):
         return self._walk(lambda p: (p > 0.5).to(p.dtype))
 
     def _sample(self, sample_shape):
-        return self._walk(torch.bernoulli, sample_shape)
+        return self._walk(_draw_binary, sample_shape)
 
     def _walk(self, choose, sample_shape=()) -> torch.Tensor:
         """Feature after feature, x_i = choose(p(x_i = 1 | x_<i)); [*sample_shape, *batch, F]"""
@@ -372,6 +376,11 @@ class CategoricalFrames(FrameDistribution):
         return _pick(self.logits, value.long())
 
 
+def _draw_binary(p: torch.Tensor) -> torch.Tensor:
+    """1 with probability p: on a CPU what `torch.bernoulli` draws, from the same random numbers, in half the time."""
+    return (torch.rand_like(p) < p).to(p.dtype)
+
+
 def _standard_normal_log_prob(z: torch.Tensor) -> torch.Tensor:
     return -0.5 * (z.square() + math.log(2 * math.pi))
 
@@ -413,7 +422,7 @@ class FrameHead(nn.Module):
     def project(self, hidden: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """The parameters of `hidden` [..., H], [..., size] each, in float32 at least: likelihoods need its digits."""
         outputs = self.projection(hidden.to(self.projection.weight.dtype))
-        return _wide(outputs).split(self.sizes, -1)
+        return _wide(outputs).split_with_sizes(self.sizes, -1)
 
 
 class BernoulliHead(FrameHead):

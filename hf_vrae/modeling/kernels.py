@@ -34,8 +34,9 @@ def _is_intel() -> bool:
 
 
 PACKED_DTYPES = tuple(dtype for dtype in (torch.float32, torch.bfloat16) if _packs(dtype))
-if _is_intel():  # whose MKL is as quick in float32, if the weight is laid out as its transpose
-    PACKED_DTYPES = tuple(dtype for dtype in PACKED_DTYPES if dtype != torch.float32)
+# Weights, from which on it pays to pack them in float32: Intel's MKL is as quick with small ones, if they are laid out
+# as their transpose.
+PACKED_FROM = 2**20 if _is_intel() else 0
 FEWEST_ROWS = 2 if _is_intel() else 1  # with a single row MKL need not lay out anything first
 
 
@@ -53,11 +54,18 @@ class PackedLinear:
     def __init__(self, weight: torch.Tensor, rows: int, bias: torch.Tensor | None = None):
         self.dtype, self.bias = weight.dtype, bias
         laid_out = weight.device.type == "cpu" and rows >= FEWEST_ROWS
-        self.packed = laid_out and weight.dtype in PACKED_DTYPES
+        large = weight.dtype != torch.float32 or weight.numel() >= PACKED_FROM
+        self.packed = laid_out and large and weight.dtype in PACKED_DTYPES
         if self.packed:
             self.weight = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), rows)
         else:
             self.weight = weight.t().contiguous() if laid_out else weight.t()
+
+    @classmethod
+    def here(cls, weight: torch.Tensor, rows: int, bias: torch.Tensor | None = None) -> "PackedLinear":
+        """In the data type that a product has here: autocast's, if it is on."""
+        dtype = product_dtype(weight)
+        return cls(weight.to(dtype), rows, None if bias is None else bias.to(dtype))
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         x = x.to(self.dtype)

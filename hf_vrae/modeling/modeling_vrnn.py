@@ -22,9 +22,9 @@ from .generation import RecurrentCache
 from .heads import make_frame_embedding
 from .kernels import IGNORE_INDEX, Dropout, draw, linear_cross_entropy, linear_nll
 from .modeling_latent import LatentSequenceModel, at_least_float32, check_token_ids, token_nll
-from .objectives import importance_weighted_bound, negative_elbo
+from .objectives import importance_weighted_bound, negative_elbo, particle_filter_bound
 from .recurrent import left_align, take_time
-from .vrnn import Trajectory, VRNNLayer
+from .vrnn import Resampling, Trajectory, VRNNLayer
 
 logger = logging.get_logger(__name__)
 MAX_AT_ONCE = 2**24  # emission features, of a particle, a sequence and a step each, held at once in evaluation
@@ -185,16 +185,25 @@ class VRNNPreTrainedModel(LatentSequenceModel):
         """
         observed = self._observe(**batch)
         noise = self._noise(num_samples, observed, generator)
-        return self._filter(observed, noise, generator)[0]
+        if not self.config.latent_size:  # all particles are one
+            path = self.model.layer.unroll(observed.phi_x, observed.lengths, noise[:1])
+            return self._log_likelihood(path, observed).sum(1)
+        path, resampling = self._filter(observed, noise, generator)
+        terms = resampling.terms()
+        if torch.is_grad_enabled():  # the same, with one
+            terms = self._log_likelihood(path, observed) - self._log_ratio(path, observed)
+        return particle_filter_bound(terms.view(noise.shape[:3]), resampling.segments())
 
-    def _filter(self, observed: Observed, noise: torch.Tensor, generator=None) -> tuple[torch.Tensor, Trajectory]:
-        points = self._points(observed, generator)
+    def _filter(self, observed: Observed, noise: torch.Tensor, generator=None) -> tuple[Trajectory, Resampling]:
+        """The path of the particles as they were drawn, and how they were chosen."""
 
         def log_likelihood(features, t):
             features = features.unflatten(0, noise.shape[:2]).unsqueeze(2)  # [K, B, 1, P]
             return self._score(features, self._at_step(observed.target, t)).flatten()
 
-        return self.model.layer.filter(observed.phi_x, observed.lengths, noise, points, log_likelihood)
+        layer, points = self.model.layer, self._points(observed, generator)
+        resampling = Resampling(layer, observed.lengths, noise, points, log_likelihood)
+        return layer.unroll(observed.phi_x, observed.lengths, noise, choose=resampling), resampling
 
     def _noise(self, num_samples: int, observed: Observed, generator=None) -> torch.Tensor:
         """Standard normal, [K, B, T, D]."""
@@ -224,13 +233,13 @@ class VRNNPreTrainedModel(LatentSequenceModel):
         return self._score(path.features.unflatten(0, (-1, len(observed.phi_x))), observed.target).flatten(0, 1)
 
     def _log_ratio(self, path: Trajectory, observed: Observed) -> torch.Tensor:
-        """log q(z|x) - log p(z|x) of each path, summed over its steps: [K * B]."""
+        """log q(z_t | x_t, h_{t-1}) - log p(z_t | h_{t-1}) of each step along a path, [K * B, T]."""
         log_ratio = path.posterior.log_prob(path.z) - path.prior.log_prob(path.z)
-        return (log_ratio * observed.real.repeat(len(path.z) // len(observed.phi_x), 1)).sum(1)
+        return log_ratio * observed.real.repeat(len(path.z) // len(observed.phi_x), 1)
 
     def _log_weights(self, path: Trajectory, observed: Observed) -> torch.Tensor:
         """[K * B]"""
-        return self._log_likelihood(path, observed).sum(1) - self._log_ratio(path, observed)
+        return (self._log_likelihood(path, observed) - self._log_ratio(path, observed)).sum(1)
 
     def _kl(self, path: Trajectory, observed: Observed) -> torch.Tensor:
         """KL(q || p) of each latent dimension, summed over the real steps: [K * B, D]."""
@@ -263,7 +272,12 @@ class VRNNPreTrainedModel(LatentSequenceModel):
             log_p = self._log_likelihood(path, observed).double().sum(1)
             real = observed.real.repeat(len(part), 1).unsqueeze(-1)
             mean = (path.posterior.mean * real).sum(1) / real.sum(1).clamp(min=1)
-            terms = (log_p, self._log_ratio(path, observed).double(), self._kl(path, observed).double().sum(1), mean)
+            terms = (
+                log_p,
+                self._log_ratio(path, observed).double().sum(1),
+                self._kl(path, observed).double().sum(1),
+                mean,
+            )
             parts.append([term.view(len(part), len(observed.phi_x), *term.shape[1:]) for term in terms])
         log_p, log_ratio, kl, mean = (torch.cat(part) for part in zip(*parts, strict=True))  # [K, B] each
         terms = {
@@ -274,7 +288,8 @@ class VRNNPreTrainedModel(LatentSequenceModel):
             "mean": mean.mean(0),
         }
         if num_samples > 1 and self.config.latent_size:
-            terms["log_fivo"] = self._filter(observed, noise, generators)[0].double()
+            _, resampling = self._filter(observed, noise, generators)
+            terms["log_fivo"] = particle_filter_bound(resampling.terms().double(), resampling.segments())
         return terms
 
     def _bound(self, observed: Observed) -> dict:
@@ -285,7 +300,7 @@ class VRNNPreTrainedModel(LatentSequenceModel):
         generator = None if self.training else torch.Generator(observed.phi_x.device).manual_seed(0)
         noise = self._noise(samples, observed, generator)
         if config.resampling and self.training:
-            estimate, path = self._filter(observed, noise)
+            path, resampling = self._filter(observed, noise)
         else:
             read = self._mix_in_own_steps(observed, noise) if self.training and self.sampling_probability > 0 else None
             path = self.model.layer.unroll(observed.phi_x, observed.lengths, noise, read)
@@ -295,12 +310,14 @@ class VRNNPreTrainedModel(LatentSequenceModel):
             reconstruction = self._reconstruction(path, observed)
             loss = negative_elbo(reconstruction, self._charged_kl(kl, lambda: kl_of_dimensions), self.kl_weight)
         else:
-            log_p = self._log_likelihood(path, observed).sum(1)  # [K * B]
-            reconstruction = -log_p.mean()
-            if not config.resampling:
-                log_weights = log_p - self.kl_weight * self._log_ratio(path, observed)
-                estimate = importance_weighted_bound(log_weights.view(samples, -1))
-            loss = -estimate.mean()
+            log_p, log_ratio = self._log_likelihood(path, observed), self._log_ratio(path, observed)  # [K * B, T]
+            reconstruction = -log_p.sum(1).mean()
+            if config.resampling:
+                bound = particle_filter_bound((log_p - log_ratio).view(noise.shape[:3]), resampling.segments())
+            else:
+                log_weights = log_p.sum(1) - self.kl_weight * log_ratio.sum(1)
+                bound = importance_weighted_bound(log_weights.view(samples, -1))
+            loss = -bound.mean()
         return {
             "loss": loss,
             "reconstruction_loss": reconstruction,

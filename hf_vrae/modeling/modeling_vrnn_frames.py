@@ -7,10 +7,12 @@ import torch
 from transformers.utils import can_return_tuple
 
 from .configuration_vrnn import VRNNConfig
+from .distributions import DiagonalGaussian
 from .generation import GeneratedFrames
 from .modeling_frames import FrameModel, ScoredFrames
 from .modeling_vrnn import Observed, VRNNModel, VRNNOutput, VRNNPreTrainedModel
 from .recurrent import left_align, take_time
+from .vrnn import VRNNStep
 
 
 class VRNNForFrameGeneration(VRNNPreTrainedModel, FrameModel):
@@ -117,27 +119,31 @@ class VRNNForFrameGeneration(VRNNPreTrainedModel, FrameModel):
         rows = len(latents) if latents is not None else 1 if beginning is None else len(beginning)
         if lengths is not None and latents is None and beginning is None:
             rows = len(lengths)
-        layer, like = self.model.layer, next(self.parameters())
-        state, z, step, seen = layer.first_state(rows, like), None, 0, None
+        layer, seen = self.model.layer, None
         if beginning is not None:
             phi_x = self.model.embed(self.model.embed_frames(self._scaled(beginning, None, "beginning").values))
             seen = layer.what_the_posterior_sees(phi_x, torch.full((len(phi_x),), phi_x.shape[1], device=phi_x.device))
+            seen = seen.expand(rows, -1, -1)
+        # Chosen frames have no missing values: to embed real-valued ones is one product with what comes next.
+        embed = self.model.embed_frames if self.config.head == "categorical" else None
+        step = VRNNStep(layer, rows, None if embed else self.model.embed_frames.linear_in_whole_frames())
+        count, prior = 0, None
 
         def next_features(frame):
-            nonlocal state, z, step
+            nonlocal count, prior
             if frame is not None:
-                phi_x = self.model.embed(self.model.embed_frames(frame))
-                inferred = seen is not None and step <= seen.shape[1]
-                if inferred and (latents is None or step > latents.shape[1]):
-                    z = layer.posterior(seen[:, step - 1], state[0], layer.prior(state[0])).mean
-                state = layer.advance(phi_x, z, state)
-            prior = layer.prior(state[0])
-            if latents is not None and step < latents.shape[1]:
-                z = latents[:, step]
-            else:
-                z = prior.sample() if do_sample else prior.mean
-            step += 1
-            return layer.emission(z, state[0])
+                inferred = seen is not None and count <= seen.shape[1]
+                if inferred and (latents is None or count > latents.shape[1]):
+                    q = layer.posterior(seen[:, count - 1], step.state[0], DiagonalGaussian(*prior))
+                    step.emission(q.mean)
+                step.advance(embed(frame) if embed else frame)
+            z, logvar = prior = step.prior()
+            if latents is not None and count < latents.shape[1]:
+                z = latents[:, count]
+            elif do_sample:
+                z = torch.addcmul(z, (0.5 * logvar).exp(), torch.randn_like(z))
+            count += 1
+            return step.emission(z)
 
         return self._generate(next_features, rows, attention_mask, max_length, do_sample, lengths, beginning)
 

@@ -69,6 +69,19 @@ def importance_weighted_bound(log_weights: torch.Tensor) -> torch.Tensor:
     return torch.logsumexp(log_weights, dim=0) - math.log(log_weights.shape[0])
 
 
+def particle_filter_bound(terms: torch.Tensor, segments: torch.Tensor) -> torch.Tensor:
+    """The logarithm of a particle filter's estimate of p(x), [B], in expectation a lower bound (Maddison et al. 2017).
+
+    Between two resamplings the weights multiply; at each, and at the end, their mean enters the estimate.
+
+    Args:
+        terms: log p(x_t, z_t | ...) - log q(z_t | ...) of each particle and step, 0 at padding, [K, B, T].
+        segments: how many times a sequence was resampled before each step, [B, T].
+    """
+    log_weights = torch.zeros_like(terms).scatter_add(2, segments.expand_as(terms), terms)
+    return (log_weights.logsumexp(0) - math.log(len(terms))).sum(-1)
+
+
 def doubly_reparameterised_weights(
     log_weights: torch.Tensor, latents: torch.Tensor, kl_weight: float = 1.0
 ) -> torch.Tensor:

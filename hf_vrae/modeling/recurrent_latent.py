@@ -4,6 +4,8 @@ Letters in shapes: B sequences, T time, R = K * B rows, D latent size, P feature
 LSTM, 3 of a GRU).
 """
 
+from collections.abc import Callable
+
 import torch
 from torch import nn
 from torch.autograd import Function
@@ -23,6 +25,7 @@ def sample_path(
     moments: tuple[torch.Tensor, torch.Tensor],
     phi: tuple[torch.Tensor, torch.Tensor],
     weight_z: torch.Tensor,
+    choose: Callable[..., torch.Tensor] | None = None,
 ) -> tuple[torch.Tensor, ...]:
     """`VRNNLayer.walk`, for networks of one ReLU layer: what must be in the loop over time, and nothing else.
 
@@ -46,13 +49,15 @@ def sample_path(
         moments: [2 D, P] and [2 D].
         phi: [P', D] and [P'].
         weight_z: [G * H, P'].
+        choose: from t and, as the step made them, h before it, z, features_z, mean and log-variance, to the rows [R]
+            whose states go on; by default all do.
 
     Returns:
         z [T, R, D], features_z [T, R, P'], mean and log-variance before the clamp [T, R, 2 D], h from h_0 on
-        [T + 1, R, H].
+        [T + 1, R, H], as the next step reads it.
     """
     kind = _LSTMCell if isinstance(layer, LSTM) else _GRUCell
-    return _SamplePath.apply(kind, gates_x, features_x, noise, *read, *moments, *phi, weight_z)
+    return _SamplePath.apply(kind, choose, gates_x, features_x, noise, *read, *moments, *phi, weight_z)
 
 
 class _LSTMCell:
@@ -68,14 +73,15 @@ class _LSTMCell:
         c = (f * c).addcmul_(i, g)
         return c.tanh().mul_(o), c, c
 
-    def __init__(self, gates, kept, hidden, d_gates):
-        """Of all steps: what was kept, h_0 to h_T, and where the gradient of the gates shall be."""
+    def __init__(self, gates, kept, before, hidden, d_gates):
+        """Of all steps: what was kept, the same but of the last as the next step found it, h_0 to h_T, and where the
+        gradient of the gates shall be."""
         size = hidden.shape[-1]
         i, f, g, o = gates.chunk(4, -1)
         tanh = kept.tanh()
         slopes = torch.addcmul(gates, gates, gates, value=-1)  # s (1 - s) of the sigmoids
         slopes[..., :size].mul_(g)
-        slopes[1:, ..., size : 2 * size].mul_(kept[:-1])
+        slopes[1:, ..., size : 2 * size].mul_(before)
         slopes[0, ..., size : 2 * size] = 0
         slopes[..., 2 * size : 3 * size] = torch.addcmul(i, i * g, g, value=-1)
         slopes[..., 3 * size :].mul_(tanh)
@@ -87,6 +93,10 @@ class _LSTMCell:
         self.steps = list(zip(*(part.unbind(0) for part in parts), strict=True))
         self.d_c = torch.zeros_like(kept[0])
         self.d_c_of_each = self.d_c.unsqueeze(1)
+
+    def undo(self, rows):
+        """Of the choice of these rows, in the gradient that is carried from step to step."""
+        self.d_c.copy_(_to_rows(self.d_c, rows))
 
     def back(self, t, d_h, d_before):
         """Fill in the gradient of the gates; give that of the h before but for what goes through its product."""
@@ -108,7 +118,7 @@ class _GRUCell:
         n = gates_x[:, size:].addcmul(r, gates_h[:, size:]).tanh_()
         return torch.lerp(n, h, u), c, n
 
-    def __init__(self, gates, kept, hidden, d_gates):
+    def __init__(self, gates, kept, before, hidden, d_gates):
         r, u, n_h = gates.chunk(3, -1)
         by_n = (1 - u) * (1 - kept.square())
         by_h = torch.stack([by_n * n_h * r * (1 - r), (hidden[:-1] - kept) * u * (1 - u), by_n], -2)  # [T, R, 3, H]
@@ -116,6 +126,9 @@ class _GRUCell:
         sides = [side.unflatten(-1, by_h.shape[-2:]) for side in (self.d_gates_x, d_gates)]
         parts = by_h, r, u, *sides, sides[1][..., 2, :]
         self.steps = list(zip(*(part.unbind(0) for part in parts), strict=True))
+
+    def undo(self, rows):
+        """The gradient of h is all that is carried."""
 
     def back(self, t, d_h, d_before):
         by_h, r, u, d_gates_x, d_gates, d_n_h = self.steps[t]
@@ -125,15 +138,22 @@ class _GRUCell:
         return torch.addcmul(d_before, d_h, u)
 
 
+def _to_rows(gradient, rows):
+    """Of what was taken of these rows, [R, H], to the rows it was taken of."""
+    return torch.zeros_like(gradient).index_add_(0, rows, gradient)
+
+
 class _SamplePath(Function):
     @staticmethod
-    def forward(ctx, kind, gates_x, features_x, noise, w_read, b_read, w_moments, b_moments, w_phi, b_phi, w_z):
+    def forward(
+        ctx, kind, choose, gates_x, features_x, noise, w_read, b_read, w_moments, b_moments, w_phi, b_phi, w_z
+    ):
         _, rows, size = noise.shape
         samples, width = rows // gates_x.shape[1], gates_x.shape[2]
         weights = (w_read, b_read), (w_moments, b_moments), (w_phi, b_phi), (w_z, None)
         read, moments_of, phi_of, from_z = (PackedLinear(w, rows, b) for w, b in weights)
         h = c = noise.new_zeros(rows, w_read.shape[1])
-        hidden, z, features_z, moments, reads, kept = [h], [], [], [], [], []
+        hidden, z, features_z, moments, reads, kept, chosen = [h], [], [], [], [], [], []
         training = any(ctx.needs_input_grad)
         for x, features_of_x, epsilon in zip(gates_x.unbind(0), features_x.unbind(0), noise.unbind(0), strict=True):
             if samples > 1:
@@ -144,6 +164,9 @@ class _SamplePath(Function):
             z_t = torch.addcmul(m[:, :size], stddev, epsilon)
             phi = phi_of(z_t).relu_()
             h, c, keep = kind.step(from_z(phi).add_(x), of_h[:, :width], h, c)
+            if choose is not None:
+                chosen.append(choose(len(z), hidden[-1], z_t, phi, m))
+                h, c = h.index_select(0, chosen[-1]), c.index_select(0, chosen[-1])
             for path, value in ((hidden, h), (z, z_t), (features_z, phi), (moments, m)):
                 path.append(value)
             if training:
@@ -151,7 +174,7 @@ class _SamplePath(Function):
                 kept.append(keep)
         outputs = [torch.stack(path) for path in (z, features_z, moments, hidden)]
         if training:
-            ctx.kind, ctx.samples = kind, samples
+            ctx.kind, ctx.samples, ctx.chosen = kind, samples, chosen
             ctx.save_for_backward(
                 noise, w_read, w_moments, w_phi, w_z, *outputs, torch.stack(reads), torch.stack(kept)
             )
@@ -163,7 +186,10 @@ class _SamplePath(Function):
         noise, w_read, w_moments, w_phi, w_z, z, features_z, moments, hidden, reads, kept = ctx.saved_tensors
         (_, rows, size), width = noise.shape, len(w_z)
         d_reads = torch.empty_like(reads)
-        cell = ctx.kind(reads[..., :width], kept, hidden, d_reads[..., :width])
+        before, chosen = kept[:-1], ctx.chosen
+        if chosen:
+            before = torch.stack([k.index_select(0, of_t) for k, of_t in zip(kept, chosen, strict=True)])[:-1]
+        cell = ctx.kind(reads[..., :width], kept, before, hidden, d_reads[..., :width])
         # Of g [R, out] -> g W.
         to_h, to_features, to_z, to_phi = (PackedLinear(w.t(), rows) for w in (w_read, w_moments, w_phi, w_z))
         features, d_features = reads[..., width:], d_reads[..., width:]
@@ -190,6 +216,9 @@ class _SamplePath(Function):
         steps = zip(*(part.unbind(0) for part in parts), strict=True)
         for t, step in reversed(list(enumerate(steps))):
             of_z, of_phi, of_moments, of_before, gates, lives, phi, slopes, both, feature_lives, feature, read = step
+            if chosen:
+                d_h = _to_rows(d_h, chosen[t])
+                cell.undo(chosen[t])
             rest = cell.back(t, d_h, of_before)
             torch.mul(to_phi(gates).add_(of_phi), lives, out=phi)
             torch.addcmul(of_moments, to_z(phi).add_(of_z).unsqueeze(1), slopes, out=both)
@@ -204,6 +233,7 @@ class _SamplePath(Function):
 
         d_read_moments = d_read_moments.flatten(2)
         return (
+            None,
             None,
             of_input(cell.d_gates_x),
             of_input(d_features),

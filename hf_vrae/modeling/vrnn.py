@@ -9,7 +9,6 @@ Letters in shapes: B batch, T time, K samples or particles, D latent size, E emb
 size.
 """
 
-import math
 from dataclasses import dataclass
 
 import torch
@@ -17,7 +16,7 @@ from torch import nn
 
 from .configuration_vrnn import VRNNConfig
 from .distributions import DiagonalGaussian
-from .kernels import Dropout
+from .kernels import Dropout, PackedLinear
 from .posteriors import MAX_LOGVAR, MIN_LOGVAR
 from .recurrent import LAYERS, drop_weights, run_layer, stepwise_product, take_time
 from .recurrent_latent import sample_path
@@ -44,10 +43,15 @@ class GaussianNetwork(nn.Module):
         return gaussian(self.moments(self.features(torch.cat(inputs, dim=-1))))
 
 
-def gaussian(moments: torch.Tensor) -> DiagonalGaussian:
+def gaussian(projected: torch.Tensor) -> DiagonalGaussian:
     """Of mean and log-variance [..., 2 D], in float32 at least."""
-    mean, logvar = moments.to(torch.promote_types(moments.dtype, torch.float32)).chunk(2, dim=-1)
-    return DiagonalGaussian(mean, logvar.clamp(MIN_LOGVAR, MAX_LOGVAR))
+    return DiagonalGaussian(*mean_and_logvar(projected))
+
+
+def mean_and_logvar(projected: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mean and bounded log-variance, in float32 at least, [..., D] each of [..., 2 D]."""
+    mean, logvar = projected.to(torch.promote_types(projected.dtype, torch.float32)).chunk(2, dim=-1)
+    return mean, logvar.clamp(MIN_LOGVAR, MAX_LOGVAR)
 
 
 @dataclass
@@ -58,7 +62,7 @@ class Trajectory:
         z: [K * B, T, D].
         posterior, prior: q(z_t | x_t, h_{t-1}) and p(z_t | h_{t-1}), batch shape [K * B, T].
         features: of the emission p(x_t | z_t, h_{t-1}), [K * B, T, P].
-        hidden: h_t, [K * B, T, H].
+        hidden: h_t, of a particle filter as the next step finds it, [K * B, T, H].
     """
 
     z: torch.Tensor
@@ -141,9 +145,7 @@ class VRNNLayer(nn.Module):
 
     # Ways through a sequence.
 
-    def unroll(
-        self, phi_x: torch.Tensor, lengths: torch.Tensor, noise: torch.Tensor, read: torch.Tensor | None = None
-    ) -> Trajectory:
+    def unroll(self, phi_x, lengths, noise, read=None, choose: "Resampling | None" = None) -> Trajectory:
         """Sample a path, z_t = mean + stddev * noise_t of q(z_t | x_t, h_{t-1}), K for each sequence.
 
         In the loop over time is only what must be there: prior and emission follow for all steps at once, what is
@@ -154,6 +156,7 @@ class VRNNLayer(nn.Module):
             lengths: [B], real steps.
             noise: standard normal, [K, B, T, D].
             read: phi_x of what the recurrence reads, [B, T, P], where that is not what the posterior sees.
+            choose: of a particle filter, which particles go on.
         """
         if not self.config.latent_size:
             return self.follow(phi_x, lengths, noise, read)
@@ -164,11 +167,12 @@ class VRNNLayer(nn.Module):
             reads_h.append(self.prior_network.features[0].weight)
         noise = noise.flatten(0, 1).transpose(0, 1)  # [T, K * B, D]
         walk = self._walk_by_kernel if self._has_kernel(gates_x) else self._walk
-        z, features_z, moments, hidden = walk(gates_x, features_x, noise, reads_h, weight_z)
+        z, features_z, moments, hidden = walk(gates_x, features_x, noise, reads_h, weight_z, choose)
         hidden = hidden.transpose(0, 1)  # [K * B, T + 1, H]
         z, features_z, moments = (path.transpose(0, 1) for path in (z, features_z, moments))
         before = hidden[:, :-1]
-        features = self.dropout(self.emission_features(torch.cat([features_z, before], dim=-1)))
+        features = self.emission_features(torch.cat([features_z, before], dim=-1))
+        features = self.dropout(features) if choose is None else choose.dropped(features)
         return Trajectory(z, gaussian(moments), self.prior(before), features, hidden[:, 1:])
 
     def _of_inputs(self, phi_x, lengths, read=None) -> tuple[torch.Tensor, ...]:
@@ -188,7 +192,7 @@ class VRNNLayer(nn.Module):
         exact = gates_x.dtype in (torch.float32, torch.float64)  # not under autocast
         return exact and not plain and not config.layer_norm and config.feature_layers == 1
 
-    def _walk_by_kernel(self, gates_x, features_x, noise, reads_h, weight_z):
+    def _walk_by_kernel(self, gates_x, features_x, noise, reads_h, weight_z, choose):
         """[`_walk`] by [`sample_path`]."""
         layer, prior, size = self.rnn, self.prior_network, self.config.latent_size
         of_gates, *of_features = [features_x.new_zeros(len(weight)) for weight in reads_h]
@@ -202,10 +206,10 @@ class VRNNLayer(nn.Module):
             weight = torch.cat([weight, nn.functional.pad(prior.moments.weight[:size], (0, 0, 0, size))], dim=1)
             bias = bias + nn.functional.pad(prior.moments.bias[:size], (0, size))
         read = torch.cat(reads_h), torch.cat([of_gates, *of_features])
-        phi = self.phi_z[0].weight, self.phi_z[0].bias
-        return sample_path(layer, gates_x, features_x, noise.to(gates_x.dtype), read, (weight, bias), phi, weight_z)
+        phi, noise = (self.phi_z[0].weight, self.phi_z[0].bias), noise.to(gates_x.dtype)
+        return sample_path(layer, gates_x, features_x, noise, read, (weight, bias), phi, weight_z, choose)
 
-    def _walk(self, gates_x, features_x, noise, reads_h, weight_z):
+    def _walk(self, gates_x, features_x, noise, reads_h, weight_z, choose):
         """The loop over time.
 
         Args:
@@ -215,14 +219,14 @@ class VRNNLayer(nn.Module):
             reads_h: weights of what reads h_{t-1}: the gates, the posterior's first features and, with
                 `residual_posterior`, the prior's.
             weight_z: of the gates, [G * H, P].
+            choose: as in [`unroll`].
 
         Returns:
             z, phi_z(z), mean and log-variance of the posterior, [T, K * B, ...], and h, [T + 1, K * B, H].
         """
-        time, rows = noise.shape[:2]
-        samples = rows // gates_x.shape[1]
-
-        product, stepwise = self._products(time, rows, gates_x)
+        time, total = noise.shape[:2]
+        samples = total // gates_x.shape[1]
+        product, stepwise = self._products(time, total, gates_x)
         layer, net = self.rnn, self.posterior_network
         if self.config.residual_posterior:
             prior_rest = stepwise([*list(self.prior_network.features)[1:], self.prior_network.moments])
@@ -231,7 +235,7 @@ class VRNNLayer(nn.Module):
         phi_z = stepwise(self.phi_z)
         from_z = product(weight_z)
         widths = [len(weight) for weight in reads_h]
-        state = self.first_state(rows, gates_x)
+        state = self.first_state(total, gates_x)
         hidden, z, features_z, moments = [state[0]], [], [], []
         for gates, features, epsilon in zip(gates_x.unbind(0), features_x.unbind(0), noise.unbind(0), strict=True):
             gates_h, features_h, *prior_h = from_h(state[0]).split(widths, dim=-1)
@@ -245,6 +249,9 @@ class VRNNLayer(nn.Module):
             phi = phi_z(z_t)
             gates = layer.norm_gates(over_samples(gates, samples) + from_z(phi))
             state = layer.step(gates, gates_h, state)
+            if choose is not None:
+                rows = choose(len(z), hidden[-1], z_t, phi, read)
+                state = tuple(s.index_select(0, rows) for s in state)
             for path, value in ((hidden, state[0]), (z, z_t), (features_z, phi), (moments, read)):
                 path.append(value)
         return tuple(torch.stack(path) for path in (z, features_z, moments, hidden))
@@ -284,77 +291,159 @@ class VRNNLayer(nn.Module):
         features = self.dropout(self.emission_features(torch.cat([*features_z, before], dim=-1)))
         return Trajectory(z, self.posterior(seen, before, prior), prior, features, hidden)
 
-    def filter(self, phi_x, lengths, noise, points, log_likelihood) -> tuple[torch.Tensor, Trajectory]:
-        """A particle filter with q as proposal, resampled where the effective sample size falls below K / 2.
 
-        The logarithm of its estimate of p(x) is in expectation a lower bound of log p(x) (FIVO, Maddison et al. 2017,
-        algorithm 1). What a gradient would say of the resampling itself is left out, as there (sec. 4).
+class Resampling:
+    """Which particles go on, in a particle filter with q as proposal that is resampled, systematically, where the
+    effective sample size falls below K / 2 (FIVO, Maddison et al. 2017, algorithm 1).
+
+    What a gradient would say of the resampling itself is left out, as there (sec. 4). So the weights that choose have
+    none, and a bound with a gradient takes prior and emission of all steps at once, along the path that was chosen
+    (`objectives.particle_filter_bound`).
+
+    Args:
+        layer: the layer.
+        lengths, noise: as in [`VRNNLayer.unroll`], K at least 2.
+        points: uniform in [0, 1), by which systematic resampling chooses, [B, T].
+        log_likelihood: from features [K * B, P] and a step t to log p(x_t | z_t, h_{t-1}), [K * B].
+    """
+
+    def __init__(self, layer: VRNNLayer, lengths, noise, points, log_likelihood):
+        samples, count, time = noise.shape[:3]
+        rows, device = samples * count, noise.device
+        prior, *prior_rest = layer.prior_network.features
+        out, *out_rest = layer.emission_features
+        out_z, out_h = out.weight.tensor_split([layer.config.feature_size], dim=1)
+        with torch.no_grad():
+            weights, biases = torch.cat([prior.weight, out_h]), torch.cat([prior.bias, out.bias])
+            self.from_h, self.from_z = PackedLinear.here(weights, rows, biases), PackedLinear.here(out_z, rows)
+            self.prior_rest = packed([*prior_rest, layer.prior_network.moments], rows)
+            self.emission_rest = packed(out_rest, rows)
+        self.widths, self.log_likelihood = [len(prior.weight), len(out_z)], log_likelihood
+        self.dropout = layer.dropout if layer.training and layer.dropout.p else None
+        self.masks: list[torch.Tensor] = []
+        self.own, self.first_rows = torch.arange(samples, device=device), torch.arange(count, device=device)
+        steps = torch.arange(time, device=device).unsqueeze(1)
+        noise_lengths = noise.square().sum(-1).flatten(0, 1).t()  # [T, K * B]
+        places = (self.own + points.t().contiguous().unsqueeze(-1)) / samples  # [T, B, K]
+        of_all = noise_lengths, steps < lengths, steps + 1 < lengths, places
+        self.of_steps = list(zip(*(part.unbind(0) for part in of_all), strict=True))
+        self.log_weights = noise.new_zeros(count, samples)
+        self._terms, self._poor = [], []
+
+    @torch.no_grad()
+    def __call__(self, t: int, h: torch.Tensor, z: torch.Tensor, features_z: torch.Tensor, moments: torch.Tensor):
+        """The rows [K * B] that go on behind step t.
 
         Args:
-            phi_x, lengths, noise: as in [`unroll`], K at least 2.
-            points: uniform in [0, 1), by which systematic resampling chooses, [B, T].
-            log_likelihood: from features [K * B, P] and a step t to log p(x_t | z_t, h_{t-1}), [K * B].
-
-        Returns:
-            the estimate of log p(x), [B], and the path of the particles as they were drawn.
+            h: h_{t-1}, [K * B, H].
+            z, features_z: z_t and phi_z(z_t), [K * B, ...].
+            moments: of the posterior, before they are bounded, [K * B, 2 D].
         """
-        samples, count, time = noise.shape[:3]
-        if not self.config.latent_size:  # all particles are one
-            path = self.follow(phi_x, lengths, noise)
-            terms = [log_likelihood(features, t)[:count] for t, features in enumerate(path.features.unbind(1))]
-            real = torch.arange(time, device=phi_x.device).unsqueeze(1) < lengths
-            return (torch.stack(terms) * real).sum(0), path
-        layer, prior, net = self.rnn, self.prior_network, self.posterior_network
-        gates_x, features_x, weight_z, weight_h = self._of_inputs(phi_x, lengths)
-        product, stepwise = self._products(time, samples * count, gates_x)
-        out = self.emission_features[0]
-        out_z, out_h = out.weight.tensor_split([self.config.feature_size], dim=1)
-        reads_h, reads_z = [drop_weights(layer), weight_h, prior.features[0].weight, out_h], [weight_z, out_z]
-        from_h, from_z = product(torch.cat(reads_h)), product(torch.cat(reads_z))
-        of_h, of_z = ([len(weight) for weight in weights] for weights in (reads_h, reads_z))
-        posterior_rest, prior_rest = (stepwise([*list(n.features)[1:], n.moments]) for n in (net, prior))
-        phi_z, emission_rest = stepwise(self.phi_z), stepwise(list(self.emission_features)[1:])
-        noise_lengths = noise.square().sum(-1)  # [K, B, T]
-        state = self.first_state(samples * count, gates_x)
-        log_weights = noise.new_zeros(samples, count)
-        estimate = noise.new_zeros(count)
-        first_rows = torch.arange(count, device=phi_x.device)
-        paths = []
-        # Not by an index, whose gradient is as large as all the steps.
-        for t, (gates, features) in enumerate(zip(gates_x.unbind(0), features_x.unbind(0), strict=True)):
-            gates_h, q_h, p_h, out_h = from_h(state[0]).split(of_h, dim=-1)
-            p = gaussian(prior_rest(p_h + prior.features[0].bias))
-            q = gaussian(posterior_rest(q_h + over_samples(features, samples)))
-            if self.config.residual_posterior:
-                q = DiagonalGaussian(q.mean + p.mean, q.logvar)
-            z = q.mean + q.stddev * noise[:, :, t].flatten(0, 1)
-            gates_z, out_z = from_z(phi_z(z)).split(of_z, dim=-1)
-            features = self.dropout(emission_rest(out_z + out_h + out.bias))
-            # log p(z) - log q(z), where z - mean of q is its deviation times the noise
-            distance = ((z - p.mean).square() * torch.exp(-p.logvar) + p.logvar - q.logvar).sum(-1)
-            term = log_likelihood(features, t) - 0.5 * (distance - noise_lengths[:, :, t].flatten())
-            real = t < lengths  # [B]
-            log_weights = log_weights + torch.where(real, term.view(samples, count), 0.0)
-            state = layer.step(layer.norm_gates(over_samples(gates, samples) + gates_z), gates_h, state)
-            paths.append((z, q.mean, q.logvar, p.mean, p.logvar, features, state[0]))
-            weights = log_weights.detach().softmax(0)  # [K, B]
-            poor = (weights.square().sum(0) * samples > 2) & (t + 1 < lengths)  # ESS = 1 / sum_k w_k^2 < K / 2
-            if poor.any():
-                own = torch.arange(samples, device=phi_x.device).unsqueeze(1)
-                places = ((own + points[:, t]) / samples).t().contiguous()  # [B, K]
-                chosen = torch.searchsorted(weights.cumsum(0).t().contiguous(), places).clamp(max=samples - 1).t()
-                chosen = torch.where(poor, chosen, own)  # [K, B]
-                rows = (chosen * count + first_rows).flatten()
-                state = tuple(s[rows] for s in state)
-                mean_weight = log_weights.logsumexp(0) - math.log(samples)
-                estimate = estimate + torch.where(poor, mean_weight, 0.0)
-                log_weights = torch.where(poor, 0.0, log_weights)
-        estimate = estimate + log_weights.logsumexp(0) - math.log(samples)
-        z, q_mean, q_logvar, p_mean, p_logvar, features, hidden = (
-            torch.stack(path, dim=1) for path in zip(*paths, strict=True)
-        )
-        q, p = DiagonalGaussian(q_mean, q_logvar), DiagonalGaussian(p_mean, p_logvar)
-        return estimate, Trajectory(z, q, p, features, hidden)
+        noise_lengths, real, goes_on, places = self.of_steps[t]
+        prior_h, out_h = self.from_h(h).split_with_sizes(self.widths, 1)
+        p_mean, p_logvar = mean_and_logvar(self.prior_rest(prior_h))
+        features = self.emission_rest(out_h + self.from_z(features_z))
+        if self.dropout is not None:
+            self.masks.append(self.dropout(torch.ones_like(features)))
+            features = features * self.masks[-1]
+        # log p(z) - log q(z), where z - mean of q is its deviation times the noise
+        _, q_logvar = mean_and_logvar(moments)
+        distance = ((z - p_mean).square() * torch.exp(-p_logvar) + p_logvar - q_logvar).sum(-1)
+        term = self.log_likelihood(features, t) - 0.5 * (distance - noise_lengths)
+        count, samples = self.log_weights.shape
+        term = torch.where(real, term.view(samples, count), 0.0)
+        log_weights = self.log_weights + term.t().contiguous()
+        weights = log_weights.softmax(1)  # [B, K]
+        poor = (weights.square().sum(1) * samples > 2) & goes_on  # ESS = 1 / sum_k w_k^2 < K / 2
+        chosen = torch.searchsorted(weights.cumsum(1), places).clamp_(max=samples - 1)
+        chosen = torch.where(poor.unsqueeze(1), chosen, self.own)
+        self.log_weights = log_weights.masked_fill(poor.unsqueeze(1), 0.0)
+        self._terms.append(term)
+        self._poor.append(poor)
+        return (chosen.t() * count + self.first_rows).flatten()
+
+    def dropped(self, features: torch.Tensor) -> torch.Tensor:
+        """Features of all steps, [K * B, T, P], with the dropout that the weights were of."""
+        return features if self.dropout is None else features * torch.stack(self.masks, dim=1)
+
+    def terms(self) -> torch.Tensor:
+        """log p(x_t, z_t | ...) - log q(z_t | ...) of each step, [K, B, T], without gradient."""
+        return torch.stack(self._terms, dim=-1)
+
+    def segments(self) -> torch.Tensor:
+        """How many times a sequence was resampled before each step, [B, T]."""
+        poor = torch.stack(self._poor, dim=1).long()
+        return poor.cumsum(1) - poor
+
+
+class VRNNStep:
+    """A layer one step after the other: all that reads h is one product, all that reads phi_z(z) another, and the
+    weights are laid out for products of few rows. There is no gradient and no dropout.
+
+    A step is [`prior`], [`emission`] and [`advance`], in this order.
+
+    Args:
+        layer: the layer; it starts from h_0.
+        rows: B.
+        embedding: weight [E, F] and bias [E] of what embeds x_t, where [`advance`] is to do that too: one product with
+            the first of phi_x.
+    """
+
+    def __init__(self, layer: VRNNLayer, rows: int, embedding: tuple[torch.Tensor, torch.Tensor] | None = None):
+        rnn, out = layer.rnn, layer.emission_features[0]
+        weight_x, weight_z = rnn.input_weight.tensor_split([layer.config.feature_size], dim=1)
+        out_z, out_h = out.weight.tensor_split([out.in_features - rnn.hidden_size], dim=1)
+        reads_h = [(rnn.recurrent_weight, out.bias.new_zeros(len(weight_x))), (out_h, out.bias)]
+        self.has_latent = layer.config.latent_size > 0
+        if self.has_latent:
+            first, *rest = layer.prior_network.features
+            reads_h.append((first.weight, first.bias))
+            self.prior_rest = packed([*rest, layer.prior_network.moments], rows)
+            self.phi_z = packed(layer.phi_z, rows)
+            self.from_z = PackedLinear.here(torch.cat([weight_z, out_z]), rows)
+        weights, biases = (torch.cat(parts) for parts in zip(*reads_h, strict=True))
+        self.from_h = PackedLinear.here(weights, rows, biases)
+        self.of_h, self.of_z = [len(weight) for weight, _ in reads_h], [len(weight_z), len(out_z)]
+        self.from_x = PackedLinear.here(weight_x, rows, rnn.input_bias)
+        self.phi_x, self.emission_rest = packed(layer.phi_x, rows), packed(list(layer.emission_features)[1:], rows)
+        if embedding is not None:
+            first, *rest = layer.phi_x
+            weight, bias = embedding
+            self.phi_x = packed(rest, rows, PackedLinear.here(first.weight @ weight, rows, first(bias)))
+        self.rnn, self.gates_z, self.state = rnn, 0.0, layer.first_state(rows, out.bias)
+
+    def prior(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Mean and log-variance of p(z_t | h_{t-1}), float32 [B, D] each."""
+        h = self.state[0]
+        self.gates_h, self.out_h, *features = self.from_h(h).split_with_sizes(self.of_h, 1)
+        return mean_and_logvar(self.prior_rest(features[0]) if features else h[:, :0])
+
+    def emission(self, z: torch.Tensor) -> torch.Tensor:
+        """The features [B, P] of p(x_t | z_t, h_{t-1}); [`advance`] takes the last z given here."""
+        if not self.has_latent:
+            return self.emission_rest(self.out_h)
+        self.gates_z, out_z = self.from_z(self.phi_z(z)).split_with_sizes(self.of_z, 1)
+        return self.emission_rest(out_z + self.out_h)
+
+    def advance(self, x: torch.Tensor) -> None:
+        """Go on to h_t, by x_t [B, F], or what it was embedded as [B, E]."""
+        gates = self.rnn.norm_gates(self.from_x(self.phi_x(x)) + self.gates_z)
+        self.state = self.rnn.step(gates, self.gates_h, self.state)
+
+
+def packed(modules, rows: int, *first):
+    """Linear layers and ReLUs, behind what comes first, for one [rows, I] after the other and without gradient."""
+    steps = [*first]
+    for module in modules:
+        is_linear = isinstance(module, nn.Linear)
+        steps.append(PackedLinear.here(module.weight, rows, module.bias) if is_linear else torch.relu_)
+
+    def apply(x):
+        for step in steps:
+            x = step(x)
+        return x
+
+    return apply
 
 
 def over_samples(x: torch.Tensor, samples: int) -> torch.Tensor:

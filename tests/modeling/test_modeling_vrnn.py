@@ -10,6 +10,7 @@ from transformers import AutoModel, AutoModelForCausalLM
 from hf_vrae import VRNNConfig, VRNNForFrameGeneration, VRNNForSequenceGeneration
 from hf_vrae.modeling.modeling_vrnn import logger
 from hf_vrae.modeling.vrnn import over_samples
+from tests.models import HEADS
 
 VARIANTS = {
     "lstm": {},
@@ -177,6 +178,97 @@ def test_the_particle_filter_and_importance_weights_estimate_the_same_likelihood
     torch.testing.assert_close(filtered.logsumexp(0) - math.log(200), exact, atol=0.05, rtol=0)  # unbiased
     for bound in (filtered, weighted):
         assert (bound.mean(0) <= exact + 0.02).all() and (bound.mean(0) >= elbo - 0.02).all()
+
+
+def filtered_step_by_step(model, observed, noise, points):
+    """Algorithm 1 of Maddison et al. 2017, one step and one quantity after the other."""
+    layer, (samples, count, time) = model.model.layer, noise.shape[:3]
+    seen = layer.what_the_posterior_sees(observed.phi_x, observed.lengths)
+    state, resampled = layer.first_state(samples * count, observed.phi_x), 0
+    log_weights, estimate = noise.new_zeros(samples, count), noise.new_zeros(count)
+    for t in range(time):
+        p = layer.prior(state[0])
+        q = layer.posterior(over_samples(seen[:, t], samples), state[0], p)
+        z = q.mean + q.stddev * noise[:, :, t].flatten(0, 1)
+        features = layer.emission(z, state[0]).view(samples, count, 1, -1)
+        term = model._score(features, model._at_step(observed.target, t)).flatten() + p.log_prob(z) - q.log_prob(z)
+        log_weights = log_weights + torch.where(t < observed.lengths, term.view(samples, count), 0.0)
+        state = layer.advance(over_samples(observed.phi_x[:, t], samples), z, state)
+        shares = log_weights.detach().softmax(0)
+        for b in range(count):
+            if 1 / shares[:, b].square().sum() < samples / 2 and t + 1 < observed.lengths[b]:
+                places = (torch.arange(samples) + points[b, t]) / samples
+                rows = torch.arange(samples * count).view(samples, count)
+                rows[:, b] = torch.searchsorted(shares[:, b].cumsum(0), places) * count + b
+                state = tuple(s[rows.flatten()] for s in state)
+                estimate = estimate + (torch.arange(count) == b) * (log_weights.logsumexp(0) - math.log(samples))
+                log_weights = log_weights * (torch.arange(count) != b)
+                resampled += 1
+    return estimate + log_weights.logsumexp(0) - math.log(samples), resampled
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kernels", ["auto", "plain"])
+def test_the_particle_filter_is_what_the_algorithm_says(kind, kernels, variant):
+    """Value and gradients; and with dropout what is chosen by is what is charged for."""
+    if "latent_size" in variant:
+        pytest.skip("without latents all particles are one")
+    options = {"num_train_samples": 8, "resampling": True, "kernels": kernels, "initializer_range": 0.8}
+    options |= variant
+    model, batch = make_model(kind, **options).double().train(), make_batch(kind, torch.float64)
+    observed = model._observe(**batch)
+    torch.manual_seed(0)
+    loss = model(**batch).loss
+    torch.manual_seed(0)
+    noise, points = model._noise(8, observed), model._points(observed)
+    expected, resampled = filtered_step_by_step(model, observed, noise.double(), points)
+    assert resampled > 0
+    torch.testing.assert_close(loss, -expected.mean(), rtol=1e-6, atol=1e-6)  # the noise is float32
+    weights = list(model.parameters())
+    wanted, got = (torch.autograd.grad(value, weights, allow_unused=True) for value in (-expected.mean(), loss))
+    for a, b in zip(got, wanted, strict=True):
+        assert (a is None) == (b is None)
+        if a is not None:
+            torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-7)
+
+    model.model.layer.dropout.p = 0.5
+    with torch.no_grad():
+        path, resampling = model._filter(observed, noise)
+    terms = model._log_likelihood(path, observed) - model._log_ratio(path, observed)
+    torch.testing.assert_close(terms.view(8, 3, 6), resampling.terms(), rtol=1e-6, atol=1e-5)
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_frames_are_generated_as_step_by_step(head, variant):
+    """Greedily, behind a beginning with missing values, against the layer's own distributions."""
+    own = {"input_size": 3, "head": head, "num_levels": 5, "num_mixtures": 2, "nade_hidden_size": 6}
+    model = make_model("frames", **(own | variant)).double()
+    layer, beginning = model.model.layer, torch.randint(0, 2, (2, 4, 3)).double()
+    beginning[0, 1, 2] = beginning[1, 2:] = math.nan
+    embedded = model.model.embed(model.model.embed_frames(beginning))
+    seen = layer.what_the_posterior_sees(embedded, torch.tensor([4, 4]))
+    state, frames = layer.first_state(2, embedded), []
+    for t in range(7):
+        prior = layer.prior(state[0])
+        frame = model.head(layer.emission(prior.mean, state[0])).mode
+        z = prior.mean
+        if t < 4:
+            frame = torch.where(beginning[:, t].isnan(), frame, beginning[:, t])
+            z = layer.posterior(seen[:, t], state[0], prior).mean
+        state = layer.advance(model.model.embed(model.model.embed_frames(frame)), z, state)
+        frames.append(frame)
+    got = model.generate(beginning=beginning, max_length=7).sequences
+    torch.testing.assert_close(got, torch.stack(frames, 1))
+    # Sampled frames are those of the same random numbers, whatever layout the weights have.
+    torch.manual_seed(0)
+    sampled = model.generate(lengths=[5, 5], do_sample=True).sequences
+    torch.manual_seed(0)
+    state = layer.first_state(2, embedded)
+    for t in range(5):
+        z = layer.prior(state[0]).sample()
+        frame = model.head(layer.emission(z, state[0])).sample()
+        torch.testing.assert_close(sampled[:, t], frame)
+        state = layer.advance(model.model.embed(model.model.embed_frames(frame)), z, state)
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -8,12 +8,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from accelerate import PartialState
 from safetensors.torch import load_file
 
 from hf_vrae.measure import evaluate_file
 from hf_vrae.modeling import distributions
+from hf_vrae.modeling.modeling_vrnn import VRNNPreTrainedModel
 from hf_vrae.training.arguments import parse_recipe
 from hf_vrae.training.run import run
+from tests.scripts import fresh_accelerator
 from tests.training.conftest import TINY
 
 FLAGS = (
@@ -22,15 +25,35 @@ FLAGS = (
 --max_steps 16 --eval_strategy steps --eval_steps 8 --save_steps 8"""
 )
 
+FRAMES = """--builtin frames --corpus_size 60 --embedding_size 8 --latent_size 3 --dropout 0 --predict_length
+--optim sgd --learning_rate 0.01 --max_grad_norm 1 --max_steps 3 --eval_strategy steps --eval_steps 2 --save_steps 3
+--logging_steps 1 --num_importance_samples 3 --kl_warmup_steps 2"""
+VRNN = "--model_type vrnn --hidden_size 8 --feature_size 8"
+# Between them every part of a model that might go without a gradient in one process: it would stop the other.
+OF_FRAMES = {
+    "vrae": "--encoder_hidden_size 8 --decoder_hidden_size 8 --word_dropout 0",
+    "vrnn": f"{VRNN} --smoothing_posterior --free_bits 0.1",
+    "fivo": f"{VRNN} --residual_posterior --num_train_samples 3 --resampling --kl_schedule constant",
+}
 
-def train_and_evaluate(folder, flags):
+
+def noise_of_places(self, draw, samples, size, observed, generator):
+    """In place of a VRNN's noise, the same for each sequence, but not for each particle: one that is resampled."""
+    count, time = observed.phi_x.shape[:2]
+    k, t, d = torch.meshgrid(*(torch.arange(n) for n in (samples, time, size)), indexing="ij")
+    noise = 2 * torch.sin(1 + 7 * k + 3 * t + 11 * d).unsqueeze(1).expand(-1, count, -1, -1)
+    return noise.abs() / 2.1 if draw is torch.rand else noise
+
+
+def train_and_evaluate(folder, flags, base=FLAGS):
     """Train with the randomness taken out, so that updates can be compared; then evaluate with it."""
-    noise = distributions._standard_normal
+    noise, drawn = distributions._standard_normal, VRNNPreTrainedModel._drawn
     distributions._standard_normal = lambda shape, like, generator: torch.zeros(shape)
+    VRNNPreTrainedModel._drawn = noise_of_places
     try:
-        run(parse_recipe([*FLAGS.split(), "--output_dir", folder, *flags]))
+        run(parse_recipe([*base.split(), "--output_dir", folder, *flags]))
     finally:
-        distributions._standard_normal = noise
+        distributions._standard_normal, VRNNPreTrainedModel._drawn = noise, drawn
     from hf_vrae.hub import load
 
     return evaluate_file(*load(folder), num_samples=3, max_samples=41)
@@ -42,6 +65,20 @@ def launch_two(*command):
     environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "PYTHONPATH": os.getcwd()}
     done = subprocess.run([*launcher, *command], env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
+
+
+def same_run_and_results(one, two, results, shared):
+    """The same weights and records in two folders, and the same numbers of an evaluation."""
+    ours, theirs = (load_file(f"{folder}/model.safetensors") for folder in (one, two))
+    for name in ours:
+        torch.testing.assert_close(
+            theirs[name], ours[name], rtol=1e-4, atol=1e-6, msg=lambda text, name=name: f"{name}: {text}"
+        )
+    for a, b in zip(*(Path(folder, "metrics.jsonl").read_text().splitlines() for folder in (one, two)), strict=True):
+        a, b = ({k: v for k, v in json.loads(row).items() if not k.endswith("_per_second")} for row in (a, b))
+        assert a.pop("kind") == b.pop("kind") and b == pytest.approx(a, rel=1e-4, abs=1e-6)
+    numbers = {name: value for name, value in results.items() if isinstance(value, (int, float))}
+    assert {name: shared[name] for name in numbers} == pytest.approx(numbers, rel=1e-4, abs=1e-6)
 
 
 def test_the_script_trains_in_two_processes(tmp_path):
@@ -61,26 +98,36 @@ def test_two_processes_train_and_evaluate_like_one(flags, tmp_path):
     launch_two(__file__, two, str(tmp_path / "noise"), "--per_device_train_batch_size", "8", *flags)
     results = train_and_evaluate(one, ["--per_device_train_batch_size", "16", *flags])
 
-    ours, theirs = (load_file(f"{folder}/model.safetensors") for folder in (one, two))
-    for name in ours:
-        torch.testing.assert_close(theirs[name], ours[name], rtol=1e-4, atol=1e-6)
-    for a, b in zip(*(Path(folder, "metrics.jsonl").read_text().splitlines() for folder in (one, two)), strict=True):
-        a, b = ({k: v for k, v in json.loads(row).items() if k != "tokens_per_second"} for row in (a, b))
-        assert a.pop("kind") == b.pop("kind") and b == pytest.approx(a, rel=1e-4, abs=1e-6)
     shared = json.loads((tmp_path / "noise.json").read_text())
-    assert {name: shared[name] for name in results if name != "run"} == pytest.approx(
-        {name: value for name, value in results.items() if name != "run"}, rel=1e-4, abs=1e-6
-    )
+    same_run_and_results(one, two, results, shared)
     assert shared["run"]["num_processes"] == 2
     # Each process draws its own noise.
     draws = [json.loads((tmp_path / f"noise-{rank}.json").read_text()) for rank in range(2)]
     assert draws[0] != draws[1]
 
 
+def test_frames_train_and_evaluate_in_two_processes_like_in_one(tmp_path):
+    launch_two(__file__, "frames", tmp_path)
+    for name, flags in OF_FRAMES.items():
+        fresh_accelerator()
+        one, two = str(tmp_path / f"{name}-one"), str(tmp_path / name)
+        results = train_and_evaluate(one, ["--per_device_train_batch_size", "16", *flags.split()], FRAMES)
+        shared = json.loads((tmp_path / f"{name}.json").read_text())
+        same_run_and_results(one, two, results, shared)
+
+
+def main_of_frames(folder):
+    """What each of the two processes runs, all models one after the other: starting them takes most of the time."""
+    for name, flags in OF_FRAMES.items():
+        fresh_accelerator()
+        flags = ["--per_device_train_batch_size", "8", *flags.split()]
+        results = train_and_evaluate(f"{folder}/{name}", flags, FRAMES)
+        if PartialState().is_main_process:
+            Path(folder, f"{name}.json").write_text(json.dumps(results))
+
+
 def main(folder, noise, *flags):
     """What each of the two processes runs."""
-    from accelerate import PartialState
-
     results = train_and_evaluate(folder, flags)
     rank = PartialState().process_index
     with open(f"{noise}-{rank}.json", "w") as file:
@@ -91,4 +138,4 @@ def main(folder, noise, *flags):
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    main_of_frames(*sys.argv[2:]) if sys.argv[1] == "frames" else main(*sys.argv[1:])
