@@ -4,6 +4,11 @@ import torch
 
 from hf_vrae import VRAEConfig, VRAEForFrameGeneration, VRAEForSequenceGeneration
 
+# Models of transformers in the place of ours.
+GPT2 = {"model_type": "gpt2", "n_embd": 16, "n_layer": 2, "n_head": 2, "initializer_range": 0.5}
+GPT2 |= {"bos_token_id": 2, "eos_token_id": 3, "embd_pdrop": 0.0, "attn_pdrop": 0.0, "resid_pdrop": 0.0}
+BERT = {"model_type": "bert", "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+BERT |= {"intermediate_size": 32, "initializer_range": 0.5}
 # Every kind of layer, direction, depth and way of showing z to the decoder is in one of these.
 VARIANTS = {
     "lstm": {"rnn_type": "lstm", "bidirectional_encoder": False, "latent_conditioning": ["initial_state", "input"]},
@@ -16,11 +21,23 @@ VARIANTS = {
     "skip connections": {"skip_connections": True, "decoder_layers": 3, "posterior": "delta"},
     "batch norm": {"posterior": "batch_norm", "learn_batch_norm_scale": True},
     "vmf": {"posterior": "vmf", "rnn_type": "gru"},
+    "transformer": {"encoder_type": "transformer", "decoder_type": "transformer", "max_position_embeddings": 20},
+    "transformer prefix": {
+        "decoder_type": "transformer",
+        "decoder_layers": 2,
+        "latent_conditioning": ["prefix", "output"],
+        "decoder_hidden_size": 20,
+        "tie_word_embeddings": True,
+    },
+    "independent": {"encoder_type": "independent", "decoder_type": "independent", "decoder_layers": 2},
+    "gpt2": {"decoder_config": GPT2, "tie_word_embeddings": True},
+    "bert gpt2": {"encoder_config": BERT, "decoder_config": GPT2, "latent_conditioning": ["input", "output"]},
 }
 # Without z: an encoder, a posterior and a KL are what these lack, and nothing else.
 LANGUAGE_MODELS = {
     "language model": {"latent_size": 0},
     "tied language model": {"latent_size": 0, "tie_word_embeddings": True, "rnn_type": "gru", "decoder_layers": 2},
+    "transformer language model": {"latent_size": 0, "decoder_type": "transformer"},
 }
 
 
@@ -39,6 +56,9 @@ FRAME_VARIANTS = {head: {"head": head} for head in HEADS} | {
     "scaled gru": {"rnn_type": "gru", "decoder_layers": 2, "latent_conditioning": ["input"], **SCALING},
     "layer norm": {"layer_norm": True, "predict_length": True, "posterior": "vmf", "latent_conditioning": ["output"]},
     "bernoulli length": {"head": "bernoulli", "predict_length": True, "rnn_type": "gru", "posterior": "delta"},
+    "transformer": {"encoder_type": "transformer", "decoder_type": "transformer", "num_attention_heads": 2, **SCALING},
+    "transformer prefix": {"head": "bernoulli", "decoder_type": "transformer", "latent_conditioning": ["prefix"]},
+    "independent": {"decoder_type": "independent", "latent_conditioning": ["input", "output"], "predict_length": True},
     "no latent": {"head": "full_gaussian", "latent_size": 0, "predict_length": True},
 }
 

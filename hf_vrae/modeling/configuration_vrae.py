@@ -1,11 +1,28 @@
 """Configuration of the variational recurrent autoencoder."""
 
 from dataclasses import field
-from typing import Literal
+from typing import Any, Literal
 
 from huggingface_hub.dataclasses import strict
+from transformers import AutoConfig
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from .configuration_common import LatentSequenceConfig
+
+Kind = Literal["rnn", "transformer", "independent"]
+# Where each kind of decoder can see z, and where it does by default; the last is of a decoder of transformers.
+PLACES = {
+    "rnn": ["initial_state", "input", "output"],
+    "transformer": ["memory", "prefix", "input", "output"],
+    "independent": ["input", "output"],
+    "decoder_config": ["prefix", "input", "output"],
+}
+DEFAULT_PLACES = {
+    "rnn": ["initial_state", "input", "output"],
+    "transformer": ["memory", "input"],
+    "independent": ["input"],
+    "decoder_config": ["prefix", "input"],
+}
 
 
 @strict
@@ -27,6 +44,13 @@ class VRAEConfig(LatentSequenceConfig):
     attribute_map = {"hidden_size": "decoder_hidden_size", "num_hidden_layers": "decoder_layers"}
     keys_to_ignore_at_inference = ["past_key_values", "latents", "posterior_mean", "posterior_logvar"]
 
+    encoder_type: Kind = field(
+        default="rnn", metadata={"help": "rnn, transformer, or independent: a mean over steps that do not meet"}
+    )
+    decoder_type: Kind = field(
+        default="rnn",
+        metadata={"help": "rnn, transformer, or independent: steps independent given z, a VAE without time"},
+    )
     encoder_hidden_size: int = field(
         default=128, metadata={"help": "Width of an encoder layer, both directions together"}
     )
@@ -34,9 +58,25 @@ class VRAEConfig(LatentSequenceConfig):
     bidirectional_encoder: bool = field(default=True, metadata={"help": "Read the input in both directions"})
     decoder_hidden_size: int = field(default=128, metadata={"help": "Width of a decoder layer"})
     decoder_layers: int = field(default=1, metadata={"help": "Number of decoder layers"})
-    latent_conditioning: list[Literal["initial_state", "input", "output"]] = field(
-        default_factory=lambda: ["initial_state", "input", "output"],
-        metadata={"help": "Where the decoder sees z: initial_state, input (of every step), output (projection)"},
+    num_attention_heads: int = field(default=4, metadata={"help": "transformer: heads of an attention"})
+    intermediate_size: int | None = field(
+        default=None,
+        metadata={"help": "transformer: width inside a feed-forward block, by default 4 times a layer's"},
+    )
+    max_position_embeddings: int = field(
+        default=512, metadata={"help": "transformer, independent: the most steps of a sequence"}
+    )
+    memory_tokens: int = field(default=4, metadata={"help": "memory: vectors that z becomes to be attended to"})
+    # A transformers model as encoder, or decoder, in place of ours: its configuration with its `model_type`.
+    encoder_config: dict[str, Any] | None = None
+    decoder_config: dict[str, Any] | None = None
+    latent_conditioning: list[Literal["initial_state", "memory", "prefix", "input", "output"]] | None = field(
+        default=None,
+        metadata={
+            "help": "Where the decoder sees z: initial_state (rnn), memory (attended to), prefix (in place of <s>), "
+            "input (of every step), output (projection); by default rnn: initial_state input output, transformer: "
+            "memory input, independent: input"
+        },
     )
     encoder_dropout: float | int = field(
         default=0.0, metadata={"help": "Dropout on the encoder's embeddings and on its summary of the input"}
@@ -77,9 +117,54 @@ class VRAEConfig(LatentSequenceConfig):
     is_encoder_decoder: bool = True
 
     def __post_init__(self, **kwargs):
-        if self.latent_size == 0:
+        if self.encoder_config is not None:
+            self.encoder_type = "transformer" if self.encoder_type == "rnn" else self.encoder_type
+            self.encoder_hidden_size, self.encoder_layers = self._sizes_of("encoder_config")
+        if self.decoder_config is not None:
+            self.decoder_type = "transformer" if self.decoder_type == "rnn" else self.decoder_type
+            self.decoder_hidden_size, self.decoder_layers = self._sizes_of("decoder_config")
+        if self.decoder_latent_size == 0:
             self.latent_conditioning = []
+        elif self.latent_conditioning is None:
+            self.latent_conditioning = list(DEFAULT_PLACES[self._kind_of_decoder])
         super().__post_init__(**kwargs)
+
+    def _sizes_of(self, name: str) -> tuple[int, int]:
+        """Width and depth of the transformers model that a field describes, after a check of what it is."""
+        config = self.transformers_config(name)
+        if name == "decoder_config" and config.model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+            raise ValueError(
+                f"`decoder_config` must be of a causal language model, of which transformers has none of `model_type` "
+                f"{config.model_type}. Take gpt2, for example."
+            )
+        if config.is_encoder_decoder:
+            raise ValueError(f"`{name}` is of an encoder with a decoder, {config.model_type}; one of them is wanted.")
+        return config.hidden_size, config.num_hidden_layers
+
+    def transformers_config(self, name: str):
+        """The transformers configuration that `encoder_config` or `decoder_config` holds, for our vocabulary."""
+        fields = dict(getattr(self, name))
+        if "model_type" not in fields:
+            raise ValueError(f"`{name}` must have the `model_type` of a transformers model, got {sorted(fields)}.")
+        fields.pop("dtype", None)  # it is this model's
+        config = AutoConfig.for_model(**fields)
+        config.vocab_size = self.vocab_size
+        config.is_decoder = name == "decoder_config"  # BERT's family looks to both sides otherwise
+        return config
+
+    @property
+    def _kind_of_decoder(self) -> str:
+        return self.decoder_type if self.decoder_config is None else "decoder_config"
+
+    @property
+    def reads_the_past(self) -> bool:
+        """Whether the decoder reads x_<t."""
+        return self.autoregressive and self.decoder_type != "independent"
+
+    @property
+    def tables_are_apart(self) -> bool:
+        """Whether the encoder's table of words is its own even where the decoder's is tied to the projection."""
+        return self.latent_size == 0 or self.encoder_config is not None or self.decoder_config is not None
 
     @property
     def decoder_latent_size(self) -> int:
@@ -92,26 +177,97 @@ class VRAEConfig(LatentSequenceConfig):
         self._check_probabilities("encoder_dropout", "word_dropout")
         self._check_not_negative("mmd_weight", "svi_steps", "bag_of_words_weight")
         self._check_above_0("batch_norm_gamma", "committed_rate", "concentration")
+        self._check_at_least_1("num_attention_heads", "max_position_embeddings", "memory_tokens")
+        if self.intermediate_size is not None:
+            self._check_at_least_1("intermediate_size")
         super().validate_architecture()
-        if self.bidirectional_encoder and self.encoder_hidden_size % 2:
+        for size, own in (
+            ("encoder_hidden_size", self.encoder_type == "transformer" and self.encoder_config is None),
+            ("decoder_hidden_size", self.decoder_type == "transformer" and self.decoder_config is None),
+        ):
+            if own and getattr(self, size) % self.num_attention_heads:
+                raise ValueError(
+                    f"`{size}` is split among `num_attention_heads` {self.num_attention_heads} and must be a multiple "
+                    f"of it, got {getattr(self, size)}."
+                )
+        if self.encoder_type == "rnn" and self.bidirectional_encoder and self.encoder_hidden_size % 2:
             raise ValueError(
                 "`encoder_hidden_size` is split between two directions and must be even, got "
                 f"{self.encoder_hidden_size}."
             )
-        if self.latent_size > 0 and not self.latent_conditioning:
+        places = PLACES[self._kind_of_decoder]
+        if self.decoder_latent_size > 0 and not self.latent_conditioning:
             raise ValueError(
-                "`latent_conditioning` must name at least one of initial_state, input, output: without it the "
-                "decoder never sees z. Got []."
+                f"`latent_conditioning` must name at least one of {', '.join(places)}: without it the decoder never "
+                "sees z. Got []."
             )
+        for place in self.latent_conditioning:
+            if place not in places:
+                raise ValueError(
+                    f"`latent_conditioning` {place} is no place of a decoder of kind {self._kind_of_decoder}, which "
+                    f"has {', '.join(places)}."
+                )
         if len(set(self.latent_conditioning)) < len(self.latent_conditioning):
             raise ValueError(f"`latent_conditioning` names a place twice: {self.latent_conditioning}.")
-        if self.input_size is None and self.word_dropout and self.unk_token_id is None:
+        if self.input_size is None and self.reads_the_past and self.word_dropout and self.unk_token_id is None:
             raise ValueError("`word_dropout` replaces tokens by `unk_token_id`, which is None. Set it, or set 0.")
+
+    def _fields_nobody_reads(self) -> list[tuple[bool, str]]:
+        """Fields off their defaults which say something about another kind of encoder or decoder alone."""
+        encoder = "rnn" if self.latent_size == 0 else self.encoder_type
+        rnn = encoder == "rnn" or self.decoder_type == "rnn"
+        own = (encoder == "transformer" and self.encoder_config is None) or self._kind_of_decoder == "transformer"
+        steps = own or "independent" in (encoder, self.decoder_type)
+        read = {"rnn_type": rnn, "layer_norm": rnn, "bidirectional_encoder": encoder == "rnn"}
+        read |= dict.fromkeys(("weight_dropout", "skip_connections"), self.decoder_type == "rnn")
+        read |= {"num_attention_heads": own, "intermediate_size": own, "max_position_embeddings": steps}
+        read["memory_tokens"] = "memory" in self.latent_conditioning
+        return [
+            (
+                not is_read and getattr(self, name) != self.__dataclass_fields__[name].default,
+                f"`{name}` {getattr(self, name)} says nothing of `encoder_type` {encoder} and `decoder_type` "
+                f"{self.decoder_type} with `latent_conditioning` {self.latent_conditioning}. Leave it out.",
+            )
+            for name, is_read in read.items()
+        ]
 
     def _combinations(self) -> list[tuple[bool, str]]:
         several = self.num_train_samples > 1
         free = f"`free_bits` {self.free_bits}"
         return [
+            *self._fields_nobody_reads(),
+            (
+                self.decoder_type == "independent" and self.latent_size == 0,
+                "`decoder_type` independent reads nothing but z, and `latent_size` 0 says there is none. Raise it, or "
+                "take another `decoder_type`.",
+            ),
+            (
+                self.decoder_type == "independent" and "input" not in self.latent_conditioning,
+                "`decoder_type` independent must have input in its `latent_conditioning`: what it computes is of z.",
+            ),
+            (
+                (self.encoder_config is not None and self.encoder_type == "independent")
+                or (self.decoder_config is not None and self.decoder_type == "independent"),
+                "`encoder_config` and `decoder_config` are of transformers, not of type independent. Leave out one.",
+            ),
+            (
+                "memory" in self.latent_conditioning and self.memory_tokens < 2,
+                f"`memory_tokens` must be 2 or more, got {self.memory_tokens}: all would attend alike to one.",
+            ),
+            (
+                self.input_size is not None and (self.encoder_config is not None or self.decoder_config is not None),
+                f"`encoder_config` and `decoder_config` are of models of words, and `input_size` {self.input_size} "
+                "says there are none. Leave them out.",
+            ),
+            (
+                self.latent_size == 0 and (self.encoder_type != "rnn" or self.encoder_config is not None),
+                "`latent_size` 0 is a language model without encoder: leave out `encoder_type` and `encoder_config`.",
+            ),
+            (
+                self.tie_word_embeddings and self.encoder_config is not None and self.decoder_type == "independent",
+                "`tie_word_embeddings` ties the decoder's table, which `decoder_type` independent has not. Set it to "
+                "false.",
+            ),
             (
                 self.input_size is None and not self.autoregressive,
                 "`autoregressive` false is of models of frames: set `input_size`, or raise `word_dropout` instead.",

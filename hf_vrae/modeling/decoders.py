@@ -3,57 +3,67 @@
 Letters in shapes: B batch, T time, K samples, D latent size, E embedding size, H hidden size.
 """
 
+from collections.abc import Callable
+
 import torch
 from torch import nn
+from transformers.cache_utils import Cache, DynamicCache
 
 from .configuration_vrae import VRAEConfig
-from .generation import RecurrentCache
+from .generation import RecurrentCache, repeat_rows
 from .heads import make_frame_embedding
+from .independent import PositionwiseMLP
 from .kernels import Dropout
 from .modeling_latent import check_token_ids
-from .recurrent import RecurrentDecoder
+from .recurrent import RecurrentDecoder, RecurrentStep, left_align, take_time
+from .transformer import Transformer, make_body, positions_of
 
 
 class VRAEDecoder(nn.Module):
-    """Carries the state of p(x_t | x_<t, z): z sets the first state, enters every step, or both."""
+    """What all kinds share: what is read of x_<t, and what p(x_t | ...) is read from. A subclass makes its layers, and
+    gives `decode`.
+
+    Attributes:
+        output_size: of what p(x_t | ...) is read from.
+        width: numbers that a step holds at once, at most.
+        is_stateful: whether its cache cannot be rolled back, and knows by itself which positions were real.
+    """
+
+    output_size: int
+    width: int
+    is_stateful = True
 
     def __init__(self, config: VRAEConfig):
         super().__init__()
         self.config = config
+        self.make_inputs(config)
+        self.dropout = Dropout(config.dropout, config.kernels)
+        self.output_size = self.width = config.decoder_hidden_size
+        if "output" in config.latent_conditioning:
+            self.output_size += config.decoder_latent_size
+
+    def make_inputs(self, config: VRAEConfig) -> None:
+        """The table of words, or what embeds frames."""
         if config.input_size is None:
             self.embed_tokens = nn.Embedding(config.vocab_size, config.embedding_size)
         else:
             self.embed_frames = make_frame_embedding(config)
-            self.embed_start = nn.Embedding(1, config.embedding_size)  # what is read before the first frame
-        self.dropout = Dropout(config.dropout, config.kernels)
-        if "initial_state" in config.latent_conditioning:
-            size = config.decoder_layers * config.decoder_hidden_size
-            self.initial_state = nn.Linear(config.decoder_latent_size, size, bias=False)
-        self.rnn = RecurrentDecoder(
-            config.rnn_type,
-            config.layer_norm,
-            config.embedding_size + config.decoder_latent_size * ("input" in config.latent_conditioning),
-            config.decoder_hidden_size,
-            config.decoder_layers,
-            config.dropout,
-            config.weight_dropout,
-            config.skip_connections,
-            config.kernels,
-        )
-        self.output_size = config.decoder_hidden_size + config.decoder_latent_size * (
-            "output" in config.latent_conditioning
-        )
+            if "prefix" not in config.latent_conditioning:
+                self.embed_start = nn.Embedding(1, config.embedding_size)  # what is read before the first frame
 
-    def first_states(self, latents: torch.Tensor) -> list:
-        """c0 = W z, h0 = tanh(c0) of each layer (He et al. 2019); zeros where z does not set the first state."""
-        if "initial_state" not in self.config.latent_conditioning:
-            return [None] * self.config.decoder_layers
-        c0 = self.initial_state(latents).chunk(self.config.decoder_layers, dim=-1)
-        return [(c.tanh(), c)[: self.rnn.number_of_states] for c in c0]
+    def set_embed_tokens(self, table: nn.Embedding) -> None:
+        self.embed_tokens = table
 
-    def seen_at_every_step(self, latents: torch.Tensor) -> torch.Tensor:
-        """What of `latents` [B, D] the first layer reads at every step: all, or nothing."""
-        return latents if "input" in self.config.latent_conditioning else latents[:, :0]
+    def read_tokens(self, input_ids: torch.LongTensor) -> torch.Tensor:
+        """What the decoder reads, [B, T, E], of tokens [B, T]."""
+        return self.embed_tokens(input_ids)
+
+    def read_frames(self, frames: torch.Tensor, first: torch.Tensor) -> torch.Tensor:
+        """What the decoder reads, [..., E]: scaled frames [..., F], where `first` [...] the learnt start."""
+        embedded = self.embed_frames(frames)
+        if "prefix" in self.config.latent_conditioning:
+            return embedded  # z takes the place of the start
+        return torch.where(first.unsqueeze(-1), self.embed_start.weight[0], embedded)
 
     def beside_latents(self, hidden: torch.Tensor, latents: torch.Tensor) -> torch.Tensor:
         """What p(x_t | ...) is read from: h, or [h; z], of outputs `hidden` [B, T, H] and `latents` [B, D]."""
@@ -76,34 +86,104 @@ class VRAEDecoder(nn.Module):
         latents: torch.FloatTensor,
         input_ids: torch.LongTensor | None = None,
         attention_mask: torch.Tensor | None = None,
-        past_key_values: RecurrentCache | None = None,
+        past_key_values: Cache | None = None,
         inputs_embeds: torch.FloatTensor | None = None,
         use_cache: bool = False,
         output_hidden_states: bool = False,
-    ) -> tuple[torch.Tensor, RecurrentCache | None, tuple[torch.Tensor, ...] | None]:
+    ) -> tuple[torch.Tensor, Cache | None, tuple[torch.Tensor, ...] | None]:
         """
         Args:
             latents: z, [B, D]; or [K * B, D], K of each row in turn, which costs less than K * B rows of tokens.
             input_ids: [B, T]; or `inputs_embeds` [B, T, E] in its place.
-            attention_mask: nonzero where a token is real, [B, T]; all by default.
+            attention_mask: nonzero where a token is real, [B, T], and where the decoder is not stateful [B, past + T];
+                all by default.
             past_key_values: state to go on from; by default the first state.
             use_cache: whether to return the state after the last real token.
             output_hidden_states: whether to return the embeddings and each layer's outputs.
 
         Returns:
-            the outputs [K * B, T, H], the cache, and the hidden states.
+            the outputs [K * B, T, H], at a masked position that of the latest real one; the cache; and the hidden
+            states.
         """
-        latents = latents.to(self.rnn.layers[0].input_weight.dtype)
+        latents = latents.to(self.weight_dtype)
         if inputs_embeds is None:
-            check_token_ids("decoder_input_ids", input_ids, self.embed_tokens.num_embeddings)
-            if self.training and self.config.word_dropout > 0:
+            check_token_ids("decoder_input_ids", input_ids, self.config.vocab_size)
+            if self.training and self.config.word_dropout > 0 and self.config.reads_the_past:
                 input_ids = self.drop_words(input_ids)
-            inputs_embeds = self.embed_tokens(input_ids)  # [B, T, E]
-        inputs = self.dropout(inputs_embeds)
+            inputs_embeds = self.read_tokens(input_ids)  # [B, T, E]
+        outputs, past_key_values, hidden_states = self.decode(
+            latents, inputs_embeds, attention_mask, past_key_values, use_cache, output_hidden_states
+        )
+        hidden_states = (inputs_embeds, *hidden_states) if output_hidden_states else None
+        return outputs, past_key_values if use_cache else None, hidden_states
+
+    @property
+    def weight_dtype(self) -> torch.dtype:
+        """Of its weights."""
+        return next(self.parameters()).dtype
+
+    def decode(self, latents, inputs_embeds, attention_mask, past_key_values, use_cache, output_hidden_states):
+        """The rest of [`forward`], whose arguments these are: outputs, cache, and each layer's outputs."""
+        raise NotImplementedError
+
+    def stepper(
+        self, latents: torch.Tensor, past_key_values: Cache | None = None
+    ) -> Callable[[torch.Tensor], torch.Tensor]:
+        """One step after the other, from what is read [B, E] to outputs [B, H].
+
+        Args:
+            latents: z, [B, D].
+            past_key_values: state to go on from, of rows without padding; it may be changed.
+        """
+        cache = past_key_values
+
+        def step(inputs: torch.Tensor) -> torch.Tensor:
+            nonlocal cache
+            outputs, cache, _ = self(latents, inputs_embeds=inputs.unsqueeze(1), past_key_values=cache, use_cache=True)
+            return outputs.squeeze(1)
+
+        return step
+
+
+class VRAERecurrentDecoder(VRAEDecoder):
+    """Carries the state of p(x_t | x_<t, z): z sets the first state, enters every step, or both."""
+
+    def __init__(self, config: VRAEConfig):
+        super().__init__(config)
+        if "initial_state" in config.latent_conditioning:
+            size = config.decoder_layers * config.decoder_hidden_size
+            self.initial_state = nn.Linear(config.decoder_latent_size, size, bias=False)
+        self.rnn = RecurrentDecoder(
+            config.rnn_type,
+            config.layer_norm,
+            config.embedding_size + config.decoder_latent_size * ("input" in config.latent_conditioning),
+            config.decoder_hidden_size,
+            config.decoder_layers,
+            config.dropout,
+            config.weight_dropout,
+            config.skip_connections,
+            config.kernels,
+        )
+
+    def first_states(self, latents: torch.Tensor) -> list:
+        """c0 = W z, h0 = tanh(c0) of each layer (He et al. 2019); zeros where z does not set the first state."""
+        if "initial_state" not in self.config.latent_conditioning:
+            return [None] * self.config.decoder_layers
+        c0 = self.initial_state(latents).chunk(self.config.decoder_layers, dim=-1)
+        return [(c.tanh(), c)[: self.rnn.number_of_states] for c in c0]
+
+    def seen_at_every_step(self, latents: torch.Tensor) -> torch.Tensor:
+        """What of `latents` [B, D] the first layer reads at every step: all, or nothing."""
+        return latents if "input" in self.config.latent_conditioning else latents[:, :0]
+
+    def states(self, latents: torch.Tensor, past_key_values: RecurrentCache | None) -> list:
+        """Each layer's state to go on from."""
         if past_key_values is not None and past_key_values.get_seq_length() > 0:
-            states = past_key_values.states(latents.shape[0])
-        else:
-            states = self.first_states(latents)
+            return past_key_values.states(latents.shape[0])
+        return self.first_states(latents)
+
+    def decode(self, latents, inputs_embeds, attention_mask, past_key_values, use_cache, output_hidden_states):
+        inputs, states = self.dropout(inputs_embeds), self.states(latents, past_key_values)
         outputs, states, hidden_states = self.rnn(
             inputs, states, self.seen_at_every_step(latents), attention_mask, use_cache, output_hidden_states
         )
@@ -111,5 +191,183 @@ class VRAEDecoder(nn.Module):
             if past_key_values is None:
                 past_key_values = RecurrentCache(self.config.decoder_layers, self.rnn.number_of_states)
             past_key_values.update_states(states, inputs.shape[1])
-        hidden_states = (inputs_embeds, *hidden_states) if output_hidden_states else None
-        return outputs, past_key_values if use_cache else None, hidden_states
+        return outputs, past_key_values, hidden_states
+
+    def stepper(self, latents, past_key_values=None):
+        return RecurrentStep(self.rnn, self.seen_at_every_step(latents), self.states(latents, past_key_values))
+
+
+class VRAETransformerDecoder(VRAEDecoder):
+    """Attends to what it read, and sees z in up to four places: it attends to a memory made of z, reads W z in place
+    of the start (the first real position), and W z beside every input, added (Li et al. 2020, sec. 3.2); the fourth is
+    `beside_latents`."""
+
+    is_stateful = False
+
+    def __init__(self, config: VRAEConfig):
+        super().__init__(config)
+        self.make_layers(config)
+
+    def make_layers(self, config: VRAEConfig) -> None:
+        self.make_places(config.embedding_size)
+        if "memory" in config.latent_conditioning:
+            size = config.memory_tokens * config.decoder_hidden_size
+            self.memory = nn.Linear(config.decoder_latent_size, size, bias=False)
+        self.transformer = Transformer(
+            config,
+            config.embedding_size,
+            config.decoder_hidden_size,
+            config.decoder_layers,
+            config.dropout,
+            is_causal=True,
+            has_memory="memory" in config.latent_conditioning,
+        )
+        self.width = config.intermediate_size or 4 * config.decoder_hidden_size
+
+    def make_places(self, size: int) -> None:
+        """Where z enters what is read, of this width."""
+        if "prefix" in self.config.latent_conditioning:
+            self.prefix = nn.Linear(self.config.decoder_latent_size, size, bias=False)
+        if "input" in self.config.latent_conditioning:
+            self.beside_input = nn.Linear(self.config.decoder_latent_size, size, bias=False)
+
+    def decode(self, latents, inputs_embeds, attention_mask, past_key_values, use_cache, output_hidden_states):
+        repeats, length = len(latents) // len(inputs_embeds), inputs_embeds.shape[1]
+        past = 0 if past_key_values is None else past_key_values.get_seq_length()
+        back = None
+        if attention_mask is None:
+            positions = torch.arange(past, past + length, device=latents.device).unsqueeze(0)
+        elif use_cache or past:
+            positions = positions_of(attention_mask)[:, past:]
+            latest = torch.arange(length, device=latents.device) * attention_mask[:, past:].bool()
+            back = latest.cummax(1).values  # [B, T]
+        else:
+            # Padding behind a row's end changes nothing that looks back: its mask is spared.
+            order, back, _ = left_align(attention_mask)
+            inputs_embeds, attention_mask = take_time(inputs_embeds, order), None
+            positions = torch.arange(length, device=latents.device).unsqueeze(0)
+        if repeats > 1:
+            inputs_embeds = inputs_embeds.repeat(repeats, 1, 1)
+            positions, back, attention_mask = (
+                t if t is None or len(t) == 1 else t.repeat(repeats, 1) for t in (positions, back, attention_mask)
+            )
+        if use_cache and past_key_values is None:
+            past_key_values = self.new_cache()
+        if past:
+            repeat_rows(past_key_values, len(latents))
+        outputs, hidden_states = self.attend(
+            self.with_latents(inputs_embeds, latents, positions),
+            positions,
+            attention_mask,
+            past_key_values if use_cache or past else None,
+            latents,
+            output_hidden_states,
+        )
+        if back is not None:
+            outputs, hidden_states = take_time(outputs, back), [take_time(h, back) for h in hidden_states]
+        return outputs, past_key_values, hidden_states
+
+    def with_latents(self, inputs: torch.Tensor, latents: torch.Tensor, positions: torch.LongTensor) -> torch.Tensor:
+        """What is read, [B, T, E], with z in it."""
+        if "prefix" in self.config.latent_conditioning:
+            inputs = torch.where((positions == 0).unsqueeze(-1), self.prefix(latents).unsqueeze(1), inputs)
+        if "input" in self.config.latent_conditioning:
+            inputs = inputs + self.beside_input(latents).unsqueeze(1)
+        return inputs
+
+    def new_cache(self) -> DynamicCache:
+        return DynamicCache()
+
+    def attend(self, inputs, positions, attention_mask, past_key_values, latents, output_hidden_states):
+        """Outputs, and each layer's, of inputs [B, T, E] that hold z where they should."""
+        memory = None
+        if "memory" in self.config.latent_conditioning:
+            memory = self.memory(latents).unflatten(-1, (self.config.memory_tokens, -1))  # [B, M, H]
+        return self.transformer(inputs, positions, attention_mask, past_key_values, memory, output_hidden_states)
+
+
+class VRAEAutoDecoder(VRAETransformerDecoder):
+    """A causal language model of transformers (`decoder_config`) that reads z as Optimus does (Li et al. 2020)."""
+
+    def make_inputs(self, config: VRAEConfig) -> None:
+        self.body = make_body(config, "decoder_config")
+
+    def make_layers(self, config: VRAEConfig) -> None:
+        self.make_places(self.embed_tokens.embedding_dim)
+        self.width = 4 * config.decoder_hidden_size
+
+    @property
+    def embed_tokens(self) -> nn.Embedding:
+        return self.body.get_input_embeddings()
+
+    def set_embed_tokens(self, table: nn.Embedding) -> None:
+        self.body.set_input_embeddings(table)
+
+    def new_cache(self) -> DynamicCache:
+        return DynamicCache(config=self.body.config)
+
+    def attend(self, inputs, positions, attention_mask, past_key_values, latents, output_hidden_states):
+        # Positions that every model would count so itself are left to it: some of them begin at another number.
+        counted = {} if attention_mask is None else {"position_ids": positions}
+        outputs = self.body(
+            inputs_embeds=inputs,
+            attention_mask=attention_mask,
+            past_key_values=past_key_values,
+            use_cache=past_key_values is not None,
+            output_hidden_states=output_hidden_states,
+            return_dict=True,
+            **counted,
+        )
+        return outputs.last_hidden_state, list(outputs.hidden_states[1:]) if output_hidden_states else []
+
+
+class VRAEIndependentDecoder(VRAEDecoder):
+    """p(x_t | z, t): MLP([z; t]), and of x_<t nothing is read. Its state is how many steps each row has had."""
+
+    def __init__(self, config: VRAEConfig):
+        super().__init__(config)
+        self.mlp = PositionwiseMLP(
+            config.decoder_latent_size,
+            config.decoder_hidden_size,
+            config.decoder_layers,
+            config.max_position_embeddings,
+            config.dropout,
+            config.kernels,
+        )
+
+    def make_inputs(self, config: VRAEConfig) -> None:
+        """There are none."""
+
+    def read_tokens(self, input_ids: torch.LongTensor) -> torch.Tensor:
+        """Nothing, [B, T, 0]."""
+        return self.mlp.input.weight.new_empty(*input_ids.shape, 0)
+
+    def read_frames(self, frames: torch.Tensor, first: torch.Tensor) -> torch.Tensor:
+        """Nothing, [..., 0]."""
+        return self.mlp.input.weight.new_empty(*first.shape, 0)
+
+    def decode(self, latents, inputs_embeds, attention_mask, past_key_values, use_cache, output_hidden_states):
+        real = inputs_embeds.new_ones(inputs_embeds.shape[:2]) if attention_mask is None else attention_mask
+        positions = positions_of(real)  # [B, T]
+        if past_key_values is not None and past_key_values.get_seq_length() > 0:
+            (had,) = past_key_values.states(len(latents))[0]  # [B, 1]
+            positions = positions + had
+        else:
+            had = torch.zeros_like(positions[:, :1])
+        outputs, hidden_states = self.mlp(latents.unsqueeze(1), positions)
+        if use_cache:
+            if past_key_values is None:
+                past_key_values = RecurrentCache(1, 1)
+            past_key_values.update_states([(had + real.long().sum(1, keepdim=True),)], inputs_embeds.shape[1])
+        return outputs, past_key_values, hidden_states
+
+
+def make_decoder(config: VRAEConfig) -> VRAEDecoder:
+    """The kind of decoder that the configuration names."""
+    if config.decoder_config is not None:
+        return VRAEAutoDecoder(config)
+    if config.decoder_type == "transformer":
+        return VRAETransformerDecoder(config)
+    if config.decoder_type == "independent":
+        return VRAEIndependentDecoder(config)
+    return VRAERecurrentDecoder(config)

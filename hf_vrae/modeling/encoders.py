@@ -13,10 +13,12 @@ from transformers.utils import can_return_tuple
 from .configuration_vrae import VRAEConfig
 from .distributions import DiagonalGaussian
 from .heads import make_frame_embedding
+from .independent import PositionwiseMLP
 from .kernels import Dropout
 from .modeling_latent import check_token_ids
 from .posteriors import BatchNormPosterior, CommittedRatePosterior, GaussianPosterior, VonMisesFisherPosterior
-from .recurrent import RecurrentEncoder
+from .recurrent import RecurrentEncoder, left_align, take_time
+from .transformer import Transformer, make_body, positions_of
 
 
 @dataclass
@@ -35,28 +37,39 @@ class VRAEEncoderOutput(ModelOutput):
 
 
 class VRAEEncoder(nn.Module):
-    """Parameterises q(z|x) by the encoder's state at the last token of x."""
+    """Parameterises q(z|x) by a summary of x: a subclass makes its layers, then `posterior`, and gives `summarise`."""
 
     main_input_name = "input_ids"  # `generate` asks its encoder for it
 
     def __init__(self, config: VRAEConfig):
         super().__init__()
         self.config = config
+        self.make_inputs(config)
+        self.dropout = Dropout(config.encoder_dropout, config.kernels)
+
+    def make_inputs(self, config: VRAEConfig) -> None:
+        """The table of words, or what embeds frames."""
         if config.input_size is None:
             self.embed_tokens = nn.Embedding(config.vocab_size, config.embedding_size)
         else:
             self.embed_frames = make_frame_embedding(config)
-        self.dropout = Dropout(config.encoder_dropout, config.kernels)
-        self.rnn = RecurrentEncoder(
-            config.rnn_type,
-            config.layer_norm,
-            config.embedding_size,
-            config.encoder_hidden_size,
-            config.encoder_layers,
-            config.bidirectional_encoder,
-            config.kernels,
-        )
-        self.posterior = make_posterior(config)
+
+    def set_embed_tokens(self, table: nn.Embedding) -> None:
+        self.embed_tokens = table
+
+    def summarise(
+        self, inputs: torch.Tensor, mask: torch.Tensor, output_hidden_states: bool
+    ) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        """
+        Args:
+            inputs: embedded, [B, T, E].
+            mask: nonzero where a position is real, [B, T].
+            output_hidden_states: whether to return each layer's outputs.
+
+        Returns:
+            the summary [B, H], and each layer's outputs [B, T, H] where asked for.
+        """
+        raise NotImplementedError
 
     @can_return_tuple
     def forward(
@@ -86,7 +99,7 @@ class VRAEEncoder(nn.Module):
         if output_hidden_states is None:
             output_hidden_states = self.config.output_hidden_states
         inputs = self.dropout(inputs_embeds)
-        summary, hidden_states = self.rnn(inputs, attention_mask, output_hidden_states)  # [B, H]
+        summary, hidden_states = self.summarise(inputs, attention_mask, output_hidden_states)  # [B, H]
         mean, logvar = self.posterior(self.dropout(summary))  # [B, D]
         return VRAEEncoderOutput(
             last_hidden_state=mean.unsqueeze(1),
@@ -98,6 +111,99 @@ class VRAEEncoder(nn.Module):
     def distribution(self, mean: torch.Tensor, logvar: torch.Tensor | None) -> torch.distributions.Distribution:
         """q(z|x) of the moments that `forward` gave."""
         return self.posterior.distribution(mean, logvar)
+
+
+class VRAERecurrentEncoder(VRAEEncoder):
+    """The summary is the state at the last token of x."""
+
+    def __init__(self, config: VRAEConfig):
+        super().__init__(config)
+        self.rnn = RecurrentEncoder(
+            config.rnn_type,
+            config.layer_norm,
+            config.embedding_size,
+            config.encoder_hidden_size,
+            config.encoder_layers,
+            config.bidirectional_encoder,
+            config.kernels,
+        )
+        self.posterior = make_posterior(config)
+
+    def summarise(self, inputs, mask, output_hidden_states):
+        return self.rnn(inputs, mask, output_hidden_states)
+
+
+class VRAETransformerEncoder(VRAEEncoder):
+    """The summary is the mean over x of a transformer's outputs."""
+
+    def __init__(self, config: VRAEConfig):
+        super().__init__(config)
+        self.transformer = Transformer(
+            config,
+            config.embedding_size,
+            config.encoder_hidden_size,
+            config.encoder_layers,
+            config.encoder_dropout,
+            is_causal=False,
+        )
+        self.posterior = make_posterior(config)
+
+    def summarise(self, inputs, mask, output_hidden_states):
+        outputs, hidden_states = self.transformer(
+            inputs, positions_of(mask), mask, output_hidden_states=output_hidden_states
+        )
+        return mean_over_time(outputs, mask), hidden_states
+
+
+class VRAEIndependentEncoder(VRAEEncoder):
+    """The summary is the mean of MLP([x_t; t]): no step of x meets another."""
+
+    def __init__(self, config: VRAEConfig):
+        super().__init__(config)
+        self.mlp = PositionwiseMLP(
+            config.embedding_size,
+            config.encoder_hidden_size,
+            config.encoder_layers,
+            config.max_position_embeddings,
+            config.encoder_dropout,
+            config.kernels,
+        )
+        self.posterior = make_posterior(config)
+
+    def summarise(self, inputs, mask, output_hidden_states):
+        outputs, hidden_states = self.mlp(inputs, positions_of(mask))
+        return mean_over_time(outputs, mask), hidden_states
+
+
+class VRAEAutoEncoder(VRAEEncoder):
+    """The summary is the mean over x of the last layer of a model of transformers (`encoder_config`)."""
+
+    def __init__(self, config: VRAEConfig):
+        super().__init__(config)
+        self.posterior = make_posterior(config)
+
+    def make_inputs(self, config: VRAEConfig) -> None:
+        self.body = make_body(config, "encoder_config")
+
+    @property
+    def embed_tokens(self) -> nn.Embedding:
+        return self.body.get_input_embeddings()
+
+    def set_embed_tokens(self, table: nn.Embedding) -> None:
+        self.body.set_input_embeddings(table)
+
+    def summarise(self, inputs, mask, output_hidden_states):
+        # With padding behind them tokens have the positions that every model counts by itself.
+        order, back, lengths = left_align(mask)
+        real = torch.arange(inputs.shape[1], device=inputs.device) < lengths.unsqueeze(1)
+        outputs = self.body(
+            inputs_embeds=take_time(inputs, order),
+            attention_mask=real.long(),
+            output_hidden_states=output_hidden_states,
+            return_dict=True,
+        )
+        layers = outputs.hidden_states[1:] if output_hidden_states else ()
+        return mean_over_time(outputs.last_hidden_state, real), [take_time(layer, back) for layer in layers]
 
 
 class NoEncoder(nn.Module):
@@ -140,3 +246,22 @@ def make_posterior(config: VRAEConfig) -> GaussianPosterior:
     if config.posterior == "vmf":
         return VonMisesFisherPosterior(*sizes, config.concentration)
     return GaussianPosterior(*sizes)
+
+
+def make_encoder(config: VRAEConfig) -> nn.Module:
+    """The kind of encoder that the configuration names."""
+    if not config.latent_size:
+        return NoEncoder()
+    if config.encoder_config is not None:
+        return VRAEAutoEncoder(config)
+    if config.encoder_type == "transformer":
+        return VRAETransformerEncoder(config)
+    if config.encoder_type == "independent":
+        return VRAEIndependentEncoder(config)
+    return VRAERecurrentEncoder(config)
+
+
+def mean_over_time(outputs: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """Mean over real positions: [B, H] of outputs [B, T, H] and a mask [B, T]."""
+    real = mask.to(outputs.dtype).unsqueeze(-1)
+    return (outputs * real).sum(1) / real.sum(1).clamp(min=1)

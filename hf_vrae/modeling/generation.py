@@ -1,6 +1,7 @@
-"""What `generate` needs from a recurrent decoder: a cache of fixed size, a draw that a CPU is quick at, and for tokens
-and for frames a loop that does nothing but decode."""
+"""What `generate` needs from a decoder: a recurrent one's cache of fixed size, a draw that a CPU is quick at, and for
+tokens and for frames a loop that does nothing but decode."""
 
+import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -72,6 +73,24 @@ class RecurrentCache(Cache):
         if self.num_tokens:
             copied.update_states([tuple(layer.recurrent_states.values()) for layer in self.layers], self.num_tokens)
         return copied
+
+
+def copy_of(cache: Cache) -> Cache:
+    """A cache of the same tensors whose updates leave this one as it is."""
+    if isinstance(cache, RecurrentCache):
+        return cache.copy()
+    copied = copy.copy(cache)
+    copied.layers = [copy.copy(layer) for layer in cache.layers]  # which bind new tensors when they grow
+    return copied
+
+
+def repeat_rows(cache: Cache, batch_size: int) -> None:
+    """Repeat the rows of a cache of keys and values where beams were added to the batch."""
+    rows = cache.layers[0].keys.shape[0]
+    if batch_size % rows:
+        raise ValueError(f"`past_key_values` holds {rows} sequences, which do not fit a batch of {batch_size}.")
+    if batch_size > rows:
+        cache.batch_repeat_interleave(batch_size // rows)
 
 
 def decode(next_scores, scores, input_ids, logits_processor, stopping_criteria, generation_config):

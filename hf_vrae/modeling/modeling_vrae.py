@@ -13,14 +13,15 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 from transformers import LogitsProcessorList
+from transformers.cache_utils import Cache
 from transformers.generation import GenerationMixin
 from transformers.modeling_outputs import ModelOutput
 from transformers.utils import can_return_tuple
 
 from .configuration_vrae import VRAEConfig
-from .decoders import VRAEDecoder
-from .encoders import NoEncoder, VRAEEncoder, VRAEEncoderOutput
-from .generation import Draw, RecurrentCache, decode
+from .decoders import make_decoder
+from .encoders import VRAEEncoderOutput, make_encoder
+from .generation import Draw, copy_of, decode
 from .kernels import IGNORE_INDEX, Dropout, PackedLinear, draw, linear_cross_entropy, linear_nll, product_dtype
 from .modeling_latent import (
     LatentSequenceModel,
@@ -30,7 +31,7 @@ from .modeling_latent import (
     check_token_ids,
     token_nll,
 )
-from .recurrent import RecurrentStep, left_align
+from .recurrent import left_align
 
 
 @dataclass
@@ -55,7 +56,7 @@ class VRAEOutput(ModelOutput):
     reconstruction_loss: torch.FloatTensor | None = None
     kl: torch.FloatTensor | None = None
     last_hidden_state: torch.FloatTensor | None = None
-    past_key_values: RecurrentCache | None = None
+    past_key_values: Cache | None = None
     decoder_hidden_states: tuple[torch.FloatTensor, ...] | None = None
     encoder_last_hidden_state: torch.FloatTensor | None = None
     encoder_hidden_states: tuple[torch.FloatTensor, ...] | None = None
@@ -69,7 +70,21 @@ class VRAEPreTrainedModel(LatentSequenceModel):
 
     config: VRAEConfig
     main_input_name = "input_ids"
-    _no_split_modules = ["VRAEEncoder", "VRAEDecoder"]
+    _no_split_modules = [
+        "VRAERecurrentEncoder",
+        "VRAEIndependentEncoder",
+        "VRAERecurrentDecoder",
+        "VRAEIndependentDecoder",
+        "TransformerLayer",
+    ]
+
+    def __init__(self, config: VRAEConfig):
+        # What transformers asks about follows from the configuration: it is said of this model, not of its class.
+        attends = "transformer" in (config.encoder_type, config.decoder_type)
+        self._supports_sdpa = self._supports_flash_attn = self._supports_flex_attn = attends
+        self._supports_attention_backend = self.supports_gradient_checkpointing = attends
+        self._is_stateful = config.decoder_type != "transformer"
+        super().__init__(config)
 
 
 class VRAEModel(VRAEPreTrainedModel):
@@ -79,13 +94,10 @@ class VRAEModel(VRAEPreTrainedModel):
 
     def __init__(self, config: VRAEConfig):
         super().__init__(config)
-        if config.latent_size:
-            self.encoder = VRAEEncoder(config)
-        else:
-            self.encoder = NoEncoder()
-        if not config.latent_size or config.input_size is not None:
-            self._tied_weights_keys = {}  # there is one table, or none
-        self.decoder = VRAEDecoder(config)
+        self.encoder = make_encoder(config)
+        if config.tables_are_apart or config.input_size is not None or config.decoder_type == "independent":
+            self._tied_weights_keys = {}  # there is one table, or none, or two tokenizers' worth of them
+        self.decoder = make_decoder(config)
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Module:
@@ -94,9 +106,9 @@ class VRAEModel(VRAEPreTrainedModel):
 
     def set_input_embeddings(self, value: nn.Embedding):
         if self.config.latent_size:
-            self.encoder.embed_tokens = value
-        if self.config.tie_word_embeddings or not self.config.latent_size:
-            self.decoder.embed_tokens = value
+            self.encoder.set_embed_tokens(value)
+        if not self.config.latent_size or "decoder.embed_tokens.weight" in self.get_expanded_tied_weights_keys():
+            self.decoder.set_embed_tokens(value)
 
     @can_return_tuple
     def forward(
@@ -107,7 +119,7 @@ class VRAEModel(VRAEPreTrainedModel):
         decoder_attention_mask: torch.Tensor | None = None,
         latents: torch.FloatTensor | None = None,
         encoder_outputs: VRAEEncoderOutput | None = None,
-        past_key_values: RecurrentCache | None = None,
+        past_key_values: Cache | None = None,
         inputs_embeds: torch.FloatTensor | None = None,
         decoder_inputs_embeds: torch.FloatTensor | None = None,
         use_cache: bool | None = None,
@@ -179,19 +191,24 @@ class VRAEForSequenceGeneration(VRAEPreTrainedModel, OneLatentModel, GenerationM
         self.model = VRAEModel(config)
         self.dropout = Dropout(config.dropout, config.kernels)
         size = self.model.decoder.output_size
-        if config.tie_word_embeddings and size != config.embedding_size:
-            self.projection = nn.Linear(size, config.embedding_size, bias=False)
-            size = config.embedding_size
-        else:
-            self.projection = nn.Identity()
+        self.projection = nn.Identity()
+        if config.tie_word_embeddings and size != self._tied_table().embedding_dim:
+            self.projection = nn.Linear(size, self._tied_table().embedding_dim, bias=False)
+            size = self.projection.out_features
         self.lm_head = nn.Linear(size, config.vocab_size, bias=False)
-        if not config.latent_size:
-            self._tied_weights_keys = {"lm_head.weight": "model.decoder.embed_tokens.weight"}
+        if config.tie_word_embeddings and config.tables_are_apart:
+            table = next(name for name, module in self.named_modules() if module is self._tied_table())
+            self._tied_weights_keys = {"lm_head.weight": f"{table}.weight"}
         if config.bag_of_words_weight:
             # Zhao et al. 2017, released code: one hidden layer of 400 units.
             layers = nn.Linear(config.latent_size, 400), nn.Tanh(), nn.Linear(400, config.vocab_size)
             self.bag_of_words = nn.Sequential(*layers)
         self.post_init()
+
+    def _tied_table(self) -> nn.Embedding:
+        """The table of words that the projection shares where they are tied."""
+        part = self.model.decoder if self.config.tables_are_apart else self.model.encoder
+        return part.embed_tokens
 
     @can_return_tuple
     def forward(
@@ -202,7 +219,7 @@ class VRAEForSequenceGeneration(VRAEPreTrainedModel, OneLatentModel, GenerationM
         decoder_attention_mask: torch.Tensor | None = None,
         latents: torch.FloatTensor | None = None,
         encoder_outputs: VRAEEncoderOutput | None = None,
-        past_key_values: RecurrentCache | None = None,
+        past_key_values: Cache | None = None,
         inputs_embeds: torch.FloatTensor | None = None,
         decoder_inputs_embeds: torch.FloatTensor | None = None,
         labels: torch.LongTensor | None = None,
@@ -246,7 +263,8 @@ class VRAEForSequenceGeneration(VRAEPreTrainedModel, OneLatentModel, GenerationM
                 decoder_input_ids = self._mix_in_own_words(decoder_input_ids, labels, latents)
         elif decoder_attention_mask is not None:
             length = decoder_inputs_embeds.shape[1] if decoder_input_ids is None else decoder_input_ids.shape[1]
-            decoder_attention_mask = decoder_attention_mask[:, -length:]
+            if self._is_stateful:
+                decoder_attention_mask = decoder_attention_mask[:, -length:]
             if decoder_attention_mask.all():  # as at every step of `generate`
                 decoder_attention_mask = None
         outputs = self.model(
@@ -364,7 +382,8 @@ class VRAEForSequenceGeneration(VRAEPreTrainedModel, OneLatentModel, GenerationM
         return (target != IGNORE_INDEX).sum(-1)
 
     def _width(self, target: torch.LongTensor) -> int:
-        return target.numel() * (self.config.decoder_hidden_size if self._without_logits else self.config.vocab_size)
+        width = self.model.decoder.width
+        return target.numel() * (width if self._without_logits else max(width, self.config.vocab_size))
 
     def _features_of(self, latents: torch.Tensor, labels: torch.LongTensor) -> torch.Tensor:
         """What `lm_head` projects, [K * B, T, H], of latents [K, B, D] and labels [B, T]."""
@@ -436,7 +455,7 @@ class VRAEForSequenceGeneration(VRAEPreTrainedModel, OneLatentModel, GenerationM
         elif kwargs.get("encoder_outputs") is not None:
             kwargs["encoder_outputs"] = copy.copy(kwargs["encoder_outputs"])  # `generate` repeats rows in place
         if kwargs.get("past_key_values") is not None:
-            kwargs["past_key_values"] = kwargs["past_key_values"].copy()
+            kwargs["past_key_values"] = copy_of(kwargs["past_key_values"])
         if kwargs.get("decoder_input_ids") is not None:
             self._prepare_beginning(kwargs)
         return super().generate(inputs, *args, **kwargs)
@@ -456,6 +475,8 @@ class VRAEForSequenceGeneration(VRAEPreTrainedModel, OneLatentModel, GenerationM
         loop in place of transformers', whose 0.7 ms a token are more than the model's."""
         plain = self.config.kernels == "plain" or input_ids.device.type != "cpu" or generation_config.output_scores
         more = generation_config.return_dict_in_generate or streamer or synced_gpus or self.training
+        # Where a cache holds what was masked, each step needs the mask.
+        more = more or not (self._is_stateful or model_kwargs.get("decoder_attention_mask") is None)
         if plain or more or not model_kwargs["use_cache"]:
             if generation_config.do_sample and not plain:
                 generation_config = copy.copy(generation_config)
@@ -471,15 +492,12 @@ class VRAEForSequenceGeneration(VRAEPreTrainedModel, OneLatentModel, GenerationM
                 **model_kwargs,
             )
         outputs = self._prefill(input_ids, generation_config, model_kwargs)
-        step = RecurrentStep(
-            self.model.decoder.rnn,
-            self.model.decoder.seen_at_every_step(outputs.latents),
-            outputs.past_key_values.states(len(input_ids)),
-        )
+        decoder = self.model.decoder
+        step = decoder.stepper(outputs.latents, outputs.past_key_values)
         head = PackedLinear(self.lm_head.weight.to(product_dtype(self.lm_head.weight)), len(input_ids))
 
         def next_scores(tokens):
-            hidden = step(self.model.decoder.embed_tokens(tokens)).unsqueeze(1)  # [B, 1, H]
+            hidden = step(decoder.read_tokens(tokens)).unsqueeze(1)  # [B, 1, H]
             return head(self.features(hidden, outputs.latents).squeeze(1))
 
         scores = outputs.logits[:, -1]
@@ -514,15 +532,25 @@ class VRAEForSequenceGeneration(VRAEPreTrainedModel, OneLatentModel, GenerationM
 
     @classmethod
     def _supports_default_dynamic_cache(cls) -> bool:
-        return False  # the decoder makes its own, of fixed size
+        return False  # the decoder makes its own
+
+    def _prepare_cache_for_generation(self, generation_config, model_kwargs, *args, **kwargs):
+        """Assisted decoding wants the cache, which can be rolled back, before the first step."""
+        super()._prepare_cache_for_generation(generation_config, model_kwargs, *args, **kwargs)
+        cache = model_kwargs.get("past_key_values")
+        if cache is None and generation_config.use_cache is not False and not self._is_stateful:
+            cache = model_kwargs["past_key_values"] = self.model.decoder.new_cache()
+            if generation_config.is_assistant:
+                cache.activate_past_recording()
 
     def resize_token_embeddings(
         self, new_num_tokens=None, pad_to_multiple_of=None, mean_resizing=True
     ) -> nn.Embedding:
         """As in transformers, for the encoder's table, the decoder's and the output projection."""
         embeddings = super().resize_token_embeddings(new_num_tokens, pad_to_multiple_of, mean_resizing)
-        decoder_embeddings = self.model.decoder.embed_tokens
-        self._get_resized_embeddings(decoder_embeddings, embeddings.weight.shape[0], mean_resizing=mean_resizing)
+        if self.config.decoder_type != "independent":
+            decoder_embeddings = self.model.decoder.embed_tokens
+            self._get_resized_embeddings(decoder_embeddings, embeddings.weight.shape[0], mean_resizing=mean_resizing)
         if self.config.bag_of_words_weight:
             size = embeddings.weight.shape[0]
             self.bag_of_words[-1] = self._get_resized_lm_head(self.bag_of_words[-1], size, mean_resizing=mean_resizing)

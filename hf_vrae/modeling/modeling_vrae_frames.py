@@ -21,7 +21,6 @@ from .kernels import Dropout
 from .modeling_frames import FrameModel, ScoredFrames, move_on
 from .modeling_latent import OneLatentModel, check_latents
 from .modeling_vrae import VRAEModel, VRAEPreTrainedModel
-from .recurrent import RecurrentStep
 
 
 @dataclass
@@ -167,7 +166,7 @@ class VRAEForFrameGeneration(VRAEPreTrainedModel, OneLatentModel, FrameModel):
         """What `head` reads, [K * B, T, H], of latents [K * B, D] and a target of B rows; and the hidden states."""
         decoder = self.model.decoder
         frames, first = move_on(target)
-        if not self.config.autoregressive:
+        if not self.config.reads_the_past:
             frames = torch.full_like(frames, torch.nan)
         elif self.training and self.sampling_probability > 0:
             hidden, _, _ = decoder(latents, attention_mask=target.mask, inputs_embeds=self._embed(frames, first))
@@ -190,9 +189,8 @@ class VRAEForFrameGeneration(VRAEPreTrainedModel, OneLatentModel, FrameModel):
         return self._likeliest(self._features(latents, self.target(**batch))[0])
 
     def _embed(self, frames: torch.Tensor, first: torch.Tensor) -> torch.Tensor:
-        """What the decoder reads, [B, T, E]: scaled frames [B, T, F], where `first` [B, T] the learnt start."""
-        decoder = self.model.decoder
-        return torch.where(first.unsqueeze(-1), decoder.embed_start.weight[0], decoder.embed_frames(frames))
+        """As [`VRAEDecoder.read_frames`]."""
+        return self.model.decoder.read_frames(frames, first)
 
     def _beside_latents(self, hidden: torch.Tensor, latents: torch.Tensor) -> torch.Tensor:
         return self.model.decoder.beside_latents(self.dropout(hidden), latents)
@@ -207,7 +205,7 @@ class VRAEForFrameGeneration(VRAEPreTrainedModel, OneLatentModel, FrameModel):
         return terms | self._raw_offset(self.target(**batch))
 
     def _width(self, target: ScoredFrames) -> int:
-        return target.mask.numel() * max(self.config.decoder_hidden_size, self.head.projection.out_features)
+        return target.mask.numel() * max(self.model.decoder.width, self.head.projection.out_features)
 
     def _parts_of_likelihood(self) -> list[nn.Module]:
         return [self.model.decoder, self.head, *([self.length_head] if self.config.predict_length else [])]
@@ -248,17 +246,14 @@ class VRAEForFrameGeneration(VRAEPreTrainedModel, OneLatentModel, FrameModel):
                 attention_mask = torch.ones_like(input_features[..., 0], dtype=torch.long)
             latents = self.encode(input_features, attention_mask).mode
         check_latents(latents, self.config.latent_size)
-        decoder, rows = self.model.decoder, len(latents)
-        latents = latents.to(self.device, self.dtype)
-        step = RecurrentStep(decoder.rnn, decoder.seen_at_every_step(latents), decoder.first_states(latents))
+        rows, latents = len(latents), latents.to(self.device, self.dtype)
+        step = self.model.decoder.stepper(latents)
 
         def next_features(frame):
-            if frame is None:
-                embedded = decoder.embed_start.weight.expand(rows, -1)
-            else:
-                frame = frame if self.config.autoregressive else torch.full_like(frame, torch.nan)
-                embedded = decoder.embed_frames(frame)
-            return self._beside_latents(step(embedded).unsqueeze(1), latents).squeeze(1)  # [B, H]
+            first = torch.full((rows,), frame is None, device=self.device)
+            if frame is None or not self.config.reads_the_past:
+                frame = latents.new_full((rows, self.config.input_size), torch.nan)
+            return self._beside_latents(step(self._embed(frame, first)).unsqueeze(1), latents).squeeze(1)  # [B, H]
 
         return self._generate(next_features, rows, attention_mask, max_length, do_sample, lengths, beginning)
 
