@@ -15,8 +15,9 @@ from .heads import make_frame_embedding
 from .independent import PositionwiseMLP
 from .kernels import Dropout
 from .modeling_latent import check_token_ids
+from .pretrained import make_body
 from .recurrent import RecurrentDecoder, RecurrentStep, left_align, take_time
-from .transformer import Transformer, make_body, positions_of
+from .transformer import Transformer, positions_of
 
 
 class VRAEDecoder(nn.Module):
@@ -248,9 +249,8 @@ class VRAETransformerDecoder(VRAEDecoder):
             positions = torch.arange(length, device=latents.device).unsqueeze(0)
         if repeats > 1:
             inputs_embeds = inputs_embeds.repeat(repeats, 1, 1)
-            positions, back, attention_mask = (
-                t if t is None or len(t) == 1 else t.repeat(repeats, 1) for t in (positions, back, attention_mask)
-            )
+            back, attention_mask = (t if t is None else t.repeat(repeats, 1) for t in (back, attention_mask))
+            positions = positions if len(positions) == 1 else positions.repeat(repeats, 1)
         if use_cache and past_key_values is None:
             past_key_values = self.new_cache()
         if past:

@@ -17,8 +17,9 @@ from .independent import PositionwiseMLP
 from .kernels import Dropout
 from .modeling_latent import check_token_ids
 from .posteriors import BatchNormPosterior, CommittedRatePosterior, GaussianPosterior, VonMisesFisherPosterior
+from .pretrained import make_body
 from .recurrent import RecurrentEncoder, left_align, take_time
-from .transformer import Transformer, make_body, positions_of
+from .transformer import Transformer, positions_of
 
 
 @dataclass

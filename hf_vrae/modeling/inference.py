@@ -3,6 +3,7 @@
 from collections.abc import Callable
 
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from .distributions import DiagonalGaussian
 from .posteriors import MAX_LOGVAR, MIN_LOGVAR
@@ -31,8 +32,10 @@ def refine(
     Returns:
         the refined posterior; without `differentiable` there is no gradient in it.
     """
-    # cuDNN's recurrent layers have no second derivative, and outside of training not even a first.
-    with torch.enable_grad(), torch.backends.cudnn.flags(enabled=False):
+    # cuDNN's recurrent layers have no second derivative, and outside of training not even a first; of the kernels of
+    # attention only the plain one has a second.
+    plain = torch.backends.cudnn.flags(enabled=False), sdpa_kernel(SDPBackend.MATH)
+    with torch.enable_grad(), plain[0], plain[1]:
         parameters = torch.stack([posterior.mean, posterior.logvar])  # [2, B, D]
         if not differentiable:
             parameters = parameters.detach().requires_grad_()

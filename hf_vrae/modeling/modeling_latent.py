@@ -267,12 +267,14 @@ class OneLatentModel(LatentSequenceModel):
         A table of words that the encoder shares (`tie_word_embeddings`) is kept with it.
         """
         for part in self._parts_of_likelihood():
+            bodies = [module for module in part.modules() if isinstance(module, PreTrainedModel)]
+            owners = {id(module): body for body in bodies for module in body.modules()}
             for module in part.modules():
-                if self.config.tie_word_embeddings and isinstance(module, nn.Embedding):
+                if isinstance(module, nn.Embedding) and module.weight is self.get_input_embeddings().weight:
                     continue
                 for parameter in module.parameters(recurse=False):
                     parameter._is_hf_initialized = False
-                self._init_weights(module)
+                owners.get(id(module), self)._init_weights(module)
 
 
 def at_least_float32(tensor: torch.Tensor) -> torch.Tensor:

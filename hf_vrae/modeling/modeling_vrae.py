@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import nn
-from transformers import LogitsProcessorList
+from transformers import AutoModel, AutoModelForCausalLM, LogitsProcessorList
 from transformers.cache_utils import Cache
 from transformers.generation import GenerationMixin
 from transformers.modeling_outputs import ModelOutput
@@ -31,6 +31,7 @@ from .modeling_latent import (
     check_token_ids,
     token_nll,
 )
+from .pretrained import copy_head, copy_weights, fields_of
 from .recurrent import left_align
 
 
@@ -204,6 +205,46 @@ class VRAEForSequenceGeneration(VRAEPreTrainedModel, OneLatentModel, GenerationM
             layers = nn.Linear(config.latent_size, 400), nn.Tanh(), nn.Linear(400, config.vocab_size)
             self.bag_of_words = nn.Sequential(*layers)
         self.post_init()
+
+    @classmethod
+    def from_encoder_decoder_pretrained(
+        cls,
+        encoder_pretrained_model_name_or_path: str | None = None,
+        decoder_pretrained_model_name_or_path: str | None = None,
+        freeze_decoder: bool = False,
+        **config_kwargs,
+    ) -> "VRAEForSequenceGeneration":
+        """A VAE with transformers' models, and their weights, as encoder, decoder, or both (Optimus, Li et al. 2020).
+
+        But for the prefix it begins, at z = 0, as the decoder's language model; what z goes through is new.
+
+        Args:
+            encoder_pretrained_model_name_or_path: as of `AutoModel.from_pretrained`; by default the encoder is ours.
+            decoder_pretrained_model_name_or_path: as of `AutoModelForCausalLM.from_pretrained`; the same. Both read
+                the tokens of one tokenizer.
+            freeze_decoder: train of p(x|z) no more than what z goes through, and the projection where it is not tied.
+            config_kwargs: further fields of the configuration. The marks are by default the decoder's; with another
+                `vocab_size` the tables are resized.
+
+        Example:
+
+        ```python
+        >>> model = VRAEForSequenceGeneration.from_encoder_decoder_pretrained("gpt2", "gpt2", latent_size=32)
+        ```
+        """
+        encoder = decoder = None
+        if encoder_pretrained_model_name_or_path is not None:
+            encoder = AutoModel.from_pretrained(encoder_pretrained_model_name_or_path)
+        if decoder_pretrained_model_name_or_path is not None:
+            decoder = AutoModelForCausalLM.from_pretrained(decoder_pretrained_model_name_or_path)
+        model = cls(cls.config_class(**fields_of(encoder, decoder, config_kwargs)))
+        if encoder is not None:
+            copy_weights(encoder, model.model.encoder.body)
+        if decoder is not None:
+            copy_weights(decoder.base_model, model.model.decoder.body)
+            copy_head(decoder, model.lm_head, model.projection, model.config.tie_word_embeddings)
+            model.model.decoder.body.requires_grad_(not freeze_decoder)
+        return model.eval()
 
     def _tied_table(self) -> nn.Embedding:
         """The table of words that the projection shares where they are tied."""
@@ -454,6 +495,11 @@ class VRAEForSequenceGeneration(VRAEPreTrainedModel, OneLatentModel, GenerationM
             kwargs["encoder_outputs"] = VRAEEncoderOutput(last_hidden_state=latents.to(self.device).unsqueeze(1))
         elif kwargs.get("encoder_outputs") is not None:
             kwargs["encoder_outputs"] = copy.copy(kwargs["encoder_outputs"])  # `generate` repeats rows in place
+        if kwargs.get("assistant_model") is not None and kwargs.get("encoder_outputs") is not None:
+            raise ValueError(
+                "An `assistant_model` reads the input itself: pass `input_ids` in place of `latents` or "
+                "`encoder_outputs`, or take `prompt_lookup_num_tokens`."
+            )
         if kwargs.get("past_key_values") is not None:
             kwargs["past_key_values"] = copy_of(kwargs["past_key_values"])
         if kwargs.get("decoder_input_ids") is not None:

@@ -6,7 +6,6 @@ Letters in shapes: B batch, T time, S time with what the cache holds, M memory t
 
 import torch
 from torch import nn
-from transformers import AutoModel
 from transformers.cache_utils import Cache
 from transformers.masking_utils import create_bidirectional_mask, create_causal_mask
 from transformers.modeling_layers import GradientCheckpointingLayer
@@ -157,16 +156,6 @@ class Transformer(nn.Module):
             hidden_states.append(x)
         hidden_states[-1] = self.norm(x)
         return hidden_states[-1], hidden_states if output_hidden_states else []
-
-
-def make_body(config, name: str) -> nn.Module:
-    """The model of transformers that `config.encoder_config` or `config.decoder_config` describes."""
-    own = config.transformers_config(name)
-    body = AutoModel.from_config(own, attn_implementation=config._attn_implementation, dtype=torch.get_default_dtype())
-    for child, _ in list(body.named_children()):
-        if child == "pooler":  # of BERT's family: nobody reads it, so that it would have no gradient
-            setattr(body, child, None)
-    return body
 
 
 def positions_of(mask: torch.Tensor) -> torch.LongTensor:

@@ -5,7 +5,7 @@ import difflib
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, get_origin
+from typing import Literal, get_args, get_origin
 
 import yaml
 from transformers import HfArgumentParser
@@ -116,6 +116,9 @@ class TrainArguments:
     output_dir: str = _arg("output", "Folder for the model, its checkpoints and its numbers")
     overwrite_output_dir: bool = _arg(False, "Delete an earlier run in output_dir; otherwise it is refused")
     model_name_or_path: str | None = _arg(None, "Start from this model and its tokenizer, with a fresh optimizer")
+    encoder_name_or_path: str | None = _arg(None, "Take this pretrained model of transformers as encoder")
+    decoder_name_or_path: str | None = _arg(None, "Take this pretrained language model, and its tokenizer, as decoder")
+    freeze_decoder: bool = _arg(False, "Train of decoder_name_or_path only what brings z to it")
     autoencoder_epochs: float = _arg(
         0.0, "Begin as an autoencoder, whose KL costs nothing, for so many epochs; then make its decoder anew"
     )
@@ -203,11 +206,18 @@ class TrainArguments:
             raise ValueError("`reset_decoder` keeps the encoder of `model_name_or_path`, which is not given.")
         if self.num_quality_samples == 1:
             raise ValueError("`num_quality_samples` 1 leaves no other sample for self-BLEU: give 2 or more, or 0.")
+        if self.freeze_decoder and not self.decoder_name_or_path:
+            raise ValueError("`freeze_decoder` is of `decoder_name_or_path`, which is not given.")
         if not 0 <= self.scheduled_sampling <= 1:
             raise ValueError(f"`scheduled_sampling` is a share and must be in [0, 1], got {self.scheduled_sampling}.")
         _refuse(self._combinations())
         if self.resume_from_checkpoint and self.overwrite_output_dir:
             raise ValueError("`resume_from_checkpoint` goes on with the run that `overwrite_output_dir` deletes.")
+
+    @property
+    def pretrained_parts(self) -> bool:
+        """Whether the model is made of pretrained ones."""
+        return bool(self.encoder_name_or_path or self.decoder_name_or_path)
 
     def _combinations(self) -> list[tuple[bool, str]]:
         """Whether each combination of remedies that makes no sense is there, and why it makes none."""
@@ -237,6 +247,12 @@ class TrainArguments:
                 self.autoencoder_epochs > 0 and bool(self.model_name_or_path),
                 f"`autoencoder_epochs` {self.autoencoder_epochs} trains the encoder that `model_name_or_path` "
                 f"{self.model_name_or_path!r} would bring. Keep one of them.",
+            ),
+            (
+                self.pretrained_parts and (bool(self.model_name_or_path) or self.autoencoder_epochs > 0),
+                "`encoder_name_or_path` and `decoder_name_or_path` make a new model of pretrained ones, which "
+                f"`model_name_or_path` {self.model_name_or_path!r} would not be, and whose decoder "
+                f"`autoencoder_epochs` {self.autoencoder_epochs} would make anew. Leave these out.",
             ),
             (
                 self.kl_weight == 0 and (self.free_bits > 0 or capacity or self.minimum_rate > 0),
@@ -323,9 +339,10 @@ class TrainArguments:
                 "`mmd_weight` compares a batch with the prior: raise `per_device_train_batch_size` above 1.",
             ),
             (
-                self.scheduled_sampling > 0 and not config.autoregressive,
+                self.scheduled_sampling > 0 and not config.reads_the_past,
                 f"`scheduled_sampling` {self.scheduled_sampling} is of what the decoder reads, and without "
-                "`autoregressive` it reads nothing. Set one of them to its default.",
+                "`autoregressive`, or with `decoder_type` independent, it reads nothing. Set one of them to its "
+                "default.",
             ),
             (
                 self.resampling,
@@ -381,7 +398,8 @@ def _model_arguments() -> type:
     for f in (f for configuration in CONFIGURATIONS.values() for f in dataclasses.fields(configuration)):
         if "help" not in f.metadata or f.name == "vocab_size" or f.name in chosen:
             continue
-        kind = list[str] if get_origin(f.type) is list else plain.get(f.type, f.type)
+        lists = [list[str] for kind in get_args(f.type) if get_origin(kind) is list]  # of names, or None
+        kind = lists[0] | None if lists else plain.get(f.type, f.type)
         default = (
             {"default_factory": f.default_factory} if f.default is dataclasses.MISSING else {"default": f.default}
         )
@@ -442,6 +460,11 @@ class Recipe:
         """What of the model's section the model of its type has, by name."""
         own = {f.name for f in dataclasses.fields(CONFIGURATIONS[self.model.model_type])}
         return {name: value for name, value in vars(self.model).items() if name in own}
+
+    def given_fields(self) -> dict:
+        """What of these is not left at its default."""
+        given = self._given(self.model)
+        return {name: value for name, value in self.model_fields().items() if name in given}
 
     def save(self, path) -> None:
         """Write the recipe that repeats this run, and with which it can be resumed."""

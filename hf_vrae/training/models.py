@@ -1,5 +1,7 @@
 """The model that a recipe asks for: a new one, or a saved one to start from."""
 
+from collections.abc import Iterable
+
 from transformers import AutoConfig, PreTrainedModel
 
 from ..modeling.configuration_common import LatentSequenceConfig
@@ -7,7 +9,7 @@ from ..modeling.modeling_vrae import VRAEForSequenceGeneration
 from ..modeling.modeling_vrae_frames import VRAEForFrameGeneration
 from ..modeling.modeling_vrnn import VRNNForSequenceGeneration
 from ..modeling.modeling_vrnn_frames import VRNNForFrameGeneration
-from .arguments import CONFIGURATIONS, ModelArguments, Recipe
+from .arguments import CONFIGURATIONS, Recipe
 
 OF_TOKENS = {"vrae": VRAEForSequenceGeneration, "vrnn": VRNNForSequenceGeneration}
 OF_FRAMES = {"vrae": VRAEForFrameGeneration, "vrnn": VRNNForFrameGeneration}
@@ -26,14 +28,40 @@ def make_model(recipe: Recipe, **of_the_data) -> PreTrainedModel:
     Raises:
         ValueError: for what makes no sense of the run with this model.
     """
-    args, config = recipe.training, configuration(recipe, **of_the_data)
+    args = recipe.training
+    if args.pretrained_parts:
+        return from_pretrained_parts(recipe, **of_the_data)
+    config = configuration(recipe, **of_the_data)
     if not args.model_name_or_path:
         args.check_model(config)
         return class_of(config)(config)
-    model = start_from(args.model_name_or_path, config)
+    model = start_from(args.model_name_or_path, config, recipe.given_fields())
     args.check_model(model.config)
     if args.reset_decoder:
         model.reset_decoder()
+    return model
+
+
+def from_pretrained_parts(recipe: Recipe, **of_the_data) -> PreTrainedModel:
+    """A new model around pretrained ones, with those fields of the recipe that are off their defaults.
+
+    Raises:
+        ValueError: for data of frames, and as [`make_model`].
+    """
+    args = recipe.training
+    if "input_size" in of_the_data or recipe.model.model_type != "vrae":
+        raise ValueError(
+            "`encoder_name_or_path` and `decoder_name_or_path` are parts of a vrae of words. Leave them out."
+        )
+    model = VRAEForSequenceGeneration.from_encoder_decoder_pretrained(
+        args.encoder_name_or_path,
+        args.decoder_name_or_path,
+        args.freeze_decoder,
+        **of_the_data,
+        **recipe.given_fields(),
+        **of_the_loss(recipe),
+    )
+    args.check_model(model.config)
     return model
 
 
@@ -44,27 +72,34 @@ def class_of(config: LatentSequenceConfig) -> type[PreTrainedModel]:
 def configuration(recipe: Recipe, **of_the_data) -> LatentSequenceConfig:
     """The configuration that a recipe asks for."""
     kind = CONFIGURATIONS[recipe.model.model_type]
-    own = kind.__dataclass_fields__  # what the others would say, `check_model` refuses
-    of_the_loss = {name: getattr(recipe.training, name) for name in OF_THE_LOSS if name in own}
-    return kind(**of_the_data, **recipe.model_fields(), **of_the_loss)
+    return kind(**of_the_data, **recipe.model_fields(), **of_the_loss(recipe))
 
 
-def start_from(name_or_path: str, wanted: LatentSequenceConfig) -> PreTrainedModel:
+def of_the_loss(recipe: Recipe) -> dict:
+    """What of the configuration the run's arguments set; what others would say `check_model` refuses."""
+    own = CONFIGURATIONS[recipe.model.model_type].__dataclass_fields__
+    return {name: getattr(recipe.training, name) for name in OF_THE_LOSS if name in own}
+
+
+def start_from(name_or_path: str, wanted: LatentSequenceConfig, given: Iterable[str]) -> PreTrainedModel:
     """A saved model, with what of the wanted configuration is no matter of its weights.
 
+    Args:
+        given: the fields that the recipe asks for; those left at their defaults ask for nothing.
+
     Raises:
-        ValueError: where the recipe asks for another model; a field left at its default asks for nothing.
+        ValueError: where the recipe asks for another model.
     """
-    config, defaults = AutoConfig.from_pretrained(name_or_path), type(wanted)()
+    config = AutoConfig.from_pretrained(name_or_path)
     for name in ("model_type", "input_size"):
         if getattr(config, name, None) != getattr(wanted, name):
             raise ValueError(
                 f"`{name}` is {getattr(config, name, None)} in the model {name_or_path!r}, and this run's is "
                 f"{getattr(wanted, name)}. Start from another model, or train a new one."
             )
-    for name in type(wanted).__dataclass_fields__.keys() & ModelArguments.__dataclass_fields__.keys():
+    for name in given:
         value = getattr(wanted, name)
-        if value in (getattr(defaults, name), getattr(config, name)):
+        if value == getattr(config, name):
             continue
         if name not in FREE_TO_CHANGE:
             raise ValueError(

@@ -84,8 +84,9 @@ class TextTask:
         args, data = recipe.training, recipe.data
         if args.resume_from_checkpoint:
             return load_tokenizer(str(find_checkpoint(args.output_dir, args.resume_from_checkpoint)))
-        if args.model_name_or_path or data.tokenizer_name:
-            return load_tokenizer(args.model_name_or_path or data.tokenizer_name)
+        if args.model_name_or_path or data.tokenizer_name or args.pretrained_parts:
+            pretrained = args.decoder_name_or_path or args.encoder_name_or_path
+            return load_tokenizer(args.model_name_or_path or data.tokenizer_name or pretrained)
         batches = (train[i : i + 1000]["text"] for i in range(0, train.num_rows, 1000))
         texts = ([text.strip() for text in batch if text] for batch in batches)
         return train_tokenizer(texts, data.tokenizer_type, data.vocab_size, data.min_frequency)

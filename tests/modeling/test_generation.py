@@ -126,6 +126,12 @@ def test_the_callers_tensors_stay_as_they_are(model, batch, mode):
         assert torch.equal(given[name], before[name])
 
 
+def tensors_of(cache):
+    if isinstance(cache, RecurrentCache):
+        return [tensor for layer in cache.states(4) for tensor in layer]
+    return [tensor for layer in cache.layers for tensor in (layer.keys, layer.values)]
+
+
 @pytest.mark.parametrize("mode", [{}, {"num_beams": 3}], ids=["greedy", "beams"])
 def test_continuation_from_a_cache(model, mode):
     """Go on twice from the same state: neither run may change it, and both must equal the run from the start."""
@@ -134,7 +140,7 @@ def test_continuation_from_a_cache(model, mode):
     first = model.generate(latents=z, decoder_input_ids=beginning, max_new_tokens=3, **options)
     state = first.past_key_values
     assert state.get_seq_length() == 5  # the last token is not read yet
-    kept = [tensor.clone() for layer in state.states(4) for tensor in layer]
+    kept = [tensor.clone() for tensor in tensors_of(state)]
     whole = model.generate(latents=z, decoder_input_ids=first.sequences, max_new_tokens=4, **options, **mode)
     for _ in range(2):
         further = model.generate(
@@ -142,7 +148,7 @@ def test_continuation_from_a_cache(model, mode):
         )
         assert torch.equal(further.sequences, whole.sequences)
     assert state.get_seq_length() == 5
-    assert all(torch.equal(a, b) for a, b in zip(kept, [t for layer in state.states(4) for t in layer], strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(kept, tensors_of(state), strict=True))
     with pytest.raises(ValueError, match="have read 5 tokens.*at least one more, got 3"):
         model.generate(latents=z, decoder_input_ids=beginning, past_key_values=state, **LENGTH)
 
@@ -166,12 +172,13 @@ def test_streaming(tokenizer):
 
 
 def test_gradients_flow_through_a_cached_run(model, batch):
-    z = torch.randn(4, model.config.latent_size, requires_grad=True)
+    model = model.double()
+    z = torch.randn(4, model.config.latent_size, dtype=torch.float64, requires_grad=True)
     cache = model(latents=z, decoder_input_ids=batch["input_ids"][:, :3], use_cache=True).past_key_values
     cache = model(latents=z, decoder_input_ids=batch["input_ids"][:, 3:5], past_key_values=cache).past_key_values
     cached = model(latents=z, decoder_input_ids=batch["input_ids"][:, 5:], past_key_values=cache).logits.sum()
     whole = model(latents=z, decoder_input_ids=batch["input_ids"]).logits[:, 5:].sum()
-    inputs = {"inputs": (z, model.model.decoder.embed_tokens.weight), "materialize_grads": True}
+    inputs = {"inputs": (z, *model.model.decoder.parameters()), "materialize_grads": True}
     torch.testing.assert_close(torch.autograd.grad(cached, **inputs), torch.autograd.grad(whole, **inputs))
 
 
@@ -189,6 +196,22 @@ def test_latents_in_place_of_an_input_only(model, batch):
             model.generate(latents=torch.zeros(4, model.config.latent_size), **other)
 
 
-def test_assisted_decoding_is_refused(model, batch):
-    with pytest.raises(ValueError, match="not supported with stateful models"):
-        model.generate(**batch, prompt_lookup_num_tokens=2)
+def test_assisted_decoding_is_greedy_decoding_where_the_cache_rolls_back(model, batch):
+    row = {name: tensor[:1] for name, tensor in batch.items()}
+    if model.config.decoder_type != "transformer":
+        with pytest.raises(ValueError, match="not supported with stateful models"):
+            model.generate(**row, prompt_lookup_num_tokens=2)
+        return
+    options = {"max_new_tokens": 12, "eos_token_id": None, "pad_token_id": 0}
+    z = torch.randn(1, model.config.latent_size)
+    assistant = copy.deepcopy(model)
+    with torch.no_grad():  # one that errs now and then
+        for parameter in assistant.model.decoder.parameters():
+            parameter.mul_(1 + 0.1 * torch.randn_like(parameter))
+    for given in ({"latents": z}, row, {"latents": z, "decoder_input_ids": torch.tensor([[2, 5, 6, 5, 6]])}):
+        greedy = model.generate(**given, **options)
+        assert torch.equal(model.generate(**given, **options, prompt_lookup_num_tokens=2), greedy)
+    greedy = model.generate(**row, **options)
+    assert torch.equal(model.generate(**row, **options, assistant_model=assistant), greedy)
+    with pytest.raises(ValueError, match="pass `input_ids` in place of `latents`"):
+        model.generate(latents=z, assistant_model=assistant, **options)

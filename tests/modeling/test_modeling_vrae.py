@@ -113,11 +113,12 @@ def test_a_decoder_is_made_anew_and_the_encoder_kept(model):
             parameter.add_(3)
     before = copy.deepcopy(model.state_dict())
     model.reset_decoder()
+    shared = model.get_input_embeddings().weight.data_ptr()
     for name, tensor in model.state_dict().items():
-        shared = name == "lm_head.weight" or name.endswith("embed_tokens.weight")
-        kept = name.startswith("model.encoder") or (shared and model.config.tie_word_embeddings)
+        kept = name.startswith("model.encoder") or tensor.data_ptr() == shared
         assert torch.equal(tensor, before[name]) == kept, name
-        assert kept or tensor.abs().max() <= 1, name  # a start: at most 1, as forget gates and norms are
+        # A start: at most 1, as forget gates and norms are; the weights of transformers' models are normal.
+        assert kept or tensor.abs().max() <= (1 if model.config.decoder_config is None else 2.5), name
 
 
 def test_evaluation_samples_z_and_repeats_itself(model, batch):
@@ -168,7 +169,7 @@ def test_the_decoder_sees_no_later_token(model, batch):
     changed[:, 5:] = 9
     before, after = (model(latents=z, decoder_input_ids=ids).logits for ids in (batch["input_ids"], changed))
     torch.testing.assert_close(after[:, :5], before[:, :5])
-    assert not torch.allclose(after[:, 5:], before[:, 5:])
+    assert torch.allclose(after[:, 5:], before[:, 5:]) != model.config.reads_the_past
 
 
 @pytest.mark.parametrize("place", ["initial_state", "input", "output"])
@@ -286,7 +287,8 @@ def test_weights_that_a_checkpoint_lacks_are_initialised(model):
     loaded = VRAEForSequenceGeneration.from_pretrained(None, config=model.config, state_dict={})
     for (name, made), (_, missing) in zip(model.named_parameters(), loaded.named_parameters(), strict=True):
         assert missing.device.type == "cpu"
-        assert missing.abs().max().item() == pytest.approx(made.abs().max().item(), rel=0.5), name
+        # The largest of normal weights, as those of transformers' models are, varies more than that of uniform ones.
+        assert missing.abs().max().item() == pytest.approx(made.abs().max().item(), rel=2 if "body" in name else 0.5)
 
 
 @pytest.mark.parametrize("tied", [False, True])
@@ -343,5 +345,6 @@ def test_outputs_as_tuples_and_hidden_states_by_configuration(model, batch):
     outputs = model(**batch, labels=labels, return_dict=True)
     config = model.config
     assert [h.shape[-1] for h in outputs.encoder_hidden_states] == [16] * (config.encoder_layers + 1)
-    sizes = [config.embedding_size] + [config.decoder_hidden_size] * config.decoder_layers
+    read = config.embedding_size if config.reads_the_past else 0
+    sizes = [read] + [config.decoder_hidden_size] * config.decoder_layers
     assert [h.shape[-1] for h in outputs.decoder_hidden_states] == sizes and outputs.last_hidden_state is None

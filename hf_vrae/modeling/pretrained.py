@@ -1,0 +1,66 @@
+"""Models of transformers as encoder and decoder, with their weights (Optimus, Li et al. 2020)."""
+
+import torch
+from torch import nn
+from transformers import AutoModel, PreTrainedModel
+
+
+def make_body(config, name: str) -> nn.Module:
+    """The model of transformers that `config.encoder_config` or `config.decoder_config` describes."""
+    own = config.transformers_config(name)
+    body = AutoModel.from_config(own, attn_implementation=config._attn_implementation, dtype=torch.get_default_dtype())
+    for child, _ in list(body.named_children()):
+        if child == "pooler":  # of BERT's family: nobody reads it, so that it would have no gradient
+            setattr(body, child, None)
+    return body
+
+
+def fields_of(encoder: PreTrainedModel | None, decoder: PreTrainedModel | None, further: dict) -> dict:
+    """The fields of a configuration around two models, one of which may be ours (None); their tables are made as large
+    as the `vocab_size` among the further fields.
+
+    Raises:
+        ValueError: where there is neither, and where they know different numbers of tokens.
+    """
+    given = [body for body in (encoder, decoder) if body is not None]
+    if not given:
+        raise ValueError("Name a pretrained encoder, a pretrained decoder, or both; got neither.")
+    sizes = [body.get_input_embeddings().num_embeddings for body in given]
+    if len(set(sizes)) > 1:
+        raise ValueError(f"Encoder and decoder must read the same tokens, but they know {sizes[0]} and {sizes[1]}.")
+    marks = {name: getattr(given[-1].config, name, None) for name in ("pad_token_id", "bos_token_id", "eos_token_id")}
+    fields = {"vocab_size": sizes[0], "unk_token_id": None} | marks
+    fields["decoder_start_token_id"] = further.get("bos_token_id", marks["bos_token_id"])
+    if further.get("unk_token_id") is None:
+        fields["word_dropout"] = 0.0  # there is no word to put in place of one
+    if decoder is not None:
+        fields["tie_word_embeddings"] = decoder.config.tie_word_embeddings
+    fields |= further
+    for name, body in (("encoder_config", encoder), ("decoder_config", decoder)):
+        if body is not None:
+            fields[name] = body.config.to_dict()
+            if fields["vocab_size"] != sizes[0]:
+                body.resize_token_embeddings(fields["vocab_size"])
+    return fields
+
+
+def copy_weights(source: nn.Module, body: nn.Module) -> None:
+    """Give a model the weights of one that has them all."""
+    weights = source.state_dict()
+    body.load_state_dict({name: weights[name] for name in body.state_dict()})
+
+
+@torch.no_grad()
+def copy_head(decoder: PreTrainedModel, lm_head: nn.Linear, projection: nn.Module, tied: bool) -> None:
+    """Let the projection to the vocabulary begin as that of a language model, whatever it reads beside h.
+
+    Args:
+        decoder: the language model.
+        lm_head, projection: ours; where the first is tied the second reads h, and is one only if z is read too.
+        tied: whether it is.
+    """
+    weight = decoder.get_output_embeddings().weight  # [V, H]
+    if not tied:
+        lm_head.weight[:, : weight.shape[1]] = weight
+    elif isinstance(projection, nn.Linear):
+        projection.weight[:, : weight.shape[1]] = torch.eye(*weight.shape[1:] * 2)
