@@ -115,7 +115,7 @@ class VRAEDecoder(nn.Module):
         outputs, past_key_values, hidden_states = self.decode(
             latents, inputs_embeds, attention_mask, past_key_values, use_cache, output_hidden_states
         )
-        hidden_states = (inputs_embeds, *hidden_states) if output_hidden_states else None
+        hidden_states = tuple(hidden_states) if output_hidden_states else None
         return outputs, past_key_values if use_cache else None, hidden_states
 
     @property
@@ -124,7 +124,7 @@ class VRAEDecoder(nn.Module):
         return next(self.parameters()).dtype
 
     def decode(self, latents, inputs_embeds, attention_mask, past_key_values, use_cache, output_hidden_states):
-        """The rest of [`forward`], whose arguments these are: outputs, cache, and each layer's outputs."""
+        """The rest of [`forward`], whose arguments these are: outputs, cache, and hidden states where asked for."""
         raise NotImplementedError
 
     def stepper(
@@ -192,7 +192,7 @@ class VRAERecurrentDecoder(VRAEDecoder):
             if past_key_values is None:
                 past_key_values = RecurrentCache(self.config.decoder_layers, self.rnn.number_of_states)
             past_key_values.update_states(states, inputs.shape[1])
-        return outputs, past_key_values, hidden_states
+        return outputs, past_key_values, [inputs_embeds, *hidden_states]
 
     def stepper(self, latents, past_key_values=None):
         return RecurrentStep(self.rnn, self.seen_at_every_step(latents), self.states(latents, past_key_values))
@@ -233,7 +233,7 @@ class VRAETransformerDecoder(VRAEDecoder):
             self.beside_input = nn.Linear(self.config.decoder_latent_size, size, bias=False)
 
     def decode(self, latents, inputs_embeds, attention_mask, past_key_values, use_cache, output_hidden_states):
-        repeats, length = len(latents) // len(inputs_embeds), inputs_embeds.shape[1]
+        repeats, length, read = len(latents) // len(inputs_embeds), inputs_embeds.shape[1], inputs_embeds
         past = 0 if past_key_values is None else past_key_values.get_seq_length()
         back = None
         if attention_mask is None:
@@ -265,7 +265,7 @@ class VRAETransformerDecoder(VRAEDecoder):
         )
         if back is not None:
             outputs, hidden_states = take_time(outputs, back), [take_time(h, back) for h in hidden_states]
-        return outputs, past_key_values, hidden_states
+        return outputs, past_key_values, [read, *hidden_states]
 
     def with_latents(self, inputs: torch.Tensor, latents: torch.Tensor, positions: torch.LongTensor) -> torch.Tensor:
         """What is read, [B, T, E], with z in it."""

@@ -173,7 +173,7 @@ class VRAEIndependentEncoder(VRAEEncoder):
 
     def summarise(self, inputs, mask, output_hidden_states):
         outputs, hidden_states = self.mlp(inputs, positions_of(mask))
-        return mean_over_time(outputs, mask), hidden_states
+        return mean_over_time(outputs, mask), hidden_states[1:]
 
 
 class VRAEAutoEncoder(VRAEEncoder):

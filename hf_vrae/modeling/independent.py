@@ -34,15 +34,16 @@ class PositionwiseMLP(nn.Module):
             positions: [B, T].
 
         Returns:
-            the outputs [K * B, T, H], and each layer's.
+            the outputs [K * B, T, H], and what the layers begin with and each one's.
 
         Raises:
             ValueError: for a sequence longer than there are positions.
         """
         check_positions(positions, self.positions.num_embeddings)
         places = self.positions(positions)  # [B, T, H]
-        hidden = self.input(inputs).unflatten(0, (-1, len(places))) + places  # [K, B, T, H]
-        hidden_states = [nn.functional.gelu(hidden.flatten(0, 1))]
+        embedded = self.input(inputs).unflatten(0, (-1, len(places))) + places  # [K, B, T, H]
+        hidden_states = [embedded.flatten(0, 1)]
+        hidden_states.append(nn.functional.gelu(hidden_states[0]))
         for layer in self.layers:
             hidden_states.append(nn.functional.gelu(layer(self.dropout(hidden_states[-1]))))
         return hidden_states[-1], hidden_states

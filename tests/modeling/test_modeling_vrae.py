@@ -345,6 +345,5 @@ def test_outputs_as_tuples_and_hidden_states_by_configuration(model, batch):
     outputs = model(**batch, labels=labels, return_dict=True)
     config = model.config
     assert [h.shape[-1] for h in outputs.encoder_hidden_states] == [16] * (config.encoder_layers + 1)
-    read = config.embedding_size if config.reads_the_past else 0
-    sizes = [read] + [config.decoder_hidden_size] * config.decoder_layers
+    sizes = [config.embedding_size] + [config.decoder_hidden_size] * config.decoder_layers
     assert [h.shape[-1] for h in outputs.decoder_hidden_states] == sizes and outputs.last_hidden_state is None

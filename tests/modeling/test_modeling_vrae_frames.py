@@ -241,7 +241,7 @@ def test_learnt_lengths():
 def test_hidden_states_and_encoder_outputs(model, batch):
     outputs = model(**of_input(batch), output_hidden_states=True)
     assert len(outputs.decoder_hidden_states) == 1 + model.config.decoder_layers and outputs.loss is None
-    assert outputs.decoder_hidden_states[0].shape == (4, 7, 8 if model.config.reads_the_past else 0)
+    assert outputs.decoder_hidden_states[0].shape == (4, 7, 8)
     torch.testing.assert_close(outputs.latents, model.encode(**batch).mode)
     encoder_outputs = model._encoder_outputs(**of_input(batch))
     again = model(**batch, encoder_outputs=encoder_outputs)
