@@ -286,7 +286,7 @@ class VRAETransformerDecoder(VRAEDecoder):
         return self.transformer(inputs, positions, attention_mask, past_key_values, memory, output_hidden_states)
 
 
-class VRAEAutoDecoder(VRAETransformerDecoder):
+class VRAEPretrainedDecoder(VRAETransformerDecoder):
     """A causal language model of transformers (`decoder_config`) that reads z as Optimus does (Li et al. 2020)."""
 
     def make_inputs(self, config: VRAEConfig) -> None:
@@ -365,7 +365,7 @@ class VRAEIndependentDecoder(VRAEDecoder):
 def make_decoder(config: VRAEConfig) -> VRAEDecoder:
     """The kind of decoder that the configuration names."""
     if config.decoder_config is not None:
-        return VRAEAutoDecoder(config)
+        return VRAEPretrainedDecoder(config)
     if config.decoder_type == "transformer":
         return VRAETransformerDecoder(config)
     if config.decoder_type == "independent":

@@ -176,7 +176,7 @@ class VRAEIndependentEncoder(VRAEEncoder):
         return mean_over_time(outputs, mask), hidden_states[1:]
 
 
-class VRAEAutoEncoder(VRAEEncoder):
+class VRAEPretrainedEncoder(VRAEEncoder):
     """The summary is the mean over x of the last layer of a model of transformers (`encoder_config`)."""
 
     def __init__(self, config: VRAEConfig):
@@ -254,7 +254,7 @@ def make_encoder(config: VRAEConfig) -> nn.Module:
     if not config.latent_size:
         return NoEncoder()
     if config.encoder_config is not None:
-        return VRAEAutoEncoder(config)
+        return VRAEPretrainedEncoder(config)
     if config.encoder_type == "transformer":
         return VRAETransformerEncoder(config)
     if config.encoder_type == "independent":

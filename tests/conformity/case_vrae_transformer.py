@@ -95,14 +95,31 @@ class IndependentCase(VRAECase):
         self.skipTest("no key/value tensors")
 
 
+class WithoutLatentCase(VRAECase):
+    def test_hidden_states_output(self):
+        self.skipTest("there is no encoder whose hidden states it could look at")
+
+    test_model_outputs_equivalence = test_retain_grad_hidden_states_attentions = test_hidden_states_output
+
+
+class GPT2Case(VRAECase):
+    def test_can_init_all_missing_weights(self):
+        # transformers goes by the modules' own parameters in a model that is not of its house, and GPT-2 scales the
+        # weights of a submodule: those that a checkpoint lacks start larger than at construction.
+        self.skipTest("of what transformers does with models inside others")
+
+    def test_capture_outputs_decorator(self):
+        self.skipTest("asks for the weights of attention, which are not returned")
+
+
 GPT2 = {"model_type": "gpt2", "n_embd": 32, "n_layer": 2, "n_head": 4, "bos_token_id": 2, "eos_token_id": 3}
 ATTENDS = {"decoder_type": "transformer"}
 
 VRAEMemoryTest = case("VRAEMemoryTest", **ATTENDS, encoder_type="transformer")
 VRAEPrefixTest = case("VRAEPrefixTest", **ATTENDS, latent_conditioning=["prefix", "output"])
 VRAETiedTest = case("VRAETiedTest", **ATTENDS, tie_word_embeddings=True)
-VRAEWithoutLatentTest = case("VRAEWithoutLatentTest", **ATTENDS, latent_size=0)
-VRAEGPT2Test = case("VRAEGPT2Test", decoder_config=GPT2, tie_word_embeddings=True)
+VRAEWithoutLatentTest = case("VRAEWithoutLatentTest", WithoutLatentCase, **ATTENDS, latent_size=0)
+VRAEGPT2Test = case("VRAEGPT2Test", GPT2Case, decoder_config=GPT2, tie_word_embeddings=True)
 VRAEIndependentTest = case(
     "VRAEIndependentTest", IndependentCase, encoder_type="independent", decoder_type="independent"
 )
