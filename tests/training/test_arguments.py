@@ -22,7 +22,7 @@ def write(tmp_path):
 def test_no_argument_is_the_defaults():
     recipe = parse_recipe([])
     assert recipe.data == DataArguments() and recipe.training == TrainArguments()
-    assert all(getattr(VRAEConfig(), name) == value for name, value in recipe.model_fields().items())
+    assert VRAEConfig(**recipe.model_fields()).to_dict() == VRAEConfig().to_dict() and not recipe.given_fields()
 
 
 def test_flags_override_the_recipe(write):
@@ -76,6 +76,9 @@ def test_mistakes_in_a_recipe(content, message, write):
         ("--test_file b", "`test_file` is given without a `train_file`"),
         ("--validation_split_percentage 100", "`validation_split_percentage` must be between 0 and 100"),
         ("--resume_from_checkpoint latest --overwrite_output_dir", "goes on with the run"),
+        ("--freeze_decoder", "`freeze_decoder` is of `decoder_name_or_path`"),
+        ("--decoder_name_or_path a --autoencoder_epochs 2", "`autoencoder_epochs` 2.0 would make anew"),
+        ("--encoder_name_or_path a --model_name_or_path b", "`model_name_or_path` 'b' would not be"),
         ("--kl_schedule capacity", "`kl_schedule` capacity and a `kl_capacity` above 0 belong together"),
         ("--kl_capacity 3", "`kl_schedule` capacity and a `kl_capacity` above 0 belong together"),
         ("--minimum_rate 3 --free_bits 0.1", "`free_bits` 0.1 leaves some KL free"),

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import AutoModel, AutoTokenizer
+from transformers import AutoModel, AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
 from hf_vrae import VRAEForSequenceGeneration
 from hf_vrae.modeling import distributions
@@ -101,6 +101,8 @@ def test_accumulation_makes_the_update_of_one_big_batch(steps, tiny, tmp_path, m
         "--num_train_samples 3",
         "--latent_size 0 --kl_schedule constant",
         "--posterior vmf --kl_schedule constant",
+        "--encoder_type transformer --decoder_type transformer",
+        "--encoder_type independent --decoder_type independent --aggressive --minimum_rate 3",
     ],
 )
 def test_resumption_is_exact(flags, tiny, tmp_path):
@@ -423,6 +425,26 @@ def test_autoencoder_then_a_new_decoder_with_free_bits(tiny, tmp_path):
         tiny("--reset_decoder")
     with pytest.raises(ValueError, match="`free_bits` must not be negative"):
         tiny("--free_bits -1")
+
+
+def test_a_frozen_pretrained_decoder(tiny, tmp_path, tokenizer):
+    """It is interrupted and goes on, and stays what it was."""
+    config = GPT2Config(vocab_size=len(tokenizer) - 2, n_embd=16, n_layer=1, n_head=2, bos_token_id=2, eos_token_id=3)
+    GPT2LMHeadModel(config).save_pretrained(tmp_path / "gpt2")
+    tokenizer.save_pretrained(tmp_path / "gpt2")
+    flags = f"--decoder_name_or_path {tmp_path / 'gpt2'} --freeze_decoder --save_total_limit 9 "
+    results = run(tiny(flags, "whole"))
+    model = AutoModel.from_pretrained(tmp_path / "whole")
+    assert model.config.vocab_size == len(tokenizer) and results["nll_iw"] > 0
+    kept = GPT2LMHeadModel.from_pretrained(tmp_path / "gpt2").transformer.h.state_dict()
+    for name, tensor in model.model.decoder.body.h.state_dict().items():
+        assert torch.equal(tensor, kept[name]), name
+    shutil.copytree(tmp_path / "whole", tmp_path / "resumed")
+    shutil.rmtree(tmp_path / "resumed" / "checkpoint-12")
+    run(tiny(flags + "--resume_from_checkpoint latest", "resumed"))
+    assert weights(tmp_path / "resumed") == weights(tmp_path / "whole")
+    with pytest.raises(ValueError, match="are parts of a vrae of words"):
+        run(tiny(flags + "--builtin frames", "frames"))
 
 
 def test_own_files_by_another_tokenizer(tiny, tmp_path, corpus):
