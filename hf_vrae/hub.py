@@ -135,14 +135,15 @@ def _of_frames(folder: Path, config, results: dict) -> dict:
 
 def _introduction(config, run: dict, source: str) -> str:
     """What the model is, in a paragraph."""
-    kind, size = config.rnn_type.upper(), config.latent_size
+    kind, size, of_vrae = config.rnn_type.upper(), config.latent_size, config.model_type == "vrae"
     unit, whole = ("token", "language model") if config.input_size is None else ("frame", "network over frames")
     trained = f"trained with [hf_vrae](https://pypi.org/project/hf_vrae) on {source}"
     parameters = f"{run['num_parameters']:,}" if run else "trained"
     if not size:
-        architecture = f"{kind} decoder" if config.model_type == "vrae" else f"{kind} with feature extractors"
+        architecture = f"{_kind(config, 'decoder')} decoder" if of_vrae else f"{kind} with feature extractors"
+        recurrent = "" if of_vrae and config.decoder_type != "rnn" else "recurrent "
         return (
-            f"A recurrent {whole} without latents ({architecture}, {parameters} parameters), {trained}: what a model "
+            f"A {recurrent}{whole} without latents ({architecture}, {parameters} parameters), {trained}: what a model "
             "with latents is held against."
         )
     if config.model_type == "vrnn":
@@ -152,12 +153,22 @@ def _introduction(config, run: dict, source: str) -> str:
             f"latent vector z of {size} dimensions, whose prior the {unit}s before it give; its posterior also sees "
             f"the {unit} itself {seen}."
         )
-    directions = "bidirectional " if config.bidirectional_encoder else ""
+    directions = "bidirectional " if config.encoder_type == "rnn" and config.bidirectional_encoder else ""
+    recurrent = "recurrent " if "rnn" in (config.encoder_type, config.decoder_type) else ""
+    parts = f"{directions}{_kind(config, 'encoder')} encoder and {_kind(config, 'decoder')} decoder"
     return (
-        f"A variational recurrent autoencoder ({directions}{kind} encoder and {kind} decoder, {parameters} "
-        f"parameters), {trained}. It encodes a sequence into a latent vector z of {size} dimensions and decodes any "
-        f"such vector into a sequence{'' if config.input_size is None else ' of frames'}."
+        f"A variational {recurrent}autoencoder ({parts}, {parameters} parameters), {trained}. It encodes a sequence "
+        f"into a latent vector z of {size} dimensions and decodes any such vector into a sequence"
+        f"{'' if config.input_size is None else ' of frames'}."
     )
+
+
+def _kind(config, part: str) -> str:
+    """What the encoder, or the decoder, of a VRAE is."""
+    body, kind = getattr(config, f"{part}_config"), getattr(config, f"{part}_type")
+    if body is not None:
+        return body["model_type"]
+    return {"rnn": config.rnn_type.upper(), "independent": "time-less"}.get(kind, kind)
 
 
 def push_folder(folder: str | Path, repo_id: str, private: bool = False, token: str | None = None) -> str:

@@ -13,7 +13,7 @@ from huggingface_hub import ModelCard
 
 from hf_vrae.hub import load, write_model_card
 from tests.hub_server import Hub
-from tests.models import SCALING, VARIANTS, make_frame_model, make_model
+from tests.models import GPT2, SCALING, VARIANTS, make_frame_model, make_model
 
 # Runs where `import hf_vrae` fails: all it has is what came with the checkpoint.
 STRANGER = """
@@ -101,6 +101,26 @@ def test_card_holds_the_runs_own_numbers(shared):
     card = ModelCard.load(shared / "README.md").data
     assert card.library_name == "transformers" and card.model_name == "vrae-tiny"
     assert {result.metric_type: result.metric_value for result in card.eval_results}["nll_iw"] == 23.5
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({}, "A variational recurrent autoencoder (bidirectional LSTM encoder and LSTM decoder, "),
+        (
+            {"decoder_type": "transformer"},
+            "recurrent autoencoder (bidirectional LSTM encoder and transformer decoder, ",
+        ),
+        (
+            {"decoder_config": GPT2, "encoder_type": "independent"},
+            "A variational autoencoder (time-less encoder and gpt2 decoder, ",
+        ),
+        ({"decoder_type": "transformer", "latent_size": 0}, "A language model without latents (transformer decoder, "),
+    ],
+)
+def test_a_card_says_what_the_model_is(options, said, tmp_path):
+    make_model(**options).save_pretrained(tmp_path)
+    assert said in " ".join(write_model_card(tmp_path).read_text().split())
 
 
 def test_card_of_a_model_alone(tmp_path):

@@ -102,7 +102,7 @@ def test_accumulation_makes_the_update_of_one_big_batch(steps, tiny, tmp_path, m
         "--latent_size 0 --kl_schedule constant",
         "--posterior vmf --kl_schedule constant",
         "--encoder_type transformer --decoder_type transformer",
-        "--encoder_type independent --decoder_type independent --aggressive --minimum_rate 3",
+        "--encoder_type independent --decoder_type independent --minimum_rate 3",
     ],
 )
 def test_resumption_is_exact(flags, tiny, tmp_path):
