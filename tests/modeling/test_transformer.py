@@ -107,7 +107,7 @@ def test_checkpointed_gradients_are_the_same(batch):
         model.activation_checkpointing_enable()
         assert all(layer.gradient_checkpointing for layer in model.model.decoder.transformer.layers)
     torch.testing.assert_close(gradients[1], gradients[0])
-    with pytest.raises(ValueError, match="does not support gradient checkpointing"):
+    with pytest.raises(ValueError, match="does not support activation checkpointing"):
         make_model().activation_checkpointing_enable()
 
 
