@@ -8,7 +8,9 @@ from transformers import AutoModel, PreTrainedModel
 def make_body(config, name: str) -> nn.Module:
     """The model of transformers that `config.encoder_config` or `config.decoder_config` describes."""
     own = config.transformers_config(name)
-    body = AutoModel.from_config(own, attn_implementation=config._attn_implementation, dtype=torch.get_default_dtype())
+    # "sdpa" is what a model takes by default, where it can.
+    attention = None if config._attn_implementation == "sdpa" else config._attn_implementation
+    body = AutoModel.from_config(own, attn_implementation=attention, dtype=torch.get_default_dtype())
     for child, _ in list(body.named_children()):
         if child == "pooler":  # of BERT's family: nobody reads it, so that it would have no gradient
             setattr(body, child, None)
