@@ -266,11 +266,12 @@ class OneLatentModel(LatentSequenceModel):
 
         A table of words that the encoder shares (`tie_word_embeddings`) is kept with it.
         """
+        shared = self.get_input_embeddings().weight if self.config.tie_word_embeddings else None
         for part in self._parts_of_likelihood():
             bodies = [module for module in part.modules() if isinstance(module, PreTrainedModel)]
             owners = {id(module): body for body in bodies for module in body.modules()}
             for module in part.modules():
-                if isinstance(module, nn.Embedding) and module.weight is self.get_input_embeddings().weight:
+                if isinstance(module, nn.Embedding) and module.weight is shared:
                     continue
                 for parameter in module.parameters(recurse=False):
                     parameter._is_hf_initialized = False
