@@ -16,6 +16,12 @@ VARIANTS = {
     "skip connections": {"skip_connections": True, "decoder_layers": 3, "posterior": "delta"},
     "batch norm": {"posterior": "batch_norm", "learn_batch_norm_scale": True},
     "vmf": {"posterior": "vmf", "rnn_type": "gru"},
+    "conditional": {
+        "condition_labels": {"tense": ["past", "present", "future"], "mood": ["statement", "question"]},
+        "condition_attributes": ["length", "tempo"],
+        "condition_size": 3,
+        "condition_embedding_size": 4,
+    },
 }
 # Without z: an encoder, a posterior and a KL are what these lack, and nothing else.
 LANGUAGE_MODELS = {
@@ -39,6 +45,7 @@ FRAME_VARIANTS = {head: {"head": head} for head in HEADS} | {
     "scaled gru": {"rnn_type": "gru", "decoder_layers": 2, "latent_conditioning": ["input"], **SCALING},
     "layer norm": {"layer_norm": True, "predict_length": True, "posterior": "vmf", "latent_conditioning": ["output"]},
     "bernoulli length": {"head": "bernoulli", "predict_length": True, "rnn_type": "gru", "posterior": "delta"},
+    "conditional": {"condition_labels": {"kind": ["a", "b", "c"]}, "predict_length": True},
     "no latent": {"head": "full_gaussian", "latent_size": 0, "predict_length": True},
 }
 
