@@ -16,12 +16,26 @@ VARIANTS = {
     "skip connections": {"skip_connections": True, "decoder_layers": 3, "posterior": "delta"},
     "batch norm": {"posterior": "batch_norm", "learn_batch_norm_scale": True},
     "vmf": {"posterior": "vmf", "rnn_type": "gru"},
+}
+# Under a condition: of every kind at once, of one label that q(c|x) infers, and without z.
+LABELS = {"tense": ["past", "present", "future"], "mood": ["statement", "question"]}
+CONDITIONAL = {
     "conditional": {
-        "condition_labels": {"tense": ["past", "present", "future"], "mood": ["statement", "question"]},
+        "condition_labels": LABELS,
         "condition_attributes": ["length", "tempo"],
+        "attribute_mean": [3.0, -1.0],
+        "attribute_scale": [2.0, 0.5],
         "condition_size": 3,
         "condition_embedding_size": 4,
+        "condition_dropout": 0.2,
     },
+    "one prior": {"condition_labels": {"kind": ["a", "b", "c"]}, "learn_prior": False, "posterior": "delta"},
+    "semi-supervised": {
+        "condition_labels": {"kind": ["a", "b", "c"]},
+        "label_classifier": True,
+        "label_frequencies": [0.5, 0.3, 0.2],
+    },
+    "conditional language model": {"condition_labels": LABELS, "condition_dropout": 0.2, "latent_size": 0},
 }
 # Without z: an encoder, a posterior and a KL are what these lack, and nothing else.
 LANGUAGE_MODELS = {
@@ -45,7 +59,6 @@ FRAME_VARIANTS = {head: {"head": head} for head in HEADS} | {
     "scaled gru": {"rnn_type": "gru", "decoder_layers": 2, "latent_conditioning": ["input"], **SCALING},
     "layer norm": {"layer_norm": True, "predict_length": True, "posterior": "vmf", "latent_conditioning": ["output"]},
     "bernoulli length": {"head": "bernoulli", "predict_length": True, "rnn_type": "gru", "posterior": "delta"},
-    "conditional": {"condition_labels": {"kind": ["a", "b", "c"]}, "predict_length": True},
     "no latent": {"head": "full_gaussian", "latent_size": 0, "predict_length": True},
 }
 

@@ -71,7 +71,7 @@ class VRAEConfig(LatentSequenceConfig):
         default=0.0, metadata={"help": "Of an added loss that predicts the words from z alone (Zhao et al. 2017)"}
     )
     # What a sequence stands under; the data say what there is.
-    condition_labels: dict[str, list[str]] | None = None  # the names of each label's values
+    condition_labels: dict[str, list[str]] | None = None  # names of each label's values; kept in order of the labels
     condition_attributes: list[str] | None = None  # names of real-valued attributes; seen as (a - mean) / scale
     attribute_mean: list[float] | None = None
     attribute_scale: list[float] | None = None
@@ -99,6 +99,8 @@ class VRAEConfig(LatentSequenceConfig):
     is_encoder_decoder: bool = True
 
     def __post_init__(self, **kwargs):
+        if self.condition_labels is not None:  # a saved configuration comes back in this order
+            self.condition_labels = dict(sorted(self.condition_labels.items()))
         if self.decoder_latent_size == 0:
             self.latent_conditioning = []
         super().__post_init__(**kwargs)

@@ -134,8 +134,8 @@ class ConditionalModel(OneLatentModel):
         return class_labels.view(-1).to(self.device)
 
     def evaluation_terms(self, num_samples, generators=None, svi_steps=0, **batch):
-        """As in [`OneLatentModel`], and with `label_classifier` `label_known` and `label_right` [B]: whether the row has a
-        label, and whether that is the likeliest of q(c|x)."""
+        """As in [`OneLatentModel`], and with `label_classifier` `label_known` and `label_right` [B]: whether the row
+        has a label, and whether that is the likeliest of q(c|x)."""
         terms = super().evaluation_terms(num_samples, generators, svi_steps, **batch)
         if self.config.label_classifier:
             known = self.condition_ids(batch.get("class_labels"), len(terms["kl"]))

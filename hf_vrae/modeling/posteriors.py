@@ -151,7 +151,7 @@ class ConditionalPrior(nn.Module):
 
     def forward(self, condition: torch.Tensor) -> DiagonalGaussian:
         """p(z|c), with batch shape [*batch] and event shape [D], in float32, of c [*batch, C]."""
-        return DiagonalGaussian(*self.moments(self.hidden(condition).tanh()))
+        return DiagonalGaussian(*self.moments(self.hidden(condition.to(self.hidden.weight.dtype)).tanh()))
 
 
 def committed_rate_bounds(rate: float) -> tuple[float, float]:
