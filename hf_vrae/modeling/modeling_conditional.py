@@ -46,9 +46,9 @@ class ConditionalModel(OneLatentModel):
                     raise ValueError(f"`{name}` says something to a conditional model, and this one has no condition.")
             return None
         if named is not None:
-            given["class_labels"] = label_ids(named, self._names)
+            given["class_labels"] = self.label_ids(named)
         if self.config.label_classifier:
-            given["class_labels"] = self._inferred(given["class_labels"], attributes, condition, batch)
+            given["class_labels"] = self.infer_labels(given["class_labels"], **batch)
         return self.model.embed_condition(**given)
 
     @property
@@ -59,8 +59,12 @@ class ConditionalModel(OneLatentModel):
             )
         return self.config.condition_labels
 
-    def _inferred(self, class_labels, attributes, condition, batch) -> torch.LongTensor:
-        """Labels [B, 1], where they are missing the likeliest ones."""
+    def label_ids(self, labels) -> torch.LongTensor:
+        """Labels, by name or id as `generate` takes them, as `class_labels` [B, L], or [1, L] where said once."""
+        return label_ids(labels, self._names)
+
+    def infer_labels(self, class_labels: torch.LongTensor | None = None, **batch) -> torch.LongTensor:
+        """Ids [B, 1] of a batch's label, and where it is missing of the likeliest one of q(c|x)."""
         if class_labels is not None:
             check_label_ids(class_labels.view(-1, 1), self._names)
             class_labels = class_labels.view(-1, 1).to(self.device)
@@ -178,7 +182,7 @@ class ConditionalModel(OneLatentModel):
         """What `generate` decodes: z and behind it c, [B, D + C].
 
         Args:
-            labels: what to decode under, by name or id, [`label_ids`]; what is not said here is as in the batch, or
+            labels: what to decode under, by name or id; what is not said here is as in the batch, or
                 else inferred or missing.
             latents: z, [B, D]; by default the mode of q(z|x, c) of the batch, or where it has no input z ~ p(z|c).
             batch: the input, if any, with its own conditions.
@@ -188,7 +192,7 @@ class ConditionalModel(OneLatentModel):
             latents = self.encode(**batch).mode
         under = {name: batch.get(name) for name in CONDITIONS}
         if labels is not None:
-            wanted, own = label_ids(labels, self._names), under["class_labels"]
+            wanted, own = self.label_ids(labels), under["class_labels"]
             if own is not None:
                 own = own.cpu().reshape(len(own), -1)
                 wanted = torch.where(wanted == MISSING, own, wanted)
