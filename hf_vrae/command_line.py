@@ -68,6 +68,15 @@ def reading_flags(args: argparse.Namespace) -> dict:
     return {name: getattr(args, name) for name in names if getattr(args, name) is not None}
 
 
+def named_labels(said: list[str] | None) -> str | list[str] | dict[str, str] | None:
+    """Labels as `generate` takes them: `past`, a list of one a row, or `tense=past mood=question`."""
+    if not said:
+        return None
+    if any("=" in part for part in said):
+        return dict(part.split("=", 1) if "=" in part else (part, "") for part in said)
+    return said[0] if len(said) == 1 else said
+
+
 def read_lines(path: str | None) -> list[str]:
     """The non-empty lines of a UTF-8 file."""
     if path is None:

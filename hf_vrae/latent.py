@@ -106,16 +106,16 @@ def decode_latents(model, tokenizer, latents: torch.Tensor, prefix: str | None =
 
 
 def sample_texts(model, tokenizer, count: int, seed: int | None = None, labels=None, **options) -> list[dict]:
-    """New sequences: z from the prior, decoded; of a conditional model under `labels`, as in `generate`."""
+    """New sequences: z from the prior, decoded; of a conditional model under `labels`, as in `generate`, or by default
+    each value in turn."""
     if model.config.model_type == "vrnn":  # its latents are drawn as the text grows
         return [{"text": text} for text in _continue_texts(model, tokenizer, count, seed, **options)]
     generator = None if seed is None else torch.Generator().manual_seed(seed)
-    if labels is None:
-        latents = model.prior().sample((count,), generator=generator)
-    else:
-        labels = for_all(labels, count)
-        latents, options = draw_latents(model, count, generator, labels=labels), options | {"labels": labels}
-    return [{"text": text} for text in decode_latents(model, tokenizer, latents, **options)]
+    under = each_label(model, count, {}) if labels is None else {"labels": for_all(labels, count)}
+    latents = draw_latents(model, count, generator, **under)
+    texts, said = decode_latents(model, tokenizer, latents, **under, **options), under.get("labels")
+    said = said if isinstance(said, dict) else {"label": said} if said else {}
+    return [{**{name: said[name][i] for name in said}, "text": text} for i, text in enumerate(texts)]
 
 
 def for_all(labels, count: int):

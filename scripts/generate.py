@@ -3,6 +3,8 @@
     python scripts/generate.py output sample --count 10 --do_sample
     python scripts/generate.py output reconstruct --texts "the king sold a letter ."
     python scripts/generate.py output interpolate --texts "the king sold a letter ." "will the nurses hide many keys ?"
+    python scripts/generate.py conditional sample --labels past
+    python scripts/generate.py conditional reconstruct --texts "he slept ." --source_labels past --labels future
     python scripts/generate.py output attribute --with will.txt --without did.txt --texts "the king sold a letter ."
 
 and of a model of frames, of which --output is an .npz, with a picture beside it:
@@ -20,7 +22,7 @@ from pathlib import Path
 
 import numpy as np
 
-from hf_vrae.command_line import add_reading_flags, read_lines, reading_flags, run_script
+from hf_vrae.command_line import add_reading_flags, named_labels, read_lines, reading_flags, run_script
 
 
 def main():
@@ -39,6 +41,8 @@ def main():
     add_reading_flags(parser)
     parser.add_argument("--indices", type=int, nargs="+", default=[0, 1, 2], help="Of frames: which sequences of it")
     parser.add_argument("--label", default="label", help="Of frames: column of the attribute")
+    parser.add_argument("--labels", nargs="+", help="Of a conditional model: past, or tense=past mood=question")
+    parser.add_argument("--source_labels", nargs="+", help="What the texts to reconstruct stand under themselves")
     parser.add_argument("--count", type=int, default=10, help="Samples")
     parser.add_argument("--steps", type=int, default=7, help="Points of a path, its ends included")
     parser.add_argument("--spherical", action="store_true", help="Interpolate along the great circle")
@@ -50,11 +54,16 @@ def main():
     parser.add_argument("--prefix", help="Beginning of every text")
     options = parser.add_argument_group("options of transformers' generate")
     options.add_argument("--do_sample", action="store_true", help="Draw words in place of taking the likeliest")
-    for name, kind in dict(max_length=int, num_beams=int, temperature=float, top_k=int, top_p=float).items():
+    for name, kind in dict(
+        max_length=int, num_beams=int, temperature=float, top_k=int, top_p=float, guidance_scale=float
+    ).items():
         options.add_argument(f"--{name}", type=kind)
     args = parser.parse_args()
     names = ["prefix", *(action.dest for action in options._group_actions)]
     given = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
+    if args.labels:
+        given["labels"] = named_labels(args.labels)
+    own = named_labels(args.source_labels)
 
     set_seed(args.seed)
     model, tokenizer = load(args.model)
@@ -68,7 +77,7 @@ def main():
     texts = args.texts + (read_lines(args.file) if args.file else [])
     rows = {
         "sample": lambda: latent.sample_texts(model, tokenizer, args.count, args.seed, **given),
-        "reconstruct": lambda: latent.reconstruct_texts(model, tokenizer, texts, **given),
+        "reconstruct": lambda: latent.reconstruct_texts(model, tokenizer, texts, own, **given),
         "interpolate": lambda: latent.interpolate_texts(model, tokenizer, texts, args.steps, args.spherical, **given),
         "attribute": lambda: latent.move_texts(
             model, tokenizer, texts, read_lines(args.examples), read_lines(args.without), args.strength, **given

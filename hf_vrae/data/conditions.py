@@ -81,7 +81,7 @@ class Conditions:
 
     def _ids(self, split: Dataset, column: str, split_name: str) -> np.ndarray:
         ids = {name: i for i, name in enumerate(self.labels[column])}
-        found = _names(split, column)
+        found = label_names(split, column)
         if unknown := sorted({name for name in found if name is not None} - ids.keys()):
             raise ValueError(
                 f"Label {column!r} has the values {', '.join(list(ids)[:20])}, but the {split_name} split has "
@@ -179,14 +179,14 @@ def _value_names(split: Dataset, column: str) -> list[str]:
         return feature.names
     if not isinstance(feature, Value):
         raise ValueError(f"`label_columns` must be of names or numbers, and {column!r} is of {feature}.")
-    names = {name for name in _names(split, column) if name is not None}
+    names = {name for name in label_names(split, column) if name is not None}
     if not names:
         raise ValueError(f"Label {column!r} has no value in the training data.")
     numeric = all(name.lstrip("-").isdecimal() for name in names)
     return sorted(names, key=int) if numeric else sorted(names)
 
 
-def _names(split: Dataset, column: str) -> list[str | None]:
+def label_names(split: Dataset, column: str) -> list[str | None]:
     """Of each row the name of its value; None where it is missing."""
     if column not in split.column_names:
         return [None] * len(split)

@@ -58,10 +58,11 @@ def evaluate(
     Returns:
         in nats a sequence where nothing else is said: `neg_elbo`, `reconstruction`, `kl`, `nll_iw`, and `nll_fivo`
         where the model has one latent a step and K is above 1 (Maddison et al. 2017); `active_units`, `num_samples`,
-        `num_sequences`, `label_accuracy` of a model with q(c|x) on rows with a label, `true_nll` where the data know it; where z is one a sequence `mutual_information` (of
-        `mi_num_sequences` sequences) and `mutual_information_32` (the mean over batches of 32, the size of He et al.
-        2019, at most log 32 = 3.47). Of tokens [`_of_tokens`] adds its own, of frames [`_of_frames`]. `per_sequence`
-        holds arrays [N]: `neg_elbo`, `kl`, `nll_iw`, `num_steps`, and `nll_fivo`.
+        `num_sequences`, `true_nll` where the data know it, `label_accuracy` of q(c|x) on rows with a label, where the
+        model has one; where z is one a sequence `mutual_information` (of `mi_num_sequences` sequences) and
+        `mutual_information_32` (the mean over batches of 32, the size of He et al. 2019, at most log 32 = 3.47). Of
+        tokens [`_of_tokens`] adds its own, of frames [`_of_frames`]. `per_sequence` holds arrays [N]: `neg_elbo`,
+        `kl`, `nll_iw`, `num_steps`, and `nll_fivo`.
     """
     accelerator = accelerator or Accelerator()
     was_training = model.training
