@@ -150,6 +150,11 @@ def encode_file(
     return data, encode_dataset(model, data, task.collator())
 
 
+def prior_of(model, data: Dataset) -> Distribution:
+    """p(z), or of a conditional model p(z|c) of each of the rows that [`encode_file`] gave."""
+    return model.prior(**conditions_in(batch_rows(data).__getitems__(list(range(len(data))))))
+
+
 def represent_file(model, tokenizer, path=None, max_samples=None, seed: int = 42, **reading):
     """The same rows, and what stands for each, [N, D]: see [`representations`]."""
     task, data = _spread(model, tokenizer, path, max_samples, seed, **reading)
