@@ -48,7 +48,8 @@ def test_a_semi_supervised_run_and_its_resumption(tiny, tmp_path):
     assert np.isfinite(measured["nll_iw"]) and "label_accuracy" not in measured
     (row,) = reconstruct_texts(model, tokenizer, ["the king sold a letter ."], max_length=8)  # the label is inferred
     assert set(row) == {"text", "reconstruction"}
-    run(tiny(f"{flags} --eval_strategy steps --eval_steps 6 --resume_from_checkpoint checkpoint-6"))
+    checkpoint = tmp_path / "run" / "checkpoint-6"
+    run(tiny(f"{flags} --eval_strategy steps --eval_steps 6 --resume_from_checkpoint {checkpoint}"))
     again = json.loads((tmp_path / "run" / "results.json").read_text())
     assert {name: again[name] for name in ("nll_iw", "label_accuracy")} == {
         name: results[name] for name in ("nll_iw", "label_accuracy")
