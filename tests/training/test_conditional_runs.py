@@ -56,6 +56,15 @@ def test_a_semi_supervised_run_and_its_resumption(tiny, tmp_path):
     }
 
 
+def test_a_language_model_under_a_label(tiny, tmp_path):
+    results = run(tiny("--label_columns tense --latent_size 0 --kl_schedule constant --condition_dropout 0.2"))
+    assert results["kl"] == 0
+    model, tokenizer = load(str(tmp_path / "run"))
+    options = {"seed": 1, "max_length": 8, "guidance_scale": 2.0, "num_beams": 2}
+    texts = sample_texts(model, tokenizer, 3, labels=["past", "future", "past"], **options)
+    assert [row["label"] for row in texts] == ["past", "future", "past"] and texts[0] == texts[2]
+
+
 def test_two_stages_under_a_condition(tiny, tmp_path):
     results = run(tiny("--label_columns mood --autoencoder_epochs 0.2"))
     assert results["run"]["steps"] == 12
