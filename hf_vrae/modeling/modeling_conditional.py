@@ -36,9 +36,10 @@ class ConditionalModel(OneLatentModel):
             class_labels: ids, [B] or of several labels [B, L], -100 where missing.
             attributes: [B, A], NaN where missing.
             condition: a vector, [B, V]; a row with a NaN is missing.
-            labels: by name or id, as in `generate`, in place of `class_labels`. A tensor here is a batch's target.
+            labels: by name or id, as in `generate`, in place of `class_labels`. A tensor of more than one dimension is
+                a batch's target.
         """
-        named = labels if not isinstance(labels, torch.Tensor) else None
+        named = None if isinstance(labels, torch.Tensor) and labels.dim() > 1 else labels
         given = {"class_labels": class_labels, "attributes": attributes, "condition": condition}
         if not self.config.condition_width:
             for name, value in (given | {"labels": named}).items():

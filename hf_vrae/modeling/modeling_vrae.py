@@ -482,28 +482,41 @@ class VRAEForSequenceGeneration(VRAEPreTrainedModel, ConditionalModel, Generatio
                 if kwargs.get(name) is not None:
                     raise ValueError(f"`latents` take the place of the encoder: pass them or `{name}`, not both.")
             check_latents(latents, self.config.latent_size)
-        conditions = {name: kwargs.pop(name, None) for name in CONDITIONS}
-        if self.config.condition_width and kwargs.get("encoder_outputs") is None:
-            given = {name: kwargs.get(name) for name in ("input_ids", "attention_mask", "inputs_embeds")}
-            with torch.no_grad():
-                seen = self._decoded_of(labels, latents, conditions | given)
-            kwargs["encoder_outputs"] = VRAEEncoderOutput(last_hidden_state=seen.unsqueeze(1))
-        elif labels is not None or any(condition is not None for condition in conditions.values()):
-            self.condition(labels=labels, **conditions)  # says what is wrong
-            raise ValueError("`encoder_outputs` are decoded as they are, c included: leave the conditions out.")
-        if latents is not None and not self.config.condition_width:
             kwargs.pop("attention_mask", None)
-            kwargs["encoder_outputs"] = VRAEEncoderOutput(last_hidden_state=latents.to(self.device).unsqueeze(1))
-        elif kwargs.get("encoder_outputs") is not None:
-            kwargs["encoder_outputs"] = copy.copy(kwargs["encoder_outputs"])  # `generate` repeats rows in place
+        self._prepare_what_is_decoded(labels, latents, kwargs)
         if kwargs.get("past_key_values") is not None:
             kwargs["past_key_values"] = kwargs["past_key_values"].copy()
         if kwargs.get("decoder_input_ids") is not None:
             self._prepare_beginning(kwargs)
+        config = kwargs.get("generation_config") or self.generation_config
+        if config.guidance_scale not in (None, 1):  # transformers' own would decode without z
+            guidance_scale = config.guidance_scale if guidance_scale is None else guidance_scale
+            kwargs["generation_config"] = copy.copy(config)
+            kwargs["generation_config"].guidance_scale = 1.0
         if guidance_scale not in (None, 1):
             processors = kwargs.pop("logits_processor", None) or []
             kwargs["logits_processor"] = LogitsProcessorList([self._guidance(guidance_scale, kwargs), *processors])
         return super().generate(inputs, *args, **kwargs)
+
+    def _prepare_what_is_decoded(self, labels, latents: torch.Tensor | None, kwargs: dict) -> None:
+        """Put z, of a conditional model with c behind it, where `generate` looks for what an encoder gave."""
+        conditions = {name: kwargs.pop(name, None) for name in CONDITIONS}
+        if kwargs.get("encoder_outputs") is not None:
+            if labels is not None or any(condition is not None for condition in conditions.values()):
+                raise ValueError("`encoder_outputs` are decoded as they are, c included: leave the conditions out.")
+            kwargs["encoder_outputs"] = copy.copy(kwargs["encoder_outputs"])  # `generate` repeats rows in place
+        elif self.config.condition_width:
+            given = {name: kwargs.get(name) for name in ("input_ids", "attention_mask", "inputs_embeds")}
+            with torch.no_grad():
+                seen = self._decoded_of(labels, latents, conditions | given)
+            kwargs["encoder_outputs"] = VRAEEncoderOutput(last_hidden_state=seen.unsqueeze(1))
+            for name, tensor in given.items():
+                if tensor is not None:  # one input under several labels
+                    kwargs[name] = tensor.expand(len(seen), *tensor.shape[1:])
+        else:
+            self.condition(labels=labels, **conditions)  # there can be none
+            if latents is not None:
+                kwargs["encoder_outputs"] = VRAEEncoderOutput(last_hidden_state=latents.to(self.device).unsqueeze(1))
 
     def _guidance(self, scale: float, kwargs: dict) -> Guidance:
         """What moves the scores away from those of the same z without c."""

@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 from torch.distributions import kl_divergence
+from transformers import GenerationConfig
 
 from hf_vrae import VRAEConfig, VRAEForFrameGeneration, VRAEForSequenceGeneration
 from hf_vrae.modeling.conditioning import label_ids
@@ -170,6 +171,8 @@ def test_the_same_z_under_another_label(model, example):
         several = generated(model, latents=z[:1], labels=["a", "b", "c"])
         assert torch.equal(several[:2], torch.cat([first[:1], second[:1]]))
         assert torch.equal(several, generated(model, latents=z[:1], labels=[0, 1, 2]))
+        by_name, by_id = (model.prior(labels=said).mean for said in (["c", "a"], torch.tensor([2, 0])))
+        assert torch.equal(by_name, by_id)
     else:  # what is not said is as in the batch
         mood = generated(model, latents=z, labels={"mood": "question"}, class_labels=ids)
         assert torch.equal(mood, generated(model, latents=z, class_labels=ids + torch.tensor([1, 0])))
@@ -183,6 +186,10 @@ def test_an_input_is_decoded_under_its_own_label_or_another(model, example):
     attributes = without(x, "input_ids", "input_features", "attention_mask", "class_labels")
     moved = generated(model, latents=z, labels=said(model, 1), **attributes)
     assert torch.equal(generated(model, labels=said(model, 1), **x), moved)
+    one = rows_of(x, slice(0, 1))
+    under_both = {name: values[:2] for name, values in model.config.condition_labels.items()}
+    several = generated(model, labels=under_both, **one)
+    torch.testing.assert_close(several[1], generated(model, labels=said(model, 1), **one)[0])
 
 
 def test_without_input_and_latents_z_is_drawn(model):
@@ -357,6 +364,9 @@ def test_guided_scores_are_of_two_passes(options):
         torch.testing.assert_close(scores, expected, rtol=1e-4, atol=1e-4)
     plain = {"max_new_tokens": 5, "eos_token_id": None}
     assert torch.equal(model.generate(latents=z, labels=labels, guidance_scale=2.5, **plain), outputs.sequences)
+    by_config = GenerationConfig(guidance_scale=2.5, max_new_tokens=5, pad_token_id=0, decoder_start_token_id=2)
+    assert torch.equal(model.generate(latents=z, labels=labels, generation_config=by_config), outputs.sequences)
+    assert by_config.guidance_scale == 2.5
     unguided = model.generate(latents=z, labels=labels, **plain)
     assert torch.equal(model.generate(latents=z, labels=labels, guidance_scale=1, **plain), unguided)
 
