@@ -68,6 +68,19 @@ def reading_flags(args: argparse.Namespace) -> dict:
     return {name: getattr(args, name) for name in names if getattr(args, name) is not None}
 
 
+def add_generation_flags(parser: argparse.ArgumentParser) -> list[str]:
+    """What says how latents are decoded; returns the names of the options."""
+    group = parser.add_argument_group("what and how to decode, as transformers' generate")
+    group.add_argument("--labels", nargs="+", help="Of a conditional model: past, or tense=past mood=question")
+    group.add_argument("--prefix", help="Beginning of every text")
+    group.add_argument("--do_sample", action="store_true", help="Draw words in place of taking the likeliest")
+    for name in ("max_length", "num_beams", "top_k"):
+        group.add_argument(f"--{name}", type=int)
+    for name in ("temperature", "top_p", "guidance_scale"):
+        group.add_argument(f"--{name}", type=float)
+    return [action.dest for action in group._group_actions]
+
+
 def named_labels(said: list[str] | None) -> str | list[str] | dict[str, str] | None:
     """Labels as `generate` takes them: `past`, a list of one a row, or `tense=past mood=question`."""
     if not said:
