@@ -22,7 +22,7 @@ from pathlib import Path
 
 import numpy as np
 
-from hf_vrae import command_line
+from hf_vrae.command_line import add_generation_flags, add_reading_flags, read_lines, reading_flags, run_script
 
 
 def main():
@@ -38,10 +38,9 @@ def main():
     parser.add_argument("--texts", nargs="+", default=[], help="To reconstruct, to move, or the ends of a path")
     parser.add_argument("--file", help="The same, a text a line")
     parser.add_argument("--data", help="Of frames: as --train_file of train.py; by default the built-in ones")
-    command_line.add_reading_flags(parser)
+    add_reading_flags(parser)
     parser.add_argument("--indices", type=int, nargs="+", default=[0, 1, 2], help="Of frames: which sequences of it")
     parser.add_argument("--label", default="label", help="Of frames: column of the attribute")
-    parser.add_argument("--source_labels", nargs="+", help="What the texts to reconstruct stand under themselves")
     parser.add_argument("--count", type=int, default=10, help="Samples")
     parser.add_argument("--steps", type=int, default=7, help="Points of a path, its ends included")
     parser.add_argument("--spherical", action="store_true", help="Interpolate along the great circle")
@@ -50,37 +49,26 @@ def main():
     parser.add_argument("--strength", type=float, nargs="+", default=[1.0], help="How far to move along the attribute")
     parser.add_argument("--seed", type=int, default=42)
     parser.add_argument("--output", help="Also write the rows to this .jsonl file; of frames an .npz")
-    options = command_line.add_generation_flags(parser)
+    options = add_generation_flags(parser)
     args = parser.parse_args()
-    args.labels, own = command_line.named_labels(args.labels), command_line.named_labels(args.source_labels)
     given = {name: getattr(args, name) for name in options if getattr(args, name) is not None}
 
     set_seed(args.seed)
     model, tokenizer = load(args.model)
     if tokenizer is None:
         names = "texts file indices label count steps spherical examples without strength seed".split()
-        chosen = (
-            {name: getattr(args, name) for name in names if getattr(args, name)}
-            | command_line.reading_flags(args)
-            | given
-        )
+        chosen = {name: getattr(args, name) for name in names if getattr(args, name)} | reading_flags(args) | given
         arrays, output = walk_frames(model, args.mode, args.data, **chosen), Path(args.output or "frames.npz")
         np.savez(output, **arrays)
         plots.plot_frames(arrays, output.with_suffix(".png"))
         return print(f"Written to {output}, with a picture beside it")
-    texts = args.texts + (command_line.read_lines(args.file) if args.file else [])
+    texts = args.texts + (read_lines(args.file) if args.file else [])
     rows = {
         "sample": lambda: latent.sample_texts(model, tokenizer, args.count, args.seed, **given),
-        "reconstruct": lambda: latent.reconstruct_texts(model, tokenizer, texts, own, **given),
+        "reconstruct": lambda: latent.reconstruct_texts(model, tokenizer, texts, args.source_labels, **given),
         "interpolate": lambda: latent.interpolate_texts(model, tokenizer, texts, args.steps, args.spherical, **given),
         "attribute": lambda: latent.move_texts(
-            model,
-            tokenizer,
-            texts,
-            command_line.read_lines(args.examples),
-            command_line.read_lines(args.without),
-            args.strength,
-            **given,
+            model, tokenizer, texts, read_lines(args.examples), read_lines(args.without), args.strength, **given
         ),
     }[args.mode]()
     print("\n".join("  |  ".join(map(str, row.values())) for row in rows))
@@ -90,4 +78,4 @@ def main():
 
 
 if __name__ == "__main__":
-    command_line.run_script(main)
+    run_script(main)
