@@ -179,6 +179,10 @@ class ConditionalModel(OneLatentModel):
             "kl": (weight * kl).sum().detach() / count,
         }
 
+    def _seen(self, latents: torch.Tensor, batch: dict) -> torch.Tensor:
+        """What the decoder is given for z [B, D] of a batch: z, and behind it the batch's c."""
+        return join(latents, self.condition(**batch))
+
     def _decoded_of(self, labels, latents: torch.Tensor | None, batch: dict) -> torch.Tensor:
         """What `generate` decodes: z and behind it c, [B, D + C].
 

@@ -413,7 +413,9 @@ class VRAEForSequenceGeneration(VRAEPreTrainedModel, ConditionalModel, Generatio
     def teacher_forced(self, latents: torch.Tensor, **batch) -> torch.LongTensor:
         """The likeliest token at each place of the labels [B, T], given the true ones before it and `latents` [B, D];
         for `batch` as [`forward`] takes it."""
-        return self.lm_head(self._features_of(latents.unsqueeze(0), self.target(**batch))).argmax(-1)
+        return self.lm_head(self._features_of(self._seen(latents, batch).unsqueeze(0), self.target(**batch))).argmax(
+            -1
+        )
 
     def _log_likelihood(self, latents: torch.Tensor, target: torch.LongTensor) -> torch.Tensor:
         rows, features = len(latents), self._features_of(latents, target)

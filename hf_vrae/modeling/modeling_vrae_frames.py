@@ -212,7 +212,7 @@ class VRAEForFrameGeneration(VRAEPreTrainedModel, ConditionalModel, FrameModel):
     def teacher_forced(self, latents: torch.Tensor, **batch) -> torch.Tensor:
         """The likeliest x_t given the frames before it and `latents` [B, D], raw, [B, T, F]; for `batch` as
         [`forward`] takes it."""
-        return self._likeliest(self._features(latents, self.target(**batch))[0])
+        return self._likeliest(self._features(self._seen(latents, batch), self.target(**batch))[0])
 
     def _embed(self, frames: torch.Tensor, first: torch.Tensor) -> torch.Tensor:
         """What the decoder reads, [B, T, E]: scaled frames [B, T, F], where `first` [B, T] the learnt start."""

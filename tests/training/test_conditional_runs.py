@@ -15,6 +15,7 @@ from tests.scripts import script
 
 def test_a_conditional_model_from_training_to_its_texts(tiny, tmp_path):
     flags = "--label_columns tense mood --condition_dropout 0.2 --eval_strategy steps --eval_steps 6"
+    flags += " --num_quality_samples 8"
     results = run(tiny(flags))
     assert results["kl"] > 0 and "label_accuracy" not in results
     model, tokenizer = load(str(tmp_path / "run"))
