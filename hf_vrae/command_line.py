@@ -68,6 +68,31 @@ def reading_flags(args: argparse.Namespace) -> dict:
     return {name: getattr(args, name) for name in names if getattr(args, name) is not None}
 
 
+def add_generation_flags(parser: argparse.ArgumentParser) -> list[str]:
+    """What says how latents are decoded; returns the names of the options."""
+    group = parser.add_argument_group("what and how to decode, as transformers' generate")
+    said = {"nargs": "+", "action": _NamedLabels}
+    group.add_argument("--labels", **said, help="Of a conditional model: past, or tense=past mood=question")
+    group.add_argument("--prefix", help="Beginning of every text")
+    group.add_argument("--do_sample", action="store_true", help="Draw words in place of taking the likeliest")
+    for name in ("max_length", "num_beams", "top_k"):
+        group.add_argument(f"--{name}", type=int)
+    for name in ("temperature", "top_p", "guidance_scale"):
+        group.add_argument(f"--{name}", type=float)
+    names = [action.dest for action in group._group_actions]
+    group.add_argument("--source_labels", **said, help="What the texts to reconstruct stand under themselves")
+    return names
+
+
+class _NamedLabels(argparse.Action):
+    """Labels as `generate` takes them: `past`, a list of one a row, or `tense=past mood=question`."""
+
+    def __call__(self, parser, namespace, said, option_string=None):
+        if all("=" in part for part in said):
+            said = dict(part.split("=", 1) for part in said)
+        setattr(namespace, self.dest, said[0] if len(said) == 1 and isinstance(said, list) else said)
+
+
 def read_lines(path: str | None) -> list[str]:
     """The non-empty lines of a UTF-8 file."""
     if path is None:

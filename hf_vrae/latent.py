@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from .data.collators import FrameCollator
+from .data.conditions import WORDS
 from .data.tokenization import decode
 
 
@@ -44,17 +45,50 @@ def attribute_vector(with_attribute: torch.Tensor, without: torch.Tensor) -> tor
     return with_attribute.mean(0) - without.mean(0)
 
 
+def conditions_of(model, batch: dict) -> dict[str, torch.Tensor]:
+    """What of a batch its latents stand under, for `generate`; a missing label is inferred where the model can."""
+    under = {name: batch[name] for name in WORDS if batch.get(name) is not None}
+    if model.config.model_type == "vrae" and model.config.label_classifier:
+        under["class_labels"] = model.infer_labels(**batch)
+    return under
+
+
+def each_label(model, count: int, batch: dict) -> dict:
+    """Conditions for so many samples: the values of each label in turn, and what else a batch has."""
+    if model.config.model_type == "vrnn":
+        return {}
+    under = {name: batch[name][torch.arange(count) % len(batch[name])] for name in WORDS[1:] if name in batch}
+    names = model.config.condition_labels
+    if names:
+        under["labels"] = {name: [values[i % len(values)] for i in range(count)] for name, values in names.items()}
+    return under
+
+
+def draw_latents(model, count: int, generator: torch.Generator | None = None, **under) -> torch.Tensor:
+    """z of the prior, [count, D]; `under` says what each stands under, as in `generate`."""
+    p = model.prior(**under)
+    return p.sample((), generator) if p.batch_shape else p.sample((count,), generator=generator)
+
+
 @torch.no_grad()
-def encode_texts(model, tokenizer, texts: list[str], batch_size: int = 64) -> torch.Tensor:
-    """Posterior means of texts, or of a vMF posterior directions, [N, D]: what stands for a text in latent space."""
+def encode_texts(model, tokenizer, texts: list[str], batch_size: int = 64, labels=None) -> torch.Tensor:
+    """Posterior means of texts, or of a vMF posterior directions, [N, D]: what stands for a text in latent space.
+
+    Args:
+        labels: of a conditional model, what the texts themselves stand under, as in `generate`.
+    """
     if not texts or not all(text.strip() for text in texts):
         raise ValueError(f"`texts` must hold at least one text and no empty one, got {texts[:3]}.")
     if model.config.model_type == "vrnn":
         raise ValueError("A vrnn has a latent a token, so texts of different lengths have no latents in common.")
-    means = []
+    means, own = [], {}
+    if labels is not None:
+        own = {"class_labels": model.label_ids(labels).expand(len(texts), -1)}
     for start in range(0, len(texts), batch_size):
-        batch = tokenizer(texts[start : start + batch_size], return_tensors="pt", padding=True)
-        means.append(model.encode(**batch.to(model.device)).mode)
+        part = slice(start, start + batch_size)
+        batch = tokenizer(texts[part], return_tensors="pt", padding=True)
+        own_part = {name: rows[part].to(model.device) for name, rows in own.items()}
+        means.append(model.encode(**batch.to(model.device), **own_part).mode)
     return torch.cat(means)
 
 
@@ -71,13 +105,24 @@ def decode_latents(model, tokenizer, latents: torch.Tensor, prefix: str | None =
     return decode(tokenizer, model.generate(latents=latents, **options))
 
 
-def sample_texts(model, tokenizer, count: int, seed: int | None = None, **options) -> list[dict]:
-    """New sequences: z from the prior, decoded."""
+def sample_texts(model, tokenizer, count: int, seed: int | None = None, labels=None, **options) -> list[dict]:
+    """New sequences: z from the prior, decoded; of a conditional model under `labels`, as in `generate`, or by default
+    each value in turn."""
     if model.config.model_type == "vrnn":  # its latents are drawn as the text grows
         return [{"text": text} for text in _continue_texts(model, tokenizer, count, seed, **options)]
     generator = None if seed is None else torch.Generator().manual_seed(seed)
-    latents = model.prior().sample((count,), generator=generator)
-    return [{"text": text} for text in decode_latents(model, tokenizer, latents, **options)]
+    under = each_label(model, count, {}) if labels is None else {"labels": for_all(labels, count)}
+    latents = draw_latents(model, count, generator, **under)
+    texts, said = decode_latents(model, tokenizer, latents, **under, **options), under.get("labels")
+    said = said if isinstance(said, dict) else {"label": said} if said else {}
+    return [{**{name: said[name][i] for name in said}, "text": text} for i, text in enumerate(texts)]
+
+
+def for_all(labels, count: int):
+    """One thing said of all rows, said of each of so many."""
+    if isinstance(labels, dict):
+        return {name: for_all(said, count) for name, said in labels.items()}
+    return labels if isinstance(labels, (list, tuple, torch.Tensor)) else [labels] * count
 
 
 def _continue_texts(model, tokenizer, count: int, seed, prefix: str | None = None, **options) -> list[str]:
@@ -90,9 +135,20 @@ def _continue_texts(model, tokenizer, count: int, seed, prefix: str | None = Non
         return decode(tokenizer, model.generate(torch.tensor([ids] * count, device=model.device), **options))
 
 
-def reconstruct_texts(model, tokenizer, texts: list[str], **options) -> list[dict]:
-    """Each text beside what its posterior mean decodes to."""
-    decoded = decode_latents(model, tokenizer, encode_texts(model, tokenizer, texts), **options)
+def reconstruct_texts(model, tokenizer, texts: list[str], source_labels=None, **options) -> list[dict]:
+    """Each text beside what its posterior mean decodes to.
+
+    Of a conditional model under `labels` among the options: the same z under these. `source_labels` is what the texts
+    themselves stand under, by default what q(c|x) says, or nothing.
+    """
+    latents = encode_texts(model, tokenizer, texts, labels=source_labels)
+    labels = options.pop("labels", source_labels)
+    if labels is not None:
+        options["labels"] = labels
+    elif model.config.model_type == "vrae" and model.config.label_classifier:
+        batch = tokenizer(texts, return_tensors="pt", padding=True)
+        options["class_labels"] = model.infer_labels(**batch.to(model.device))
+    decoded = decode_latents(model, tokenizer, latents, **options)
     return [{"text": text, "reconstruction": new} for text, new in zip(texts, decoded, strict=True)]
 
 
@@ -123,28 +179,37 @@ def move_texts(model, tokenizer, texts, with_attribute, without, strengths=(1.0,
 
 
 @torch.no_grad()
-def encode_frames(model, sequences: list[np.ndarray], batch_size: int = 64) -> list[torch.Tensor]:
-    """What stands for each sequence in latent space: the posterior mean [D], or of one latent a frame those [T, D]."""
+def encode_frames(
+    model, sequences: list[np.ndarray], batch_size: int = 64, conditions: dict[str, torch.Tensor] | None = None
+) -> list[torch.Tensor]:
+    """What stands for each sequence in latent space: the posterior mean [D], or of one latent a frame those [T, D].
+
+    Args:
+        conditions: what they stand under, a row each, by the words of a batch.
+    """
     if not sequences:
         raise ValueError("There must be one sequence at least, got none.")
     latents = []
     for start in range(0, len(sequences), batch_size):
         batch = FrameCollator()(sequences[start : start + batch_size])
+        batch |= {name: rows[start : start + batch_size] for name, rows in (conditions or {}).items()}
         z = model.encode(**{name: tensor.to(model.device) for name, tensor in batch.items()}).mode
         lengths = batch["attention_mask"].sum(1).tolist()
         latents += [row[:length] if row.dim() == 2 else row for row, length in zip(z, lengths, strict=True)]
     return latents
 
 
-def decode_frames(model, latents: list[torch.Tensor], lengths: list[int], do_sample: bool = False) -> np.ndarray:
-    """Frames of each latent, [N, T, F]."""
+def decode_frames(
+    model, latents: list[torch.Tensor], lengths: list[int], do_sample: bool = False, **under
+) -> np.ndarray:
+    """Frames of each latent, [N, T, F]; `under` are conditions, as in `generate`."""
     z = torch.nn.utils.rnn.pad_sequence(latents, batch_first=True)  # [N, D] or [N, T, D]
-    frames = model.generate(latents=z, lengths=torch.tensor(lengths), do_sample=do_sample)
+    frames = model.generate(latents=z, lengths=torch.tensor(lengths), do_sample=do_sample, **under)
     return _ended(frames)
 
 
 def sample_frames(
-    model, lengths: list[int], do_sample: bool = False, beginning: np.ndarray | None = None
+    model, lengths: list[int], do_sample: bool = False, beginning: np.ndarray | None = None, **under
 ) -> dict[str, np.ndarray]:
     """New sequences: z from the prior, decoded.
 
@@ -152,22 +217,34 @@ def sample_frames(
         lengths: of each; where the model has learnt to end a sequence, the longest of them is the most.
         do_sample: draw each frame, too, from its distribution.
         beginning: frames to go on from, [S, F].
+        under: conditions, as in `generate`.
     """
     if model.config.model_type == "vrae":
-        latents = model.prior().sample((len(lengths),))
+        if under.get("labels") is not None:
+            under["labels"] = for_all(under["labels"], len(lengths))
+        latents = draw_latents(model, len(lengths), **under)
     else:  # none is given: they are drawn as the sequence grows
         latents = torch.empty(len(lengths), 0, model.config.latent_size)
     if beginning is not None:
         beginning = torch.as_tensor(beginning, dtype=torch.float32).expand(len(lengths), -1, -1)
     wanted = {"max_length": max(lengths)} if model.config.predict_length else {"lengths": torch.tensor(lengths)}
-    frames = model.generate(latents=latents, **wanted, do_sample=do_sample, beginning=beginning)
+    frames = model.generate(latents=latents, **wanted, do_sample=do_sample, beginning=beginning, **under)
     return {"sample": _ended(frames), "lengths": frames.lengths.cpu().numpy()}
 
 
-def reconstruct_frames(model, sequences: list[np.ndarray], do_sample: bool = False) -> dict[str, np.ndarray]:
-    """Each sequence beside what its posterior means decode to."""
+def reconstruct_frames(
+    model,
+    sequences: list[np.ndarray],
+    do_sample: bool = False,
+    conditions: dict[str, torch.Tensor] | None = None,
+    labels=None,
+) -> dict[str, np.ndarray]:
+    """Each sequence beside what its posterior means decode to, under its own `conditions` or other `labels`."""
     lengths = [len(sequence) for sequence in sequences]
-    decoded = decode_frames(model, encode_frames(model, sequences), lengths, do_sample)
+    under = conditions_of(model, FrameCollator()(sequences) | (conditions or {}))
+    under = under if labels is None else under | {"labels": labels}
+    latents = encode_frames(model, sequences, conditions=conditions)
+    decoded = decode_frames(model, latents, lengths, do_sample, **under)
     return {"real": _padded(sequences), "reconstruction": decoded, "lengths": np.array(lengths)}
 
 

@@ -9,8 +9,11 @@ from datasets import Dataset, DatasetDict
 from torch.distributions import Distribution
 from transformers import PreTrainedTokenizerFast
 
+from .data.collators import conditions as conditions_in
+from .data.conditions import batch_rows, label_names
 from .data.datasets import attribute_values, load_text
 from .data.frames import sequence_rows
+from .data.grammar import generate_corpus
 from .data.tokenization import decode
 from .evaluation.anomaly import detect_anomalies
 from .evaluation.disentanglement import evaluate_disentanglement
@@ -21,13 +24,17 @@ from .evaluation.probe import probe, representations
 from .evaluation.text import (
     attribute_transfer,
     bleu_signature,
+    draw_samples,
     evaluate_text,
     forward_perplexity,
+    self_bleu,
     train_text_classifier,
 )
 from .latent import (
     attribute_vector,
+    conditions_of,
     decode_latents,
+    each_label,
     encode_texts,
     interpolate_frames,
     move_frames,
@@ -57,6 +64,7 @@ def evaluate_file(
     probe_train: str | None = None,
     anomaly_label: str | None = None,
     normal: str = "0",
+    condition_column: str | None = None,
     **reading,
 ) -> dict:
     """[`evaluate`] a trained model on a file, or without one on the test split of what is built in.
@@ -71,10 +79,11 @@ def evaluate_file(
             `probe_train` (of an .npz with several splits, on that for training).
         anomaly_label: column; adds under "anomaly" how well a high NLL tells what is not `normal` in it
             ([`detect_anomalies`]).
+        condition_column: of the vectors that condition the model; its labels and attributes it finds by their names.
     """
     if (probe_label is None) != (probe_train is None):
         raise ValueError("`probe_label` names what `probe_train` teaches the probe: give both, or neither.")
-    task = task_of(model, tokenizer, max_length)
+    task = task_of(model, tokenizer, max_length, condition_column)
     if task.unit != "tokens" and (num_text_samples is not None or judge is not None):
         raise ValueError("`num_text_samples` and `judge` are of text, and this is a model of frames. Leave them out.")
     if num_text_samples is not None:
@@ -114,7 +123,9 @@ def evaluate_file(
     if num_text_samples is not None and accelerator.is_main_process:
         rows = data.select(range(min(num_text_samples, data.num_rows)))
         texts = [decode(tokenizer, [row["input_ids"]])[0] if row["truncated"] else row["text"] for row in rows]
-        metrics["text"] = evaluate_text(model, tokenizer, texts, batch_size, seed, judge)
+        batch = collator(batch_rows(data).__getitems__(list(range(len(texts)))))
+        under = conditions_of(model, {name: tensor.to(model.device) for name, tensor in batch.items()})
+        metrics["text"] = evaluate_text(model, tokenizer, texts, batch_size, seed, judge, under)
     return {**metrics, "run": describe_run(accelerator, model, task, DatasetDict(test=data), seed)}
 
 
@@ -137,6 +148,11 @@ def encode_file(
         )
     task, data = _spread(model, tokenizer, path, max_samples, seed, **reading)
     return data, encode_dataset(model, data, task.collator())
+
+
+def prior_of(model, data: Dataset) -> Distribution:
+    """p(z), or of a conditional model p(z|c) of each of the rows that [`encode_file`] gave."""
+    return model.prior(**conditions_in(batch_rows(data).__getitems__(list(range(len(data))))))
 
 
 def represent_file(model, tokenizer, path=None, max_samples=None, seed: int = 42, **reading):
@@ -168,6 +184,7 @@ def walk_frames(
     strength: Sequence[float] = (1.0,),
     do_sample: bool = False,
     seed: int = 42,
+    labels=None,
     **reading,
 ) -> dict[str, np.ndarray]:
     """Sequences of frames made of latents, as arrays by name ([`plot_frames`] draws them).
@@ -181,18 +198,22 @@ def walk_frames(
             to move, several times.
         do_sample: draw each frame too.
         seed: of the built-in frames; samples are drawn from torch's own stream.
+        labels: of a conditional model, what samples and reconstructions stand under, as in its `generate`; by default
+            each value in turn, and the sequences' own.
     """
     task = task_of(model, None)
     _check_options(task, reading)
     if mode == "sample":
-        return sample_frames(model, [max_length] * count, do_sample)
+        under = each_label(model, count, {}) if labels is None else {"labels": labels}
+        return sample_frames(model, [max_length] * count, do_sample, **under)
     data = task.ready(_read(task, path, seed, **reading))
     if wrong := [i for i in indices if not 0 <= i < len(data)]:
         raise ValueError(f"`indices` must be below {len(data)}, the sequences there are; got {wrong[0]}.")
     rows = sequence_rows(data)
     sequences = rows.__getitems__(list(indices))
     if mode == "reconstruct":
-        return reconstruct_frames(model, sequences, do_sample)
+        own = conditions_in(batch_rows(data).__getitems__(list(indices)))
+        return reconstruct_frames(model, sequences, do_sample, own, labels)
     if mode == "interpolate":
         return interpolate_frames(model, sequences[:2], steps, spherical, do_sample)
     values = [str(value) for value in attribute_values(data, label)]
@@ -216,8 +237,10 @@ def transfer_file(
     strengths: Sequence[float] = (1.0, 2.0),
     max_samples: int = 1000,
     judge: tuple | None = None,
+    guidance_scale: float | None = None,
 ) -> dict:
-    """Texts of each of two labels moved to the other one, by the difference of the labels' mean latents.
+    """Texts of each of two labels moved to the other one: by the difference of the labels' mean latents, or, where the
+    label conditions the model, by decoding the same z under the other label.
 
     Args:
         train_path: labelled texts, of which the direction is made, and the classifier that judges the result.
@@ -227,10 +250,12 @@ def transfer_file(
         strengths: multiples of the direction that are added.
         max_samples: texts to move, of both labels together.
         judge: a model, best a language model, and its tokenizer: adds the `perplexity` of the moved texts.
+        guidance_scale: of decoding under the other label.
 
     Returns:
-        `strengths`, for each its [`attribute_transfer`], and for 0, which only reconstructs; `classifier`, how good
-        the judge of labels is on texts it did not learn from; `labels`.
+        `strengths`, for each its [`attribute_transfer`], and for 0, which only reconstructs; or `other_label` and
+        `own_label`, which only reconstructs, of a conditional model; `classifier`, how good the judge of labels is on
+        texts it did not learn from; `labels`.
     """
     train = _of_two_labels(load_text(test_file=train_path)["test"], label, values)
     values = sorted(set(train["label"]))
@@ -243,18 +268,96 @@ def transfer_file(
     moving = [texts[: max_samples // 2] for texts in moving]
     source, counts = sum(moving, []), [len(texts) for texts in moving]
     wanted = [values[1]] * counts[0] + [values[0]] * counts[1]
+    described = {"accuracy": classifier.accuracy, "majority": classifier.majority, "num_train": classifier.num_train}
+    described = {"labels": [str(value) for value in values], "classifier": described}
+    if model.config.model_type == "vrae" and label in (model.config.condition_labels or {}):
+        own, other = ([str(v) for v in said] for said in (_swapped(wanted, values), wanted))
+        latents = encode_texts(model, tokenizer, source, labels={label: own})
+        for name, said in {"own_label": own, "other_label": other}.items():
+            under = {"labels": {label: said}, "guidance_scale": guidance_scale}
+            texts = decode_latents(model, tokenizer, latents, **under)
+            described[name] = _transferred(source, texts, wanted, classifier, judge)
+        return described
     without, examples = (encode_texts(model, tokenizer, group) for group in groups)
     direction = attribute_vector(examples, without)  # [D]
     towards = torch.tensor([1.0, -1.0]).repeat_interleave(torch.tensor(counts)).unsqueeze(1).to(direction)  # [N, 1]
     latents, results = encode_texts(model, tokenizer, source), {}
     for strength in (0.0, *strengths):
         texts = decode_latents(model, tokenizer, latents + strength * towards * direction)
-        scores = attribute_transfer(source, texts, wanted, classifier)
+        results[f"{strength:g}"] = _transferred(source, texts, wanted, classifier, judge)
+    return described | {"strengths": results}
+
+
+def _swapped(labels: Sequence, values: Sequence) -> list:
+    """Of each label the other one of two."""
+    return [values[0] if label == values[1] else values[1] for label in labels]
+
+
+def _transferred(source, texts, wanted, classifier, judge) -> dict[str, float]:
+    scores = attribute_transfer(source, texts, wanted, classifier)
+    if judge is not None:
+        scores["perplexity"] = forward_perplexity(*judge, texts)["perplexity"]
+    return scores
+
+
+def label_agreement(
+    model,
+    tokenizer: PreTrainedTokenizerFast,
+    train_path: str | None = None,
+    label: str | None = None,
+    num_samples: int = 1000,
+    judge: tuple | None = None,
+    guidance_scale: float | None = None,
+    seed: int = 42,
+    **options,
+) -> dict:
+    """Do texts that a model draws under a label have it? x ~ p(x|z, c), z ~ p(z|c), read by a classifier of real text.
+
+    Args:
+        train_path: labelled texts that teach the classifier, by default those of the built-in corpus; it says how good
+            it is on a part of them that it does not learn from.
+        label: the column; by default the model's only one.
+        num_samples: texts drawn under each of the label's values.
+        judge: a model and its tokenizer: adds the `perplexity` of each value's texts.
+        guidance_scale: as in `generate`.
+        seed: of the draws.
+        options: of `generate`, over those of [`draw_samples`].
+
+    Returns:
+        `agreement`, the share of texts that the classifier gives the label they were drawn under; of each value, under
+        `values`, `agreement`, `self_bleu` and `perplexity`; `self_bleu` of as many texts of all values together as of
+        each; `classifier`, its accuracy, the share of the commonest label, and the texts it learnt from.
+    """
+    names = (model.config.condition_labels or {}) if model.config.model_type == "vrae" else {}
+    label = next(iter(names)) if label is None and len(names) == 1 else label
+    if label not in names:
+        raise ValueError(f"`label` must be one that conditions the model, of {list(names)}; got {label!r}.")
+    rows = generate_corpus(seed=seed)["train"] if train_path is None else load_text(test_file=train_path)["test"]
+    pairs = zip(rows["text"][:], label_names(rows, label), strict=True)
+    pairs = [(text.strip(), name) for text, name in pairs if (text or "").strip() and name in names[label]]
+    classifier = train_text_classifier([text for text, _ in pairs], [name for _, name in pairs])
+    options, results, drawn = {"guidance_scale": guidance_scale, **options}, {}, {}
+    for value in names[label]:
+        under = {"class_labels": model.label_ids({label: [value] * num_samples})}
+        drawn[value] = texts = draw_samples(model, tokenizer, num_samples, seed=seed, conditions=under, **options)
+        right = float((classifier.pipeline.predict(texts) == np.array(value)).mean())
+        results[value] = {"agreement": right, "self_bleu": self_bleu(texts)["self_bleu"]}
         if judge is not None:
-            scores["perplexity"] = forward_perplexity(*judge, texts)["perplexity"]
-        results[f"{strength:g}"] = scores
-    described = {"accuracy": classifier.accuracy, "majority": classifier.majority, "num_train": classifier.num_train}
-    return {"labels": [str(value) for value in values], "strengths": results, "classifier": described}
+            results[value]["perplexity"] = forward_perplexity(*judge, texts)["perplexity"]
+    mixed = [texts[i] for i in range(num_samples) for texts in list(drawn.values())][:num_samples]
+    return {
+        "label": label,
+        "agreement": float(np.mean([of_value["agreement"] for of_value in results.values()])),
+        "self_bleu": self_bleu(mixed)["self_bleu"],
+        "values": results,
+        "num_samples": num_samples,
+        "guidance_scale": guidance_scale,
+        "classifier": {
+            "accuracy": classifier.accuracy,
+            "majority": classifier.majority,
+            "num_train": classifier.num_train,
+        },
+    }
 
 
 def _of_two_labels(data: Dataset, label: str, values: Sequence | None) -> dict[str, list]:

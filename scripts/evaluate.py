@@ -20,7 +20,7 @@ def main():
     from accelerate import PartialState
 
     from hf_vrae.hub import load
-    from hf_vrae.measure import evaluate_file, transfer_file
+    from hf_vrae.measure import evaluate_file, label_agreement, transfer_file
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", required=True, help="Folder, or repository of the Hub")
@@ -40,6 +40,11 @@ def main():
     parser.add_argument("--transfer_train", help="Labelled .tsv or .csv: also move the texts of --data between labels")
     parser.add_argument("--label", default="label", help="Column of the label, of --transfer_train and --data")
     parser.add_argument("--label_values", nargs=2, help="The two labels; by default the column's two")
+    parser.add_argument(
+        "--label_agreement", nargs="?", const="", help="Do samples under a label have it? Labelled texts tell"
+    )
+    parser.add_argument("--guidance_scale", type=float, help="Of these samples, and of texts moved by label")
+    parser.add_argument("--condition_column", help="Column of the vectors that condition the model")
     parser.add_argument("--probe", dest="probe_label", help="Column that a linear classifier tells from the latents")
     parser.add_argument("--probe_train", help="File to fit it on")
     parser.add_argument("--anomaly", dest="anomaly_label", help="Column that says what is not --normal")
@@ -49,15 +54,19 @@ def main():
     output = args.pop("output")
     judge = args["judge"] = load(args["judge"]) if args["judge"] else None
     model, path = load(args.pop("model")), args.pop("data")
-    train, *label = [args.pop(name) for name in ("transfer_train", "label", "label_values")]
+    names = ("transfer_train", "label_agreement", "guidance_scale", "label", "label_values")
+    train, examples, scale, *label = [args.pop(name) for name in names]
     if train and not path:
         raise ValueError("`transfer_train` moves the texts of --data, which is not given.")
     if not args.pop("text_metrics"):
         args["num_text_samples"] = None
-        args["judge"] = None if train else judge
+        args["judge"] = None if train or examples is not None else judge
     results = evaluate_file(*model, path, **args)
     if train and PartialState().is_main_process:
-        results["transfer"] = transfer_file(*model, train, path, *label, judge=judge)
+        results["transfer"] = transfer_file(*model, train, path, *label, judge=judge, guidance_scale=scale)
+    if examples is not None and PartialState().is_main_process:
+        options = {"judge": judge, "guidance_scale": scale, "seed": args["seed"]}
+        results["label_agreement"] = label_agreement(*model, examples or None, label[0], **options)
     if PartialState().is_main_process:
         print(json.dumps({name: value for name, value in results.items() if name != "run"}, indent=2))
         if output:

@@ -3,6 +3,8 @@
     python scripts/generate.py output sample --count 10 --do_sample
     python scripts/generate.py output reconstruct --texts "the king sold a letter ."
     python scripts/generate.py output interpolate --texts "the king sold a letter ." "will the nurses hide many keys ?"
+    python scripts/generate.py conditional sample --labels past
+    python scripts/generate.py conditional reconstruct --texts "he slept ." --source_labels past --labels future
     python scripts/generate.py output attribute --with will.txt --without did.txt --texts "the king sold a letter ."
 
 and of a model of frames, of which --output is an .npz, with a picture beside it:
@@ -20,7 +22,7 @@ from pathlib import Path
 
 import numpy as np
 
-from hf_vrae.command_line import add_reading_flags, read_lines, reading_flags, run_script
+from hf_vrae.command_line import add_generation_flags, add_reading_flags, read_lines, reading_flags, run_script
 
 
 def main():
@@ -47,14 +49,9 @@ def main():
     parser.add_argument("--strength", type=float, nargs="+", default=[1.0], help="How far to move along the attribute")
     parser.add_argument("--seed", type=int, default=42)
     parser.add_argument("--output", help="Also write the rows to this .jsonl file; of frames an .npz")
-    parser.add_argument("--prefix", help="Beginning of every text")
-    options = parser.add_argument_group("options of transformers' generate")
-    options.add_argument("--do_sample", action="store_true", help="Draw words in place of taking the likeliest")
-    for name, kind in dict(max_length=int, num_beams=int, temperature=float, top_k=int, top_p=float).items():
-        options.add_argument(f"--{name}", type=kind)
+    options = add_generation_flags(parser)
     args = parser.parse_args()
-    names = ["prefix", *(action.dest for action in options._group_actions)]
-    given = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
+    given = {name: getattr(args, name) for name in options if getattr(args, name) is not None}
 
     set_seed(args.seed)
     model, tokenizer = load(args.model)
@@ -68,7 +65,7 @@ def main():
     texts = args.texts + (read_lines(args.file) if args.file else [])
     rows = {
         "sample": lambda: latent.sample_texts(model, tokenizer, args.count, args.seed, **given),
-        "reconstruct": lambda: latent.reconstruct_texts(model, tokenizer, texts, **given),
+        "reconstruct": lambda: latent.reconstruct_texts(model, tokenizer, texts, args.source_labels, **given),
         "interpolate": lambda: latent.interpolate_texts(model, tokenizer, texts, args.steps, args.spherical, **given),
         "attribute": lambda: latent.move_texts(
             model, tokenizer, texts, read_lines(args.examples), read_lines(args.without), args.strength, **given

@@ -24,7 +24,7 @@ def main():
     from hf_vrae import latent, plots
     from hf_vrae.data.datasets import attribute_values
     from hf_vrae.hub import load
-    from hf_vrae.measure import encode_file, represent_file
+    from hf_vrae.measure import encode_file, prior_of, represent_file
     from hf_vrae.modeling.distributions import kl_per_dimension
     from hf_vrae.training.schedules import KLSchedule, ScheduleKind
 
@@ -53,7 +53,7 @@ def main():
     if args.mode == "curves":
         plots.plot_training_curves(folder / "metrics.jsonl", picture)
     elif args.mode == "kl":
-        kl, variance = kl_per_dimension(q, model.prior()).double().mean(0), q.mean.double().var(0)
+        kl, variance = kl_per_dimension(q, prior_of(model, data)).double().mean(0), q.mean.double().var(0)
         numbers = {"kl": kl.tolist(), "variance": variance.tolist(), "num_sequences": len(data)}
         plots.plot_kl_per_dimension(kl, variance, picture)
     elif args.mode == "map":

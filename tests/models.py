@@ -33,6 +33,26 @@ VARIANTS = {
     "gpt2": {"decoder_config": GPT2, "tie_word_embeddings": True},
     "bert gpt2": {"encoder_config": BERT, "decoder_config": GPT2, "latent_conditioning": ["input", "output"]},
 }
+# Under a condition: of every kind at once, of one label that q(c|x) infers, and without z.
+LABELS = {"tense": ["past", "present", "future"], "mood": ["statement", "question"]}
+CONDITIONAL = {
+    "conditional": {
+        "condition_labels": LABELS,
+        "condition_attributes": ["length", "tempo"],
+        "attribute_mean": [3.0, -1.0],
+        "attribute_scale": [2.0, 0.5],
+        "condition_size": 3,
+        "condition_embedding_size": 4,
+        "condition_dropout": 0.2,
+    },
+    "one prior": {"condition_labels": {"kind": ["a", "b", "c"]}, "learn_prior": False, "posterior": "delta"},
+    "semi-supervised": {
+        "condition_labels": {"kind": ["a", "b", "c"]},
+        "label_classifier": True,
+        "label_frequencies": [0.5, 0.3, 0.2],
+    },
+    "conditional language model": {"condition_labels": LABELS, "condition_dropout": 0.2, "latent_size": 0},
+}
 # Without z: an encoder, a posterior and a KL are what these lack, and nothing else.
 LANGUAGE_MODELS = {
     "language model": {"latent_size": 0},

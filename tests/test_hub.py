@@ -13,7 +13,7 @@ from huggingface_hub import ModelCard
 
 from hf_vrae.hub import load, write_model_card
 from tests.hub_server import Hub
-from tests.models import GPT2, SCALING, VARIANTS, make_frame_model, make_model
+from tests.models import CONDITIONAL, GPT2, SCALING, VARIANTS, make_frame_model, make_model
 
 # Runs where `import hf_vrae` fails: all it has is what came with the checkpoint.
 STRANGER = """
@@ -195,8 +195,8 @@ def test_round_trip_through_a_hub(tmp_path):
 
 
 def test_a_stranger_loads_every_kind_of_model_from_its_folder(tmp_path):
-    expected = []
-    for name, options in VARIANTS.items():
+    expected, kinds = [], VARIANTS | {"conditional": CONDITIONAL["conditional"]}
+    for name, options in kinds.items():
         model = make_model(**options)
         model.save_pretrained(tmp_path / name.replace(" ", "-"))
         expected.append(model.encode(torch.tensor([[2, 5, 6, 3]])).mean.sum().item())
@@ -205,7 +205,7 @@ def test_a_stranger_loads_every_kind_of_model_from_its_folder(tmp_path):
     assert set(frames.config.auto_map) == {"AutoConfig", "AutoModel"}  # no `AutoModelForSeq2SeqLM`: it has no tokens
     x = torch.linspace(-1, 1, 12).view(1, 4, 3)
     expected.append(frames(x, labels=x).loss.item())
-    folders = [name.replace(" ", "-") for name in VARIANTS]
+    folders = [name.replace(" ", "-") for name in kinds]
     printed = python(STRANGER + STRANGER_TO_FRAMES, *folders, cwd=tmp_path)
     assert [float(number) for number in printed] == pytest.approx(expected, rel=1e-4)
     # What the stranger saved again still has its code, and the Auto classes still find it.

@@ -25,7 +25,8 @@ class AutoencodingCollator:
             examples: token ids, or rows with them under `input_ids`.
 
         Returns:
-            `input_ids` and `attention_mask` [B, T], and `labels` [B, T - 1]: the tokens behind the first.
+            `input_ids` and `attention_mask` [B, T], and `labels` [B, T - 1]: the tokens behind the first. Rows with
+            conditions bring these, see [`conditions`].
         """
         sequences = [np.asarray(e["input_ids"] if isinstance(e, dict) else e, dtype=np.int64) for e in examples]
         lengths = np.array([len(sequence) for sequence in sequences])
@@ -38,6 +39,7 @@ class AutoencodingCollator:
             "input_ids": torch.from_numpy(input_ids),
             "attention_mask": torch.from_numpy(mask.astype(np.int64)),
             "labels": torch.from_numpy(np.ascontiguousarray(labels)),
+            **conditions(examples),
         }
 
 
@@ -71,7 +73,7 @@ class FrameCollator:
 
         Returns:
             `input_features` [B, T, F], 0 where padded, `attention_mask` [B, T], and `labels` [B, T, F]: the features,
-            NaN where padded.
+            NaN where padded. Rows with conditions bring these, see [`conditions`].
 
         Raises:
             ValueError: where a mask does not fit its features, a sequence has no frame, or channels differ in number.
@@ -89,7 +91,21 @@ class FrameCollator:
             "input_features": torch.from_numpy(np.where(mask[:, :, None], labels, np.float32(0))),
             "attention_mask": torch.from_numpy(mask.astype(np.int64)),
             "labels": torch.from_numpy(labels),
+            **conditions(examples),
         }
+
+
+def conditions(examples: Sequence) -> dict[str, torch.Tensor]:
+    """What sequences stand under, as far as their rows have it: `class_labels` [B, L], `attributes` [B, A] and
+    `condition` [B, V]."""
+    if not isinstance(examples[0], dict):
+        return {}
+    kinds = {"class_labels": np.int64, "attributes": np.float32, "condition": np.float32}
+    return {
+        name: torch.from_numpy(np.stack([np.asarray(row[name], dtype=kind) for row in examples]))
+        for name, kind in kinds.items()
+        if name in examples[0]
+    }
 
 
 def _real_frames(example, index: int) -> np.ndarray:

@@ -10,7 +10,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, gather_object
 
-from ..data.frames import sequence_rows
+from ..data.conditions import batch_rows
 
 INPUTS = ("input_ids", "input_features", "attention_mask", "labels")
 
@@ -43,7 +43,7 @@ def evaluate_free_running(
     model.eval()
     order = np.argsort(-dataset.with_format("numpy")["length"][:], kind="stable")  # like lengths together
     batches = [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
-    sequences, counts = sequence_rows(dataset), []
+    sequences, counts = batch_rows(dataset), []
     for indices in batches[accelerator.process_index :: accelerator.num_processes]:
         batch = collator(sequences.__getitems__(indices.tolist()))
         counts.append(_counts(model, {name: tensor.to(accelerator.device) for name, tensor in batch.items()}))

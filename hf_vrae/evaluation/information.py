@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import torch
 from torch.distributions import Distribution
 
-from ..data.frames import sequence_rows
+from ..data.conditions import batch_rows
 
 
 @torch.no_grad()
@@ -29,7 +29,7 @@ def encoded_batches(model, dataset, collator, batch_size: int) -> Iterator[tuple
     """Each batch of a data set, in its order, and what `encode` makes of it; arguments as of [`encode_dataset`]."""
     was_training, device = model.training, model.device
     model.eval()
-    sequences = sequence_rows(dataset)
+    sequences = batch_rows(dataset)
     for start in range(0, len(sequences), batch_size):
         batch = collator(sequences.__getitems__(list(range(start, min(start + batch_size, len(sequences))))))
         yield batch, model.encode(**{name: tensor.to(device) for name, tensor in batch.items()})

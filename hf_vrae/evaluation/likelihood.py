@@ -12,7 +12,7 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, gather_object
 from tqdm.auto import tqdm
 
-from ..data.frames import sequence_rows
+from ..data.conditions import batch_rows
 from .information import active_units, mutual_information
 
 MI_SEQUENCES = 10_000  # the pairwise estimate costs their square
@@ -58,10 +58,11 @@ def evaluate(
     Returns:
         in nats a sequence where nothing else is said: `neg_elbo`, `reconstruction`, `kl`, `nll_iw`, and `nll_fivo`
         where the model has one latent a step and K is above 1 (Maddison et al. 2017); `active_units`, `num_samples`,
-        `num_sequences`, `true_nll` where the data know it; where z is one a sequence `mutual_information` (of
-        `mi_num_sequences` sequences) and `mutual_information_32` (the mean over batches of 32, the size of He et al.
-        2019, at most log 32 = 3.47). Of tokens [`_of_tokens`] adds its own, of frames [`_of_frames`]. `per_sequence`
-        holds arrays [N]: `neg_elbo`, `kl`, `nll_iw`, `num_steps`, and `nll_fivo`.
+        `num_sequences`, `true_nll` where the data know it, `label_accuracy` of q(c|x) on rows with a label, where the
+        model has one; where z is one a sequence `mutual_information` (of `mi_num_sequences` sequences) and
+        `mutual_information_32` (the mean over batches of 32, the size of He et al. 2019, at most log 32 = 3.47). Of
+        tokens [`_of_tokens`] adds its own, of frames [`_of_frames`]. `per_sequence` holds arrays [N]: `neg_elbo`,
+        `kl`, `nll_iw`, `num_steps`, and `nll_fivo`.
     """
     accelerator = accelerator or Accelerator()
     was_training = model.training
@@ -70,7 +71,7 @@ def evaluate(
     order = np.argsort(-dataset.with_format("numpy")["length"][:], kind="stable")
     batches = [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
     batches = batches[accelerator.process_index :: accelerator.num_processes]
-    sequences = sequence_rows(dataset)
+    sequences = batch_rows(dataset)
     rows, posterior = [], None
     for indices in tqdm(batches, desc=description, disable=not accelerator.is_local_main_process, leave=False):
         batch = collator(sequences.__getitems__(indices.tolist()))
@@ -112,6 +113,8 @@ def _summarise(columns, family, dataset, config, num_samples, per_sequence) -> d
     results = {"neg_elbo": results["reconstruction"] + results["kl"]} | results
     if family is not type(None):
         results |= _of_one_latent(columns, family)
+    if "label_known" in columns and columns["label_known"].any():
+        results["label_accuracy"] = float(columns["label_right"][columns["label_known"]].mean())
     results["active_units"] = active_units(torch.from_numpy(columns["mean"]))
     results |= {"num_samples": num_samples, "num_sequences": count}
     if "log_prob" in dataset.column_names:

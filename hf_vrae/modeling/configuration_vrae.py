@@ -110,6 +110,28 @@ class VRAEConfig(LatentSequenceConfig):
     bag_of_words_weight: float | int = field(
         default=0.0, metadata={"help": "Of an added loss that predicts the words from z alone (Zhao et al. 2017)"}
     )
+    # What a sequence stands under; the data say what there is.
+    condition_labels: dict[str, list[str]] | None = None  # names of each label's values; kept in order of the labels
+    condition_attributes: list[str] | None = None  # names of real-valued attributes; seen as (a - mean) / scale
+    attribute_mean: list[float] | None = None
+    attribute_scale: list[float] | None = None
+    condition_size: int = 0  # numbers of a vector that comes from anywhere
+    label_frequencies: list[float] | None = None  # p(c), of `label_classifier`; by default uniform
+    condition_embedding_size: int = field(
+        default=16, metadata={"help": "conditions: width of each embedded label, of all attributes, of a vector"}
+    )
+    condition_dropout: float | int = field(
+        default=0.0, metadata={"help": "conditions: share of training rows that lose theirs, for guidance"}
+    )
+    learn_prior: bool = field(
+        default=True, metadata={"help": "conditions: learn p(z|c), a Gaussian; else it is N(0, I) whatever c"}
+    )
+    label_classifier: bool = field(
+        default=False, metadata={"help": "conditions: learn q(c|x) of one label, and sum over it where it is missing"}
+    )
+    classifier_weight: float | int = field(
+        default=1.0, metadata={"help": "label_classifier: of -log q(c|x) of a row whose label is there (alpha)"}
+    )
     # Of the training loss alone; a run's arguments set them.
     mmd_weight: float | int = 0.0  # of [`objectives.maximum_mean_discrepancy`]
     svi_steps: int = 0  # of [`inference.refine`], from the encoder's posterior
@@ -123,11 +145,23 @@ class VRAEConfig(LatentSequenceConfig):
         if self.decoder_config is not None:
             self.decoder_type = "transformer" if self.decoder_type == "rnn" else self.decoder_type
             self.decoder_hidden_size, self.decoder_layers = self._sizes_of("decoder_config")
+        if self.condition_labels is not None:  # a saved configuration comes back in this order
+            self.condition_labels = dict(sorted(self.condition_labels.items()))
         if self.decoder_latent_size == 0:
             self.latent_conditioning = []
         elif self.latent_conditioning is None:
             self.latent_conditioning = list(DEFAULT_PLACES[self._kind_of_decoder])
         super().__post_init__(**kwargs)
+        if len(self.condition_labels or ()) == 1:  # transformers' own words for it
+            (names,) = self.condition_labels.values()
+            self.id2label = dict(enumerate(names))
+            self.label2id = {name: i for i, name in self.id2label.items()}
+
+    @property
+    def condition_width(self) -> int:
+        """Dimensions of c, the embedded condition; 0 without one."""
+        parts = len(self.condition_labels or ()) + bool(self.condition_attributes) + (self.condition_size > 0)
+        return parts * self.condition_embedding_size
 
     def _sizes_of(self, name: str) -> tuple[int, int]:
         """Width and depth of the transformers model that a field describes, after a check of what it is."""
@@ -168,8 +202,8 @@ class VRAEConfig(LatentSequenceConfig):
 
     @property
     def decoder_latent_size(self) -> int:
-        """Dimensions of what the decoder is given: z."""
-        return self.latent_size
+        """Dimensions of what the decoder is given: z, and behind it c."""
+        return self.latent_size + self.condition_width
 
     def validate_architecture(self):
         """Checked at construction and when saving."""
@@ -180,6 +214,10 @@ class VRAEConfig(LatentSequenceConfig):
         self._check_at_least_1("num_attention_heads", "max_position_embeddings", "memory_tokens")
         if self.intermediate_size is not None:
             self._check_at_least_1("intermediate_size")
+        self._check_at_least_1("condition_embedding_size")
+        self._check_probabilities("condition_dropout")
+        self._check_not_negative("condition_size", "classifier_weight")
+        self._check_conditions()
         super().validate_architecture()
         for size, own in (
             ("encoder_hidden_size", self.encoder_type == "transformer" and self.encoder_config is None),
@@ -231,7 +269,69 @@ class VRAEConfig(LatentSequenceConfig):
             for name, is_read in read.items()
         ]
 
+    def _check_conditions(self):
+        for name, values in (self.condition_labels or {}).items():
+            if not values or len(set(values)) < len(values):
+                raise ValueError(
+                    f"`condition_labels` must name each value of label {name!r} once, one at least; got {values}."
+                )
+        for name in ("attribute_mean", "attribute_scale"):
+            numbers, count = getattr(self, name), len(self.condition_attributes or ())
+            if numbers is not None and len(numbers) != count:
+                raise ValueError(
+                    f"`{name}` must have a number for each of the {count} `condition_attributes`, got {len(numbers)}."
+                )
+        if min(self.attribute_scale or [1.0]) <= 0:
+            raise ValueError(f"`attribute_scale` must be above 0, got {min(self.attribute_scale)}.")
+        frequencies = self.label_frequencies
+        counts = [len(values) for values in (self.condition_labels or {}).values()]
+        if frequencies is not None and ([len(frequencies)] != counts or min(frequencies) <= 0):
+            raise ValueError(
+                "`label_frequencies` must be above 0, one for each value of the one label of `condition_labels`, "
+                f"which have {counts}; got {frequencies}."
+            )
+
     def _combinations(self) -> list[tuple[bool, str]]:
+        return self._combinations_of_one_latent() + self._combinations_of_conditions()
+
+    def _combinations_of_conditions(self) -> list[tuple[bool, str]]:
+        conditional = self.condition_width > 0
+        other_losses = self.num_train_samples > 1 or self.svi_steps > 0 or self.free_bits > 0
+        other_losses = other_losses or self.mmd_weight > 0 or self.bag_of_words_weight > 0
+        return [
+            (
+                self.condition_dropout > 0 and not conditional,
+                f"`condition_dropout` {self.condition_dropout} drops conditions, and the model has none: name columns "
+                "of the data (`label_columns`, `attribute_columns`, `condition_column`), or leave it out.",
+            ),
+            (
+                conditional and self.latent_size > 0 and self.learn_prior and self.posterior != "gaussian",
+                f"`posterior` {self.posterior} keeps its KL to one prior for all from falling to 0, and `learn_prior` "
+                "makes one for each condition. Set `learn_prior` false, or `posterior` gaussian.",
+            ),
+            (
+                self.label_classifier and len(self.condition_labels or ()) != 1,
+                "`label_classifier` is of exactly one label, got "
+                f"{list(self.condition_labels or ())}. Name one of `label_columns`, or leave it out.",
+            ),
+            (
+                self.label_classifier and self.latent_size == 0,
+                "`label_classifier` reads the encoder's summary, and `latent_size` 0 is a model without encoder. "
+                "Raise `latent_size`.",
+            ),
+            (
+                self.label_classifier and self.condition_dropout > 0,
+                "`label_classifier` sums over a missing label, so that no row is without one, which "
+                f"`condition_dropout` {self.condition_dropout} is there to learn. Set one of them to its default.",
+            ),
+            (
+                self.label_classifier and other_losses,
+                "`label_classifier` trains -ELBOs weighted by q(c|x): `num_train_samples`, `svi_steps`, `free_bits`, "
+                "`mmd_weight` and `bag_of_words_weight` are of one -ELBO a row. Leave them at their defaults.",
+            ),
+        ]
+
+    def _combinations_of_one_latent(self) -> list[tuple[bool, str]]:
         several = self.num_train_samples > 1
         free = f"`free_bits` {self.free_bits}"
         return [

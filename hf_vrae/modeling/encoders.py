@@ -10,6 +10,7 @@ from torch import nn
 from transformers.modeling_outputs import ModelOutput
 from transformers.utils import can_return_tuple
 
+from .conditioning import join
 from .configuration_vrae import VRAEConfig
 from .distributions import DiagonalGaussian
 from .heads import make_frame_embedding
@@ -26,15 +27,18 @@ from .transformer import Transformer, positions_of
 class VRAEEncoderOutput(ModelOutput):
     """
     Args:
-        last_hidden_state: z as the decoder will see it, [B, 1, D]: the posterior mean, or the latents that were given.
+        last_hidden_state: what the decoder will see, [B, 1, D]: the posterior mean, or the latents that were given;
+            of a conditional model [B, 1, D + C], z and behind it c.
         mean, logvar: of the posterior q(z|x), float32 [B, D]; of a vMF posterior its direction, and None.
         hidden_states: embeddings [B, T, E] and each layer's outputs [B, T, H].
+        summary: what the posterior and `label_classifier` read of x, [B, H]; of a model with the latter.
     """
 
     last_hidden_state: torch.FloatTensor | None = None
     mean: torch.FloatTensor | None = None
     logvar: torch.FloatTensor | None = None
     hidden_states: tuple[torch.FloatTensor, ...] | None = None
+    summary: torch.FloatTensor | None = None
 
 
 class VRAEEncoder(nn.Module):
@@ -80,11 +84,13 @@ class VRAEEncoder(nn.Module):
         inputs_embeds: torch.FloatTensor | None = None,
         output_hidden_states: bool | None = None,
         output_attentions: bool | None = None,  # `generate` passes it to every encoder; there are none here
+        condition: torch.FloatTensor | None = None,
     ) -> VRAEEncoderOutput:
         """
         Args:
             input_ids: [B, T]; or `inputs_embeds` [B, T, E] in its place, as always for frames.
             attention_mask: nonzero where a token is real, [B, T]; by default all but `pad_token_id`.
+            condition: c, [B, C] or one for all [C]; of a conditional model.
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError(
@@ -101,13 +107,18 @@ class VRAEEncoder(nn.Module):
             output_hidden_states = self.config.output_hidden_states
         inputs = self.dropout(inputs_embeds)
         summary, hidden_states = self.summarise(inputs, attention_mask, output_hidden_states)  # [B, H]
-        mean, logvar = self.posterior(self.dropout(summary))  # [B, D]
+        mean, logvar = self.moments(summary, condition)  # [B, D]
         return VRAEEncoderOutput(
-            last_hidden_state=mean.unsqueeze(1),
+            last_hidden_state=join(mean, condition).unsqueeze(1),
             mean=mean,
             logvar=logvar,
             hidden_states=(inputs_embeds, *hidden_states) if output_hidden_states else None,
+            summary=summary if self.config.label_classifier else None,
         )
+
+    def moments(self, summary: torch.Tensor, condition: torch.Tensor | None = None):
+        """Mean and log-variance of q(z|x, c), float32 [B, D] each, of the summary of x [B, H] and of c [B, C]."""
+        return self.posterior(join(self.dropout(summary), condition))
 
     def distribution(self, mean: torch.Tensor, logvar: torch.Tensor | None) -> torch.distributions.Distribution:
         """q(z|x) of the moments that `forward` gave."""
@@ -224,13 +235,15 @@ class NoEncoder(nn.Module):
         inputs_embeds=None,
         output_hidden_states=None,
         output_attentions=None,
+        condition=None,
     ) -> VRAEEncoderOutput:
         given = input_ids if inputs_embeds is None else inputs_embeds
         if given is None:
             raise ValueError("Pass `input_ids` or `inputs_embeds`: they tell how many rows there are.")
         nothing = torch.zeros(len(given), 0, device=given.device)
         layers = () if output_hidden_states else None
-        return VRAEEncoderOutput(nothing.unsqueeze(1), mean=nothing, logvar=nothing, hidden_states=layers)
+        seen = join(nothing, condition).unsqueeze(1)
+        return VRAEEncoderOutput(seen, mean=nothing, logvar=nothing, hidden_states=layers)
 
     def distribution(self, mean: torch.Tensor, logvar: torch.Tensor) -> DiagonalGaussian:
         """q(z|x) = p(z), in which there is nothing to draw: batch shape [B], event shape [0]."""
@@ -239,7 +252,7 @@ class NoEncoder(nn.Module):
 
 def make_posterior(config: VRAEConfig) -> GaussianPosterior:
     """The family of q(z|x) that the configuration names."""
-    sizes = config.encoder_hidden_size, config.latent_size
+    sizes = config.encoder_hidden_size + config.condition_width, config.latent_size
     if config.posterior == "batch_norm":
         return BatchNormPosterior(*sizes, config.batch_norm_gamma, config.learn_batch_norm_scale)
     if config.posterior == "delta":

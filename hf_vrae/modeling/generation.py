@@ -20,6 +20,53 @@ class Draw(LogitsProcessor):
         return torch.zeros_like(scores, dtype=torch.int8).scatter_(1, draw(scores).unsqueeze(1), 1)
 
 
+class Guidance(LogitsProcessor):
+    """Classifier-free guidance (Ho & Salimans 2022) of transformers' `guidance_scale`, normalised anew:
+
+        log p(x_t | ...) = u + s (scores - u) + constant,   u the scores of the same z without its condition
+
+    The unconditional pass goes on from a cache of its own, in which beams are found again by their tokens.
+
+    Args:
+        model: makes the unconditional scores.
+        scale: s.
+        encoder_outputs: what is decoded without the condition, a row for each of the caller's.
+        decoder_attention_mask: of the beginning, where it has padding.
+    """
+
+    def __init__(self, model, scale: float, encoder_outputs, decoder_attention_mask: torch.Tensor | None = None):
+        self.model, self.scale, self.encoder_outputs = model, scale, encoder_outputs
+        self.mask, self.read, self.cache = decoder_attention_mask, None, None
+
+    @torch.no_grad()
+    def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
+        rows, state = len(input_ids), self.encoder_outputs.last_hidden_state
+        copies = rows // len(state)  # beams, or sequences of one z
+        new = input_ids
+        if self.read is not None:
+            # Where a beam came from: a row of the same z that has read the same tokens, and so is in the same state.
+            of = torch.arange(rows, device=input_ids.device) // copies
+            same = (input_ids[:, None, :-1] == self.read[None]).all(-1) & (of[:, None] == of[None])
+            self.cache.reorder_cache(same.int().argmax(1))
+            new = input_ids[:, -1:]
+        mask = self.mask
+        if mask is not None:
+            mask = mask.repeat_interleave(rows // len(mask), dim=0)
+            mask = torch.cat([mask, mask.new_ones(rows, input_ids.shape[1] - mask.shape[1])], dim=1)
+        outputs = self.model(
+            decoder_input_ids=new,
+            decoder_attention_mask=mask,
+            encoder_outputs=type(self.encoder_outputs)(state.repeat_interleave(copies, dim=0)),
+            past_key_values=self.cache,
+            use_cache=True,
+            logits_to_keep=1,
+            return_dict=True,
+        )
+        self.read, self.cache = input_ids, outputs.past_key_values
+        u = outputs.logits[:, -1].to(scores).log_softmax(-1)
+        return (u + self.scale * (scores.log_softmax(-1) - u)).log_softmax(-1)
+
+
 class RecurrentCache(Cache):
     """State of a recurrent decoder after the tokens read so far.
 

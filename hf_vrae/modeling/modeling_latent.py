@@ -11,6 +11,7 @@ from torch import nn
 from transformers import initialization as init
 from transformers.modeling_utils import PreTrainedModel
 
+from .conditioning import join
 from .distributions import DiagonalGaussian, HypersphericalUniform, kl_divergence, kl_per_dimension
 from .inference import refine
 from .kernels import IGNORE_INDEX
@@ -101,15 +102,26 @@ class OneLatentModel(LatentSequenceModel):
     A subclass says what x is. It gives `encode`, and by a *target*, what of x is scored, in a form of its own:
 
     - `target(labels, **batch)`: the target of a batch;
-    - `_log_likelihood(latents, target)`: log p(x|z_k), [K, B], of latents [K, B, D];
+    - `_log_likelihood(latents, target)`: log p(x|z_k), [K, B], of latents [K, B, D], with c behind z where there is
+      one;
     - `_width(target)`: how many numbers that holds at once for one z of each row;
     - `num_steps(target)`: how many steps are scored, [B];
     - `teacher_forced(latents, **batch)`: the likeliest x_t given z and the true steps before it;
     - `_parts_of_likelihood()`: the modules of p(x|z).
+
+    Everything may stand under a condition c, which [`ConditionalModel`] makes of a batch; here there is none.
     """
 
     def prior(self, **batch) -> torch.distributions.Distribution:
         """p(z) = N(0, I), beside a vMF posterior the uniform one on the sphere; event shape [D], for every batch."""
+        return self._prior(self.condition(**batch))
+
+    def condition(self, **batch) -> torch.Tensor | None:
+        """c of a batch, [B, C], or one for all rows, [C]; None: there is none."""
+        return None
+
+    def _prior(self, condition: torch.Tensor | None) -> torch.distributions.Distribution:
+        """p(z|c)."""
         if self.config.posterior == "vmf":
             return HypersphericalUniform(self.config.latent_size, self.device)
         zeros = torch.zeros(self.config.latent_size, device=self.device)
@@ -139,9 +151,14 @@ class OneLatentModel(LatentSequenceModel):
         target = self.target(labels, **batch)
         q = self.encode(**batch) if posterior is None else posterior
         z = q.rsample((num_samples,), generator) if latents is None else latents  # [K, B, D]
+        return self._log_joint(z, target, self.condition(**batch)) - q.log_prob(z)
+
+    def _log_joint(self, latents: torch.Tensor, target, condition: torch.Tensor | None) -> torch.Tensor:
+        """log p(x, z_k|c), [K, B], of latents [K, B, D]."""
         at_once = max(1, MAX_AT_ONCE // self._width(target))
-        log_likelihood = torch.cat([self._log_likelihood(part, target) for part in z.split(at_once)])
-        return log_likelihood + self.prior(**batch).log_prob(z) - q.log_prob(z)
+        parts = join(latents, condition).split(at_once)
+        log_likelihood = torch.cat([self._log_likelihood(part, target) for part in parts])
+        return log_likelihood + self._prior(condition).log_prob(latents)
 
     @torch.no_grad()
     def evaluation_terms(
@@ -160,10 +177,11 @@ class OneLatentModel(LatentSequenceModel):
             -log p(x|z_k)) and `kl` [B] in closed form; `num_steps` [B]; of q its `mean` [B, D] and a sample, `latents`
             [B, D]; and `posterior`, q itself.
         """
-        q, p = self.encode(**batch), self.prior(**batch)
+        condition = self.condition(**batch)
+        q, p = self.encode(**batch), self._prior(condition)
         target = self.target(**batch)
         if svi_steps:
-            q = self.refine(q, target, svi_steps, generators)
+            q = self.refine(q, target, svi_steps, generators, condition=condition)
         z = q.sample((num_samples,), generators)  # [K, B, D]
         log_weights = self.log_importance_weights(latents=z, posterior=q, **batch).double()
         log_ratio = (q.log_prob(z) - p.log_prob(z)).double()  # [K, B]; what the KL is the mean of
@@ -184,6 +202,7 @@ class OneLatentModel(LatentSequenceModel):
         num_steps: int,
         generator: torch.Generator | list[torch.Generator] | None = None,
         differentiable: bool = False,
+        condition: torch.Tensor | None = None,
     ) -> DiagonalGaussian:
         """A posterior nearer to the true one, by gradient steps on the -ELBO of each sequence: see [`refine`].
 
@@ -191,6 +210,7 @@ class OneLatentModel(LatentSequenceModel):
             posterior: the encoder's, of as many sequences.
             target: what is scored: labels [B, T] of tokens, or what `target` makes of frames.
             num_steps, generator, differentiable: as in [`refine`].
+            condition: c, [B, C], of a conditional model.
         """
         if self.config.posterior != "gaussian":
             raise ValueError(
@@ -200,20 +220,21 @@ class OneLatentModel(LatentSequenceModel):
 
         def sequence_negative_elbo(q, z):
             beta = self.kl_weight if self.training else 1.0
-            return -self._log_likelihood(z.unsqueeze(0), target)[0] + beta * kl_divergence(q, self.prior())
+            nll = -self._log_likelihood(join(z.unsqueeze(0), condition), target)[0]
+            return nll + beta * kl_divergence(q, self._prior(condition))
 
         return refine(posterior, sequence_negative_elbo, num_steps, generator, differentiable)
 
-    def _draw_latents(self, posterior: torch.distributions.Distribution, target):
+    def _draw_latents(self, posterior: torch.distributions.Distribution, target, condition=None):
         """The posterior that the loss is of, and a sample of it, [B, D]."""
         if not self.training:
             # At the mean the reconstruction would bound nothing: z is sampled, but repeatably.
             return posterior, posterior.rsample(generator=torch.Generator().manual_seed(0))
         if self.config.svi_steps:
-            posterior = self.refine(posterior, target, self.config.svi_steps, differentiable=True)
+            posterior = self.refine(posterior, target, self.config.svi_steps, differentiable=True, condition=condition)
         return posterior, posterior.rsample()
 
-    def _bound(self, reconstruction: torch.Tensor, posterior: torch.distributions.Distribution | None):
+    def _bound(self, reconstruction: torch.Tensor, posterior: torch.distributions.Distribution | None, condition=None):
         """The -ELBO with the KL that is charged for, and the KL, both scalars; without a posterior there is none.
 
         Args:
@@ -221,27 +242,29 @@ class OneLatentModel(LatentSequenceModel):
         """
         if posterior is None:
             return reconstruction, None
-        kl = kl_divergence(posterior, self.prior()).mean()
-        charged = self._charged_kl(kl, lambda: kl_per_dimension(posterior, self.prior()))
+        p = self._prior(condition)
+        kl = kl_divergence(posterior, p).mean()
+        charged = self._charged_kl(kl, lambda: kl_per_dimension(posterior, p))
         return negative_elbo(reconstruction, charged, self.kl_weight), kl
 
-    def _auxiliary_losses(self, latents: torch.Tensor, target) -> torch.Tensor | float:
+    def _auxiliary_losses(self, latents: torch.Tensor, target, condition=None) -> torch.Tensor | float:
         """What training minimises beside the bound, weighted."""
         if self.config.mmd_weight and len(latents) > 1:  # the last batch of an epoch may be a single sequence
-            prior_latents = self.prior().sample((len(latents),))
+            p = self._prior(condition)
+            prior_latents = p.sample() if p.batch_shape else p.sample((len(latents),))
             return self.config.mmd_weight * maximum_mean_discrepancy(latents, prior_latents)
         return 0.0
 
-    def _importance_weighted_loss(self, posterior: torch.distributions.Distribution, target) -> dict:
+    def _importance_weighted_loss(self, posterior: torch.distributions.Distribution, target, condition=None) -> dict:
         """The importance-weighted bound with K samples (Burda et al. 2016), by the gradient of Tucker et al., as the
         fields of an output.
 
         `kl_weight` is that of log q - log p in each weight.
         """
-        z = posterior.rsample((self.config.num_train_samples,))  # [K, B, D]
-        log_likelihood, weighted_nll = self._weighable_log_likelihood(z, target)
+        z, p = posterior.rsample((self.config.num_train_samples,)), self._prior(condition)  # [K, B, D]
+        log_likelihood, weighted_nll = self._weighable_log_likelihood(join(z, condition), target)
         # log q with its parameters held fixed: the encoder's gradient flows through z alone.
-        log_ratio = posterior.detach().log_prob(z) - self.prior().log_prob(z)
+        log_ratio = posterior.detach().log_prob(z) - p.log_prob(z)
         log_weights = log_likelihood - self.kl_weight * log_ratio.detach()
         weights = doubly_reparameterised_weights(log_weights, z, self.kl_weight)
         surrogate = weighted_nll(weights) + self.kl_weight * (weights * log_ratio).sum(0).mean()
@@ -249,7 +272,7 @@ class OneLatentModel(LatentSequenceModel):
         return {
             "loss": surrogate + (loss - surrogate).detach(),
             "reconstruction_loss": -log_likelihood.mean(),
-            "kl": kl_divergence(posterior, self.prior()).mean(),
+            "kl": kl_divergence(posterior, p).mean(),
             "latents": z[0],
             "posterior_mean": posterior.mean,
         }

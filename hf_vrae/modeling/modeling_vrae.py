@@ -4,6 +4,8 @@
     log p(x|z) = sum_t log p(x_t | x_<t, z)         decoder: recurrent, sees z where `latent_conditioning` says
     log p(x) >= E_q[log p(x|z)] - KL(q(z|x) || p(z)),   p(z) = N(0, I)
 
+Of a conditional model all stands under c, and `modeling_conditional` says how.
+
 Letters in shapes: B batch, T time, K samples, D latent size, E embedding size, H hidden size, V vocabulary.
 """
 
@@ -18,19 +20,15 @@ from transformers.generation import GenerationMixin
 from transformers.modeling_outputs import ModelOutput
 from transformers.utils import can_return_tuple
 
+from .conditioning import ConditionEmbedding, join
 from .configuration_vrae import VRAEConfig
 from .decoders import make_decoder
 from .encoders import VRAEEncoderOutput, make_encoder
-from .generation import Draw, copy_of, decode
+from .generation import Draw, Guidance, copy_of, decode
 from .kernels import IGNORE_INDEX, Dropout, PackedLinear, draw, linear_cross_entropy, linear_nll, product_dtype
-from .modeling_latent import (
-    LatentSequenceModel,
-    OneLatentModel,
-    at_least_float32,
-    check_latents,
-    check_token_ids,
-    token_nll,
-)
+from .modeling_conditional import CONDITIONS, ConditionalModel
+from .modeling_latent import LatentSequenceModel, at_least_float32, check_latents, check_token_ids, token_nll
+from .posteriors import ConditionalPrior
 from .pretrained import copy_head, copy_weights, fields_of
 from .recurrent import left_align
 
@@ -48,7 +46,7 @@ class VRAEOutput(ModelOutput):
         past_key_values: decoder state after the last token, for the next call.
         decoder_hidden_states: embeddings [B, T, E] and each layer's outputs [B, T, H].
         encoder_last_hidden_state, encoder_hidden_states: see [`VRAEEncoderOutput`].
-        latents: the z that was decoded, [B, D].
+        latents: the z that was decoded, [B, D]; of the model without head with c behind it, [B, D + C].
         posterior_mean, posterior_logvar: of q(z|x), float32 [B, D]; None where z was given.
     """
 
@@ -99,6 +97,13 @@ class VRAEModel(VRAEPreTrainedModel):
         if config.tables_are_apart or config.input_size is not None or config.decoder_type == "independent":
             self._tied_weights_keys = {}  # there is one table, or none, or two tokenizers' worth of them
         self.decoder = make_decoder(config)
+        if config.condition_width:
+            self.embed_condition = ConditionEmbedding(config)
+            if config.learn_prior and config.latent_size:
+                sizes = config.condition_width, config.encoder_hidden_size, config.latent_size
+                self.conditional_prior = ConditionalPrior(*sizes)
+        if config.label_classifier:
+            self.classifier = nn.Linear(config.encoder_hidden_size, config.num_labels)
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Module:
@@ -125,13 +130,14 @@ class VRAEModel(VRAEPreTrainedModel):
         decoder_inputs_embeds: torch.FloatTensor | None = None,
         use_cache: bool | None = None,
         output_hidden_states: bool | None = None,
+        condition: torch.FloatTensor | None = None,
     ) -> VRAEOutput:
-        """Arguments as in [`VRAEForSequenceGeneration.forward`]."""
+        """Arguments as in [`VRAEForSequenceGeneration.forward`]; `condition` is c, [B, C] or [C]."""
         if output_hidden_states is None:
             output_hidden_states = self.config.output_hidden_states
         if encoder_outputs is None and latents is None:
             encoder_outputs = self.encoder(
-                input_ids, attention_mask, inputs_embeds, output_hidden_states, return_dict=True
+                input_ids, attention_mask, inputs_embeds, output_hidden_states, condition=condition, return_dict=True
             )
             if self.training:
                 latents = self.encoder.distribution(encoder_outputs.mean, encoder_outputs.logvar).rsample()
@@ -140,15 +146,16 @@ class VRAEModel(VRAEPreTrainedModel):
                 raise ValueError(
                     "`latents` take the place of the encoder: pass them or the encoder's input, not both."
                 )
-            encoder_outputs = VRAEEncoderOutput(last_hidden_state=latents.unsqueeze(1))
+            check_latents(latents, self.config.latent_size)
+            encoder_outputs = VRAEEncoderOutput(last_hidden_state=join(latents, condition).unsqueeze(1))
         elif not isinstance(encoder_outputs, VRAEEncoderOutput):
             encoder_outputs = VRAEEncoderOutput(*encoder_outputs)
-        latents = encoder_outputs.last_hidden_state[:, 0] if latents is None else latents  # [B, D]
-        check_latents(latents, self.config.latent_size)
+        seen = encoder_outputs.last_hidden_state[:, 0] if latents is None else join(latents, condition)
+        check_latents(seen, self.config.decoder_latent_size)
         if decoder_input_ids is None and decoder_inputs_embeds is None:
             raise ValueError("The decoder needs `decoder_input_ids`, or `labels` to make them from.")
         hidden, past_key_values, decoder_hidden_states = self.decoder(
-            latents,
+            seen,
             decoder_input_ids,
             decoder_attention_mask,
             past_key_values,
@@ -162,13 +169,13 @@ class VRAEModel(VRAEPreTrainedModel):
             decoder_hidden_states=decoder_hidden_states,
             encoder_last_hidden_state=encoder_outputs.last_hidden_state,
             encoder_hidden_states=encoder_outputs.hidden_states,
-            latents=latents,
+            latents=seen,
             posterior_mean=encoder_outputs.mean,
             posterior_logvar=encoder_outputs.logvar,
         )
 
 
-class VRAEForSequenceGeneration(VRAEPreTrainedModel, OneLatentModel, GenerationMixin):
+class VRAEForSequenceGeneration(VRAEPreTrainedModel, ConditionalModel, GenerationMixin):
     """The VRAE over token sequences: encodes text, decodes latents, and bounds log p(x).
 
     Example:
@@ -267,6 +274,9 @@ class VRAEForSequenceGeneration(VRAEPreTrainedModel, OneLatentModel, GenerationM
         use_cache: bool | None = None,
         output_hidden_states: bool | None = None,
         logits_to_keep: int = 0,
+        class_labels: torch.LongTensor | None = None,
+        attributes: torch.FloatTensor | None = None,
+        condition: torch.FloatTensor | None = None,
     ) -> VRAEOutput:
         """
         Args:
@@ -281,11 +291,18 @@ class VRAEForSequenceGeneration(VRAEPreTrainedModel, OneLatentModel, GenerationM
             past_key_values: decoder state to go on from.
             labels: `w1 .. wn </s>` with -100 where there is none, [B, S].
             logits_to_keep: compute only the last so many logits; 0 is all.
+            class_labels, attributes, condition: of a conditional model, as in [`ConditionalModel.condition`].
 
         Returns:
             [`VRAEOutput`]; `loss` and its parts only with `labels`, `kl` only where there is a posterior.
         """
-        posterior = None
+        posterior = c = None
+        if encoder_outputs is None:
+            inputs = {"input_ids": input_ids, "attention_mask": attention_mask, "inputs_embeds": inputs_embeds}
+            inputs |= {"class_labels": class_labels, "attributes": attributes, "condition": condition}
+            if labels is not None and latents is None and self.training and self.config.label_classifier:
+                return VRAEOutput(**self._semi_supervised_loss(labels, **inputs))
+            c = self.condition(**inputs)
         if labels is not None:
             check_token_ids("labels", labels, self.config.vocab_size, ignore=IGNORE_INDEX)
             use_cache = False
@@ -293,15 +310,15 @@ class VRAEForSequenceGeneration(VRAEPreTrainedModel, OneLatentModel, GenerationM
                 decoder_input_ids = self.prepare_decoder_input_ids_from_labels(labels)
                 decoder_attention_mask = labels != IGNORE_INDEX
             if encoder_outputs is None and latents is None:
-                encoder_outputs = self.model.encoder(
-                    input_ids, attention_mask, inputs_embeds, output_hidden_states, return_dict=True
+                encoder_outputs = self._encoder_outputs(
+                    c, input_ids, attention_mask, inputs_embeds, output_hidden_states
                 )
                 posterior = self.model.encoder.distribution(encoder_outputs.mean, encoder_outputs.logvar)
                 if self.training and self.config.num_train_samples > 1:
-                    return VRAEOutput(**self._importance_weighted_loss(posterior, labels))
-                posterior, latents = self._draw_latents(posterior, labels)
+                    return VRAEOutput(**self._importance_weighted_loss(posterior, labels, c))
+                posterior, latents = self._draw_latents(posterior, labels, c)
             if self.training and self.sampling_probability > 0 and decoder_input_ids is not None:
-                decoder_input_ids = self._mix_in_own_words(decoder_input_ids, labels, latents)
+                decoder_input_ids = self._mix_in_own_words(decoder_input_ids, labels, join(latents, c))
         elif decoder_attention_mask is not None:
             length = decoder_inputs_embeds.shape[1] if decoder_input_ids is None else decoder_input_ids.shape[1]
             if self._is_stateful:
@@ -320,8 +337,10 @@ class VRAEForSequenceGeneration(VRAEPreTrainedModel, OneLatentModel, GenerationM
             decoder_inputs_embeds=decoder_inputs_embeds,
             use_cache=use_cache,
             output_hidden_states=output_hidden_states,
+            condition=c,
             return_dict=True,
         )
+        latents = outputs.latents[:, : self.config.latent_size]
         features = self.features(outputs.last_hidden_state[:, -logits_to_keep:], outputs.latents)  # [B, T, H]
         loss = logits = reconstruction = kl = None
         if labels is not None and self.training and self.config.kernels == "auto":
@@ -335,9 +354,9 @@ class VRAEForSequenceGeneration(VRAEPreTrainedModel, OneLatentModel, GenerationM
         if labels is not None:
             if posterior is None and outputs.posterior_mean is not None:
                 posterior = self.model.encoder.distribution(outputs.posterior_mean, outputs.posterior_logvar)
-            loss, kl = self._bound(reconstruction, posterior)
+            loss, kl = self._bound(reconstruction, posterior, c)
             if self.training:
-                loss = loss + self._auxiliary_losses(outputs.latents, labels)
+                loss = loss + self._auxiliary_losses(latents, labels, c)
         return VRAEOutput(
             loss=loss,
             logits=logits,
@@ -347,13 +366,13 @@ class VRAEForSequenceGeneration(VRAEPreTrainedModel, OneLatentModel, GenerationM
             decoder_hidden_states=outputs.decoder_hidden_states,
             encoder_last_hidden_state=outputs.encoder_last_hidden_state,
             encoder_hidden_states=outputs.encoder_hidden_states,
-            latents=outputs.latents,
+            latents=latents,
             posterior_mean=outputs.posterior_mean,
             posterior_logvar=outputs.posterior_logvar,
         )
 
-    def _auxiliary_losses(self, latents: torch.Tensor, target: torch.LongTensor) -> torch.Tensor | float:
-        config, loss = self.config, super()._auxiliary_losses(latents, target)
+    def _auxiliary_losses(self, latents: torch.Tensor, target: torch.LongTensor, condition=None):
+        config, loss = self.config, super()._auxiliary_losses(latents, target, condition)
         if config.bag_of_words_weight:
             # -log p(each word | z) without its place; of the marks the bag knows none.
             words = target.masked_fill(target == config.eos_token_id, IGNORE_INDEX)
@@ -407,10 +426,27 @@ class VRAEForSequenceGeneration(VRAEPreTrainedModel, OneLatentModel, GenerationM
         """q(z|x), with batch shape [B] and event shape [D], in float32.
 
         Args:
-            input_ids, attention_mask, inputs_embeds: as in [`forward`]; the rest of the batch is not looked at.
+            input_ids, attention_mask, inputs_embeds: as in [`forward`]; of the rest of the batch only conditions are
+                looked at.
         """
-        outputs = self.model.encoder(input_ids, attention_mask, inputs_embeds, return_dict=True)
+        inputs = {"input_ids": input_ids, "attention_mask": attention_mask, "inputs_embeds": inputs_embeds}
+        outputs = self._encoder_outputs(self.condition(**inputs, **batch), **inputs)
         return self.model.encoder.distribution(outputs.mean, outputs.logvar)
+
+    def _encoder_outputs(
+        self,
+        condition=None,
+        input_ids=None,
+        attention_mask=None,
+        inputs_embeds=None,
+        output_hidden_states=None,
+        **batch,
+    ) -> VRAEEncoderOutput:
+        inputs = input_ids, attention_mask, inputs_embeds, output_hidden_states
+        return self.model.encoder(*inputs, condition=condition, return_dict=True)
+
+    def _rows_of(self, target: torch.LongTensor, rows: torch.LongTensor) -> torch.LongTensor:
+        return target[rows]
 
     def target(self, labels: torch.LongTensor | None = None, **batch) -> torch.LongTensor:
         """The labels, by default the input tokens but the first."""
@@ -437,7 +473,9 @@ class VRAEForSequenceGeneration(VRAEPreTrainedModel, OneLatentModel, GenerationM
     def teacher_forced(self, latents: torch.Tensor, **batch) -> torch.LongTensor:
         """The likeliest token at each place of the labels [B, T], given the true ones before it and `latents` [B, D];
         for `batch` as [`forward`] takes it."""
-        return self.lm_head(self._features_of(latents.unsqueeze(0), self.target(**batch))).argmax(-1)
+        return self.lm_head(self._features_of(self._seen(latents, batch).unsqueeze(0), self.target(**batch))).argmax(
+            -1
+        )
 
     def _log_likelihood(self, latents: torch.Tensor, target: torch.LongTensor) -> torch.Tensor:
         rows, features = len(latents), self._features_of(latents, target)
@@ -473,15 +511,30 @@ class VRAEForSequenceGeneration(VRAEPreTrainedModel, OneLatentModel, GenerationM
         padding = config.decoder_start_token_id if config.pad_token_id is None else config.pad_token_id
         return moved.gather(1, back).masked_fill(~real, padding)
 
-    def generate(self, inputs: torch.Tensor | None = None, *args, latents: torch.Tensor | None = None, **kwargs):
+    def generate(
+        self,
+        inputs: torch.Tensor | None = None,
+        *args,
+        latents: torch.Tensor | None = None,
+        labels=None,
+        guidance_scale: float | None = None,
+        **kwargs,
+    ):
         """transformers' `generate`: from an input (its posterior mean is decoded), from `latents` [B, D], or from
         `encoder_outputs`; in every decoding mode. What the caller passes in stays as it is.
+
+        A conditional model also decodes neither: z is then drawn from p(z|c), one for each of the labels.
 
         Args:
             latents: z to decode, [B, D]. For several z of one input draw them first, `model.encode(**x).sample((n,))`:
                 `num_return_sequences` decodes one z several times.
             decoder_input_ids: a beginning to go on from, [B, S] or [1, S]; padding in it is skipped.
             past_key_values: the state an earlier call returned; `decoder_input_ids` are then all its tokens.
+            labels: what to decode under, by name or id: one for all rows or a list of one a row, of several labels a
+                dictionary of these. What is not said here is as in `class_labels`, `attributes` and `condition`, those
+                of the input (see [`ConditionalModel.condition`]), or missing.
+            guidance_scale: s of log p = log p(without c) + s (log p(with c) - log p(without c)), classifier-free
+                guidance (Ho & Salimans 2022) of a model trained with `condition_dropout`; both read the same z.
             inputs, args, kwargs: as in transformers. Processors that look at the encoder's tokens need an input.
         """
         if inputs is not None and kwargs.get("input_ids") is None:
@@ -492,9 +545,7 @@ class VRAEForSequenceGeneration(VRAEPreTrainedModel, OneLatentModel, GenerationM
                     raise ValueError(f"`latents` take the place of the encoder: pass them or `{name}`, not both.")
             check_latents(latents, self.config.latent_size)
             kwargs.pop("attention_mask", None)
-            kwargs["encoder_outputs"] = VRAEEncoderOutput(last_hidden_state=latents.to(self.device).unsqueeze(1))
-        elif kwargs.get("encoder_outputs") is not None:
-            kwargs["encoder_outputs"] = copy.copy(kwargs["encoder_outputs"])  # `generate` repeats rows in place
+        self._prepare_what_is_decoded(labels, latents, kwargs)
         if kwargs.get("assistant_model") is not None and kwargs.get("encoder_outputs") is not None:
             raise ValueError(
                 "An `assistant_model` reads the input itself: pass `input_ids` in place of `latents` or "
@@ -504,7 +555,48 @@ class VRAEForSequenceGeneration(VRAEPreTrainedModel, OneLatentModel, GenerationM
             kwargs["past_key_values"] = copy_of(kwargs["past_key_values"])
         if kwargs.get("decoder_input_ids") is not None:
             self._prepare_beginning(kwargs)
+        config = kwargs.get("generation_config") or self.generation_config
+        if config.guidance_scale not in (None, 1):  # transformers' own would decode without z
+            guidance_scale = config.guidance_scale if guidance_scale is None else guidance_scale
+            kwargs["generation_config"] = copy.copy(config)
+            kwargs["generation_config"].guidance_scale = 1.0
+        if guidance_scale not in (None, 1):
+            processors = kwargs.pop("logits_processor", None) or []
+            kwargs["logits_processor"] = LogitsProcessorList([self._guidance(guidance_scale, kwargs), *processors])
         return super().generate(inputs, *args, **kwargs)
+
+    def _prepare_what_is_decoded(self, labels, latents: torch.Tensor | None, kwargs: dict) -> None:
+        """Put z, of a conditional model with c behind it, where `generate` looks for what an encoder gave."""
+        conditions = {name: kwargs.pop(name, None) for name in CONDITIONS}
+        if kwargs.get("encoder_outputs") is not None:
+            if labels is not None or any(condition is not None for condition in conditions.values()):
+                raise ValueError("`encoder_outputs` are decoded as they are, c included: leave the conditions out.")
+            kwargs["encoder_outputs"] = copy.copy(kwargs["encoder_outputs"])  # `generate` repeats rows in place
+        elif self.config.condition_width:
+            given = {name: kwargs.get(name) for name in ("input_ids", "attention_mask", "inputs_embeds")}
+            with torch.no_grad():
+                seen = self._decoded_of(labels, latents, conditions | given)
+            kwargs["encoder_outputs"] = VRAEEncoderOutput(last_hidden_state=seen.unsqueeze(1))
+            for name, tensor in given.items():
+                if tensor is not None:  # one input under several labels
+                    kwargs[name] = tensor.expand(len(seen), *tensor.shape[1:])
+        else:
+            self.condition(labels=labels, **conditions)  # there can be none
+            if latents is not None:
+                kwargs["encoder_outputs"] = VRAEEncoderOutput(last_hidden_state=latents.to(self.device).unsqueeze(1))
+
+    def _guidance(self, scale: float, kwargs: dict) -> Guidance:
+        """What moves the scores away from those of the same z without c."""
+        if not self.config.condition_dropout:
+            raise ValueError(
+                "`guidance_scale` needs a model that has learnt to go without its condition: train it with "
+                f"`condition_dropout` above 0; got {self.config.condition_dropout}."
+            )
+        if scale <= 0:
+            raise ValueError(f"`guidance_scale` must be above 0 (1 guides nowhere), got {scale}.")
+        latents = kwargs["encoder_outputs"].last_hidden_state[:, 0, : self.config.latent_size]
+        seen = join(latents, self.model.embed_condition())
+        return Guidance(self, scale, VRAEEncoderOutput(seen.unsqueeze(1)), kwargs.get("decoder_attention_mask"))
 
     def _sample(
         self,
@@ -538,13 +630,13 @@ class VRAEForSequenceGeneration(VRAEPreTrainedModel, OneLatentModel, GenerationM
                 **model_kwargs,
             )
         outputs = self._prefill(input_ids, generation_config, model_kwargs)
-        decoder = self.model.decoder
-        step = decoder.stepper(outputs.latents, outputs.past_key_values)
+        decoder, seen = self.model.decoder, outputs.encoder_last_hidden_state[:, 0]
+        step = decoder.stepper(seen, outputs.past_key_values)
         head = PackedLinear(self.lm_head.weight.to(product_dtype(self.lm_head.weight)), len(input_ids))
 
         def next_scores(tokens):
             hidden = step(decoder.read_tokens(tokens)).unsqueeze(1)  # [B, 1, H]
-            return head(self.features(hidden, outputs.latents).squeeze(1))
+            return head(self.features(hidden, seen).squeeze(1))
 
         scores = outputs.logits[:, -1]
         return decode(next_scores, scores, input_ids, logits_processor, stopping_criteria, generation_config)

@@ -14,12 +14,14 @@ from torch import nn
 from transformers.modeling_outputs import ModelOutput
 from transformers.utils import can_return_tuple
 
+from .conditioning import join
 from .configuration_vrae import VRAEConfig
 from .encoders import VRAEEncoderOutput
 from .generation import GeneratedFrames
 from .kernels import Dropout
+from .modeling_conditional import ConditionalModel
 from .modeling_frames import FrameModel, ScoredFrames, move_on
-from .modeling_latent import OneLatentModel, check_latents
+from .modeling_latent import check_latents
 from .modeling_vrae import VRAEModel, VRAEPreTrainedModel
 
 
@@ -53,7 +55,7 @@ class VRAEFrameOutput(ModelOutput):
     posterior_logvar: torch.FloatTensor | None = None
 
 
-class VRAEForFrameGeneration(VRAEPreTrainedModel, OneLatentModel, FrameModel):
+class VRAEForFrameGeneration(VRAEPreTrainedModel, ConditionalModel, FrameModel):
     """The VRAE over sequences of vectors: encodes series, decodes latents, and bounds log p(x).
 
     Frames come and go in raw units; losses and likelihoods are of scaled ones (see `modeling_frames`).
@@ -85,6 +87,9 @@ class VRAEForFrameGeneration(VRAEPreTrainedModel, OneLatentModel, FrameModel):
         latents: torch.FloatTensor | None = None,
         encoder_outputs: VRAEEncoderOutput | None = None,
         output_hidden_states: bool | None = None,
+        class_labels: torch.LongTensor | None = None,
+        attributes: torch.FloatTensor | None = None,
+        condition: torch.FloatTensor | None = None,
     ) -> VRAEFrameOutput:
         """
         Args:
@@ -95,6 +100,7 @@ class VRAEForFrameGeneration(VRAEPreTrainedModel, OneLatentModel, FrameModel):
             latents: z to decode in place of an input, [B, D]. By default a sample of q(z|x) with `labels` (in
                 evaluation always the same noise), and the mean of q(z|x) otherwise.
             encoder_outputs: an earlier output of the encoder, whose `last_hidden_state` [B, 1, D] is decoded as is.
+            class_labels, attributes, condition: of a conditional model, as in [`ConditionalModel.condition`].
 
         Returns:
             [`VRAEFrameOutput`]; `loss` and its parts only with `labels`, `kl` only where there is a posterior.
@@ -110,31 +116,37 @@ class VRAEForFrameGeneration(VRAEPreTrainedModel, OneLatentModel, FrameModel):
         if output_hidden_states is None:
             output_hidden_states = self.config.output_hidden_states
         target = self.target(labels, input_features, attention_mask)
-        posterior = None
+        posterior = c = None
+        if encoder_outputs is None:
+            given = {"class_labels": class_labels, "attributes": attributes, "condition": condition}
+            given |= {"input_features": input_features, "attention_mask": attention_mask}
+            if labels is not None and latents is None and self.training and self.config.label_classifier:
+                return VRAEFrameOutput(**self._semi_supervised_loss(target, **given))
+            c = self.condition(**given)
         if latents is None:
             if encoder_outputs is None:
-                encoder_outputs = self._encoder_outputs(input_features, attention_mask, output_hidden_states)
+                encoder_outputs = self._encoder_outputs(c, input_features, attention_mask, output_hidden_states)
                 posterior = self.model.encoder.distribution(encoder_outputs.mean, encoder_outputs.logvar)
             elif not isinstance(encoder_outputs, VRAEEncoderOutput):
                 encoder_outputs = VRAEEncoderOutput(*encoder_outputs)
-            latents = encoder_outputs.last_hidden_state[:, 0]
+            c, latents = self._taken_apart(encoder_outputs.last_hidden_state[:, 0])
         if labels is not None and posterior is not None:
             if self.training and self.config.num_train_samples > 1:
-                return VRAEFrameOutput(**self._importance_weighted_loss(posterior, target))
-            posterior, latents = self._draw_latents(posterior, target)
+                return VRAEFrameOutput(**self._importance_weighted_loss(posterior, target, c))
+            posterior, latents = self._draw_latents(posterior, target, c)
         elif encoder_outputs is not None and encoder_outputs.mean is not None:
             posterior = self.model.encoder.distribution(encoder_outputs.mean, encoder_outputs.logvar)
         check_latents(latents, self.config.latent_size)
-        features, hidden_states = self._features(latents, target, output_hidden_states)
+        features, hidden_states = self._features(join(latents, c), target, output_hidden_states)
         loss = reconstruction = kl = predictions = None
         if labels is not None:
             reconstruction = -self._score(features, target).sum(-1).mean()
-            loss, kl = self._bound(reconstruction, posterior)
+            loss, kl = self._bound(reconstruction, posterior, c)
             if self.training:
-                loss = loss + self._auxiliary_losses(latents, target)
+                loss = loss + self._auxiliary_losses(latents, target, c)
         if labels is None or not self.training:
             predictions = self._predictions(features, target)
-        given = encoder_outputs or VRAEEncoderOutput(latents.unsqueeze(1))
+        given = encoder_outputs or VRAEEncoderOutput(join(latents, c).unsqueeze(1))
         return VRAEFrameOutput(
             loss=loss,
             predictions=predictions,
@@ -148,18 +160,31 @@ class VRAEForFrameGeneration(VRAEPreTrainedModel, OneLatentModel, FrameModel):
             posterior_logvar=given.logvar,
         )
 
-    def _encoder_outputs(self, input_features, attention_mask, output_hidden_states=False) -> VRAEEncoderOutput:
+    def _encoder_outputs(
+        self, condition=None, input_features=None, attention_mask=None, output_hidden_states=False, **batch
+    ) -> VRAEEncoderOutput:
         frames, mask, _ = self._scaled(input_features, attention_mask, "input_features")
         embedded = self.model.encoder.embed_frames(frames)  # [B, T, E]
-        return self.model.encoder(None, mask, embedded, output_hidden_states=output_hidden_states, return_dict=True)
+        return self.model.encoder(
+            None, mask, embedded, output_hidden_states=output_hidden_states, condition=condition, return_dict=True
+        )
+
+    def _taken_apart(self, seen: torch.Tensor) -> tuple[torch.Tensor | None, torch.Tensor]:
+        """c and z of what an encoder says that the decoder is to see, [B, D + C]."""
+        size = self.config.latent_size
+        return seen[:, size:] if self.config.condition_width else None, seen[:, :size]
+
+    def _rows_of(self, target: ScoredFrames, rows: torch.LongTensor) -> ScoredFrames:
+        return ScoredFrames(*(part[rows] for part in target))
 
     def encode(self, input_features=None, attention_mask=None, **batch) -> torch.distributions.Distribution:
         """q(z|x), with batch shape [B] and event shape [D], in float32.
 
         Args:
-            input_features, attention_mask: as in [`forward`]; the rest of the batch is not looked at.
+            input_features, attention_mask: as in [`forward`]; of the rest of the batch only conditions are looked at.
         """
-        outputs = self._encoder_outputs(input_features, attention_mask)
+        inputs = {"input_features": input_features, "attention_mask": attention_mask}
+        outputs = self._encoder_outputs(self.condition(**inputs, **batch), **inputs)
         return self.model.encoder.distribution(outputs.mean, outputs.logvar)
 
     def _features(self, latents: torch.Tensor, target: ScoredFrames, output_hidden_states: bool = False):
@@ -186,7 +211,7 @@ class VRAEForFrameGeneration(VRAEPreTrainedModel, OneLatentModel, FrameModel):
     def teacher_forced(self, latents: torch.Tensor, **batch) -> torch.Tensor:
         """The likeliest x_t given the frames before it and `latents` [B, D], raw, [B, T, F]; for `batch` as
         [`forward`] takes it."""
-        return self._likeliest(self._features(latents, self.target(**batch))[0])
+        return self._likeliest(self._features(self._seen(latents, batch), self.target(**batch))[0])
 
     def _embed(self, frames: torch.Tensor, first: torch.Tensor) -> torch.Tensor:
         """As [`VRAEDecoder.read_frames`]."""
@@ -220,9 +245,13 @@ class VRAEForFrameGeneration(VRAEPreTrainedModel, OneLatentModel, FrameModel):
         do_sample: bool = False,
         lengths: torch.LongTensor | None = None,
         beginning: torch.FloatTensor | None = None,
+        labels=None,
+        class_labels: torch.LongTensor | None = None,
+        attributes: torch.FloatTensor | None = None,
+        condition: torch.FloatTensor | None = None,
     ) -> GeneratedFrames:
         """Frames from an input (its posterior mean is decoded) or from `latents`, one step of the decoder after the
-        other.
+        other. A conditional model also decodes neither: z is then drawn from p(z|c), one for each of the labels.
 
         Args:
             input_features, attention_mask: as in [`forward`].
@@ -235,17 +264,26 @@ class VRAEForFrameGeneration(VRAEPreTrainedModel, OneLatentModel, FrameModel):
             lengths: how many frames of each row, [B], in place of all that.
             beginning: frames to go on from, [B, S, F] or [1, S, F], raw. The model fills in what is NaN there, given
                 the frames before; beginnings of different lengths have NaN frames at their ends.
+            labels, class_labels, attributes, condition: of a conditional model, as in
+                [`VRAEForSequenceGeneration.generate`]. There is no guidance: the density p(x|c)^s p(x)^(1 - s) is none
+                of the head's family, but for a Gaussian one whose variance need not be positive.
 
         Returns:
             [`GeneratedFrames`]: `sequences` [B, T, F], raw, beginnings included, and the `lengths` [B] of its rows.
         """
-        if (input_features is None) == (latents is None):
+        conditional, neither = self.config.condition_width > 0, input_features is None and latents is None
+        if (input_features is not None and latents is not None) or (neither and not conditional):
             raise ValueError("Pass one of `input_features`, whose posterior mean is decoded, and `latents`.")
-        if latents is None:
-            if attention_mask is None:
-                attention_mask = torch.ones_like(input_features[..., 0], dtype=torch.long)
-            latents = self.encode(input_features, attention_mask).mode
-        check_latents(latents, self.config.latent_size)
+        if input_features is not None and attention_mask is None:
+            attention_mask = torch.ones_like(input_features[..., 0], dtype=torch.long)
+        batch = {"input_features": input_features, "attention_mask": attention_mask}
+        conditions = {"class_labels": class_labels, "attributes": attributes, "condition": condition}
+        if conditional:
+            latents = self._decoded_of(labels, latents, batch | conditions)
+        else:
+            self.condition(labels=labels, **conditions)  # says what is wrong
+            latents = self.encode(**batch).mode if latents is None else latents
+        check_latents(latents, self.config.decoder_latent_size)
         rows, latents = len(latents), latents.to(self.device, self.dtype)
         step = self.model.decoder.stepper(latents)
 

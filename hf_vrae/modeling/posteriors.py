@@ -137,6 +137,23 @@ class VonMisesFisherPosterior(GaussianPosterior):
         return VonMisesFisher(mean, mean.new_tensor(self.concentration))
 
 
+class ConditionalPrior(nn.Module):
+    """p(z|c) = N(mean(c), diag(exp(logvar(c)))), by one hidden layer (Sohn et al. 2015, the prior network).
+
+    Args:
+        condition_width, hidden_size, latent_size: of c, between, and of z.
+    """
+
+    def __init__(self, condition_width: int, hidden_size: int, latent_size: int):
+        super().__init__()
+        self.hidden = nn.Linear(condition_width, hidden_size)
+        self.moments = GaussianPosterior(hidden_size, latent_size)
+
+    def forward(self, condition: torch.Tensor) -> DiagonalGaussian:
+        """p(z|c), with batch shape [*batch] and event shape [D], in float32, of c [*batch, C]."""
+        return DiagonalGaussian(*self.moments(self.hidden(condition.to(self.hidden.weight.dtype)).tanh()))
+
+
 def committed_rate_bounds(rate: float) -> tuple[float, float]:
     """The variances s_l < 1 < s_u at which N(0, s) is `rate` nats from N(0, 1): ln s - s + 2 rate + 1 = 0."""
 

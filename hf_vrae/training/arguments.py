@@ -78,6 +78,12 @@ class DataArguments:
     transpose: int = _arg(
         0, "frames: in training move each sequence's channels up or down by up to so many, as music is transposed"
     )
+    label_columns: list[str] | None = _arg(None, "Columns of class labels that condition the model")
+    attribute_columns: list[str] | None = _arg(None, "Columns of real numbers that condition the model")
+    condition_column: str | None = _arg(None, "Column of vectors that condition the model")
+    max_labeled_samples: int | None = _arg(
+        None, "Keep so many training labels, as many of each value, and hide the others: semi-supervised learning"
+    )
     scale_features: bool | None = _arg(
         None,
         "frames: fit a mean and a scale a channel on the training split, to [-1, 1] for logistic_mixture; by default "
@@ -98,8 +104,14 @@ class DataArguments:
                 f"`validation_split_percentage` must be between 0 and 100, got {self.validation_split_percentage}."
             )
         _check_positive(
-            self, "corpus_size", "max_train_samples", "max_eval_samples", "min_frequency", "window", "stride"
-        )
+            self, "corpus_size", "max_train_samples", "max_eval_samples", "min_frequency", "window", "stride",
+            "max_labeled_samples",
+        )  # fmt: skip
+
+    @property
+    def conditions(self) -> tuple:
+        """The columns that condition the model: of labels, of attributes, of vectors."""
+        return self.label_columns, self.attribute_columns, self.condition_column
 
     @property
     def of_frames(self) -> bool:
@@ -349,6 +361,11 @@ class TrainArguments:
                 "`resampling` chooses among paths at each step, and a vrae has one latent for all steps: there is "
                 "nothing to choose. Take `model_type` vrnn, or leave it out.",
             ),
+            (
+                config.label_classifier and (self.scheduled_sampling > 0 or floor),
+                "`label_classifier` trains -ELBOs weighted by q(c|x), of which neither `scheduled_sampling` nor a "
+                "floor of the KL (`minimum_rate`, `kl_schedule` capacity) is a part. Leave them out.",
+            ),
         ]
 
     def _not_of_vrnn(self) -> list[tuple[bool, str]]:
@@ -452,6 +469,15 @@ class Recipe:
             "says how to read data, and none are named.": () if data.train_file or data.dataset_name else WAYS_TO_READ,
         }
         given = {*self._given(data), *self._given(self.model)}
+        if any(data.conditions) and self.model.model_type != "vrae":
+            raise ValueError(
+                f"`label_columns`, `attribute_columns` and `condition_column` condition a vrae, and this is a "
+                f"{self.model.model_type}. Leave them out."
+            )
+        if data.max_labeled_samples and len(data.label_columns or ()) != 1:
+            raise ValueError(
+                f"`max_labeled_samples` hides values of one label; `label_columns` names {data.label_columns}."
+            )
         for reason, names in rules.items():
             for name in given.intersection(names):
                 raise ValueError(f"`{name}` {reason}")

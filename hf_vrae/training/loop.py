@@ -20,7 +20,7 @@ from datasets import Dataset
 from torch import nn
 from tqdm.auto import tqdm
 
-from ..data.frames import sequence_rows
+from ..data.conditions import batch_rows
 from ..evaluation.likelihood import evaluate
 from .arguments import TrainArguments
 from .batches import UpdateBatches
@@ -104,7 +104,7 @@ class TrainingLoop:
         self.state = TrainingState(fingerprint=task.fingerprint(train), aggressive=args.aggressive)
         multiple = 1 if accelerator.mixed_precision == "no" else 8  # tensor cores like multiples of 8
         self.collator = task.collator(pad_to_multiple_of=multiple)
-        self.batches = UpdateBatches(sequence_rows(train), self.lengths, self.collator, args, accelerator)
+        self.batches = UpdateBatches(batch_rows(train), self.lengths, self.collator, args, accelerator)
         self.steps_per_epoch = self.batches.steps_per_epoch
         self.total_steps = (
             args.max_steps if args.max_steps > 0 else math.ceil(args.num_train_epochs * self.steps_per_epoch)

@@ -15,7 +15,10 @@ OF_TOKENS = {"vrae": VRAEForSequenceGeneration, "vrnn": VRNNForSequenceGeneratio
 OF_FRAMES = {"vrae": VRAEForFrameGeneration, "vrnn": VRNNForFrameGeneration}
 OF_THE_LOSS = ("free_bits", "free_bits_form", "mmd_weight", "num_train_samples", "resampling", "svi_steps")
 """What of the configuration the run's arguments set, whatever model it starts from."""
-FREE_TO_CHANGE = ("dropout", "encoder_dropout", "weight_dropout", "word_dropout", "kernels", "initializer_range")
+FREE_TO_CHANGE = (
+    "dropout", "encoder_dropout", "weight_dropout", "word_dropout", "kernels", "initializer_range",
+    "condition_dropout", "classifier_weight",
+)  # fmt: skip
 """What of a saved model a recipe may set anew: no weight depends on it."""
 
 
@@ -91,11 +94,11 @@ def start_from(name_or_path: str, wanted: LatentSequenceConfig, given: Iterable[
         ValueError: where the recipe asks for another model.
     """
     config = AutoConfig.from_pretrained(name_or_path)
-    for name in ("model_type", "input_size"):
-        if getattr(config, name, None) != getattr(wanted, name):
+    for name in ("model_type", "input_size", "condition_labels", "condition_attributes", "condition_size"):
+        if getattr(config, name, None) != getattr(wanted, name, None):
             raise ValueError(
                 f"`{name}` is {getattr(config, name, None)} in the model {name_or_path!r}, and this run's is "
-                f"{getattr(wanted, name)}. Start from another model, or train a new one."
+                f"{getattr(wanted, name, None)}. Start from another model, or train a new one."
             )
     for name in given:
         value = getattr(wanted, name)

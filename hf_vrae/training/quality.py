@@ -9,9 +9,11 @@ import torch
 from accelerate import Accelerator
 from datasets import Dataset, DatasetDict
 
+from ..data.collators import conditions
+from ..data.conditions import batch_rows
 from ..evaluation.free_running import evaluate_free_running
 from ..evaluation.text import draw_samples, self_bleu
-from ..latent import sample_frames
+from ..latent import each_label, sample_frames
 from .arguments import Recipe, parse_recipe
 from .tasks import lengths
 
@@ -52,12 +54,16 @@ def measure_quality(model, task, data: DatasetDict, split: str, recipe: Recipe, 
     model.eval()
     start = time.perf_counter()
     if task.unit == "tokens":
-        samples = draw_samples(model, task.tokenizer, count, SAMPLES_AT_ONCE, args.seed)
+        # Under the conditions of the split's rows, where they have some.
+        rows = batch_rows(data[split]).__getitems__([i % len(data[split]) for i in range(count)])
+        samples = draw_samples(model, task.tokenizer, count, SAMPLES_AT_ONCE, args.seed, conditions(rows))
         drawn = sum(map(len, task.tokenizer(samples)["input_ids"])) - count
     else:
         sizes = lengths(data[split])[:count].tolist()
         parts = [sizes[i : i + SAMPLES_AT_ONCE] for i in range(0, len(sizes), SAMPLES_AT_ONCE)]
-        drawn = sum(int(sample_frames(model, part, do_sample=True)["lengths"].sum()) for part in parts)
+        parts = [(part, each_label(model, len(part), {})) for part in parts]
+        samples = [sample_frames(model, part, do_sample=True, **under) for part, under in parts]
+        drawn = sum(int(sample["lengths"].sum()) for sample in samples)
     results[f"generated_{speed}"] = drawn / (time.perf_counter() - start)
     if task.unit == "tokens":
         results |= _of_samples(samples, data, split, recipe, accelerator)

@@ -47,7 +47,7 @@ def run(recipe: Recipe) -> dict:
     first_stage = args.autoencoder_epochs > 0
     if first_stage:
         # What the second stage would refuse is refused before the first.
-        args.check_model(configuration(recipe, **({"input_size": 1} if recipe.data.of_frames else {"vocab_size": 5})))
+        args.check_model(configuration(recipe, **any_data(recipe)))
         args = pretrain_autoencoder(recipe)
         recipe = dataclasses.replace(recipe, training=args)
     if args.report_to != "none":
@@ -90,6 +90,17 @@ def run(recipe: Recipe) -> dict:
     for tracker in accelerator.trackers:
         tracker.finish()
     return results
+
+
+def any_data(recipe: Recipe) -> dict:
+    """Fields of a configuration as data of this kind will fill them, for what can be checked before they are read."""
+    fields = {"input_size": 1} if recipe.data.of_frames else {"vocab_size": 5}
+    labels, attributes, vector = recipe.data.conditions
+    if labels:
+        fields["condition_labels"] = {name: ["any"] for name in labels}
+    if attributes or vector:
+        fields |= {"condition_attributes": attributes, "condition_size": int(vector is not None)}
+    return fields
 
 
 def pretrain_autoencoder(recipe: Recipe) -> TrainArguments:

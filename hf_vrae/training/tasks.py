@@ -14,6 +14,8 @@ from datasets import Dataset, DatasetDict
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerFast
 
 from ..data.collators import AutoencodingCollator, CausalCollator, FrameCollator
+from ..data.collators import conditions as conditions_in
+from ..data.conditions import Conditions, batch_rows, hide_labels
 from ..data.datasets import load_text, split_validation, tokenize
 from ..data.frames import (
     check_frames,
@@ -28,7 +30,7 @@ from ..data.frames import (
 from ..data.grammar import generate_corpus
 from ..data.signals import generate_frames
 from ..data.tokenization import decode, load_tokenizer, train_tokenizer
-from ..latent import reconstruct_frames, sample_frames
+from ..latent import conditions_of, draw_latents, each_label, reconstruct_frames, sample_frames
 from .arguments import CONFIGURATIONS, WAYS_TO_READ, DataArguments, Recipe
 from .checkpoints import find_checkpoint
 from .models import make_model
@@ -44,6 +46,7 @@ class TextTask:
         max_length: longer sequences are cut.
         num_proc: processes to tokenize with.
         causal: whether the model has one latent a token, and its input tokens as labels.
+        conditions: columns that condition the model.
     """
 
     unit = "tokens"
@@ -55,8 +58,10 @@ class TextTask:
         max_length: int = 128,
         num_proc: int | None = None,
         causal: bool = False,
+        conditions: Conditions | None = None,
     ):
         self.tokenizer, self.max_length, self.num_proc, self.causal = tokenizer, max_length, num_proc, causal
+        self.conditions = conditions or Conditions()
 
     @classmethod
     def prepare(cls, recipe: Recipe) -> tuple["TextTask", DatasetDict]:
@@ -65,8 +70,12 @@ class TextTask:
         text = _first_rows(_load_text(data, recipe.training.seed), data)
         causal = not CONFIGURATIONS[recipe.model.model_type].is_encoder_decoder
         tokenizer = cls._tokenizer(recipe, text["train"])
-        task = cls(tokenizer, data.max_length, data.preprocessing_num_workers, causal)
-        return task, DatasetDict({name: task.ready(split, name) for name, split in text.items()})
+        conditions = Conditions.fit(text["train"], *data.conditions)
+        task = cls(tokenizer, data.max_length, data.preprocessing_num_workers, causal, conditions)
+        splits = DatasetDict({name: task.ready(split, name) for name, split in text.items()})
+        if data.max_labeled_samples:
+            splits["train"] = hide_labels(splits["train"], data.max_labeled_samples, recipe.training.seed)
+        return task, splits
 
     def read(self, path: str | None, seed: int, split: str = "test", **options) -> Dataset:
         """The rows of a file, or without one the sentences of the built-in corpus; `options` as of [`load_text`]."""
@@ -76,7 +85,7 @@ class TextTask:
 
     def ready(self, rows: Dataset, name: str = "test") -> Dataset:
         """Rows as the model takes them."""
-        return tokenize(rows, self.tokenizer, self.max_length, name, self.num_proc)
+        return self.conditions.add_to(tokenize(rows, self.tokenizer, self.max_length, name, self.num_proc), name)
 
     @staticmethod
     def _tokenizer(recipe: Recipe, train: Dataset) -> PreTrainedTokenizerFast:
@@ -97,7 +106,8 @@ class TextTask:
         marks = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("pad", "unk", "bos", "eos")}
         if not self.causal:
             marks["decoder_start_token_id"] = tokenizer.bos_token_id
-        model = make_model(recipe, vocab_size=1 + max(tokenizer.get_vocab().values()), **marks)
+        conditions = self.conditions.fields(train, recipe.model.label_classifier)
+        model = make_model(recipe, vocab_size=1 + max(tokenizer.get_vocab().values()), **marks, **conditions)
         del marks["unk_token_id"]
         model.generation_config = GenerationConfig(max_length=int(np.max(lengths(train))), **marks)
         return model
@@ -127,21 +137,25 @@ class TextTask:
 
     def readable(self, rows: list[np.ndarray]) -> dict:
         """Sequences for a reader."""
-        return {"texts": decode(self.tokenizer, rows)}
+        return {"texts": decode(self.tokenizer, [row["input_ids"] if isinstance(row, dict) else row for row in rows])}
 
     def show(self, model: PreTrainedModel, split: Dataset, step: int, seed: int, folder: Path) -> str:
         """Write reconstructions of a split's first sequences and samples of the prior, and return them for the log."""
-        examples = sequence_rows(split).__getitems__(list(range(min(SHOWN, len(split)))))
+        examples = batch_rows(split).__getitems__(list(range(min(SHOWN, len(split)))))
         batch = {
             name: tensor.to(model.device) for name, tensor in self.collator()(examples).items() if name != "labels"
         }
-        reconstructions = decode(self.tokenizer, model.generate(latents=model.encode(**batch).mode))
+        texts = self.readable(examples)["texts"]
+        reconstructions = decode(
+            self.tokenizer, model.generate(latents=model.encode(**batch).mode, **conditions_of(model, batch))
+        )
         with torch.random.fork_rng():  # the stream of training's noise stays where it is
             torch.manual_seed(seed)
             start = {"input_ids": batch["input_ids"].new_full((SHOWN, 1), self.tokenizer.bos_token_id)}
-            start = start if self.causal else {"latents": model.prior().sample((SHOWN,))}
+            under = each_label(model, SHOWN, batch)
+            start = start if self.causal else {"latents": draw_latents(model, SHOWN, **under), **under}
             samples = decode(self.tokenizer, model.generate(**start, do_sample=True, top_k=0))
-        pairs = list(zip(decode(self.tokenizer, examples), reconstructions, strict=True))
+        pairs = list(zip(texts, reconstructions, strict=True))
         with open(folder / "samples.jsonl", "a") as file:
             line = {"step": step, "reconstructions": pairs, "samples": samples}
             file.write(json.dumps(line, ensure_ascii=False) + "\n")
@@ -157,13 +171,21 @@ class FrameTask:
         num_levels: of the model.
         input_size: the channels that frames must have, where the model is there already.
         transpose: how far a sequence's channels are moved in training.
+        conditions: columns that condition the model.
     """
 
     unit = "frames"
     options = WAYS_TO_READ
 
-    def __init__(self, head: str, num_levels: int, input_size: int | None = None, transpose: int = 0):
-        self.input_size, self.transpose = input_size, transpose
+    def __init__(
+        self,
+        head: str,
+        num_levels: int,
+        input_size: int | None = None,
+        transpose: int = 0,
+        conditions: Conditions | None = None,
+    ):
+        self.input_size, self.transpose, self.conditions = input_size, transpose, conditions or Conditions()
         levels = num_levels if head == "categorical" else None
         self.values = {"binary": head in ("bernoulli", "nade"), "levels": levels}
 
@@ -171,10 +193,14 @@ class FrameTask:
     def prepare(cls, recipe: Recipe) -> tuple["FrameTask", DatasetDict]:
         """The task of a run, and its splits: rows with `input_features` and `length`."""
         data = _first_rows(_load_frames(recipe.data, recipe.training.seed), recipe.data)
-        task = cls(recipe.model.head, recipe.model.num_levels, transpose=recipe.data.transpose)
+        conditions = Conditions.fit(data["train"], *recipe.data.conditions)
+        task = cls(recipe.model.head, recipe.model.num_levels, None, recipe.data.transpose, conditions)
         check_frames(data, **task.values)
         if recipe.data.train_window:
             data["train"] = cut_windows(data["train"], recipe.data.train_window)
+        data = DatasetDict({name: conditions.add_to(split, name) for name, split in data.items()})
+        if recipe.data.max_labeled_samples:
+            data["train"] = hide_labels(data["train"], recipe.data.max_labeled_samples, recipe.training.seed)
         return task, data
 
     def read(self, path: str | None, seed: int, split: str = "test", **options) -> Dataset:
@@ -191,7 +217,7 @@ class FrameTask:
                 f"The frames of the {name} split have {num_channels(rows)} channels, and the model's `input_size` is "
                 f"{self.input_size}. Do they belong together?"
             )
-        return rows
+        return self.conditions.add_to(rows, name)
 
     def make_model(self, recipe: Recipe, train: Dataset) -> PreTrainedModel:
         """A model for the frames, with their scaling."""
@@ -200,7 +226,8 @@ class FrameTask:
         if (real_numbers if wanted is None else wanted) and not recipe.training.model_name_or_path:
             fit = fit_range if head == "logistic_mixture" else fit_scaling
             scaling["input_mean"], scaling["input_scale"] = fit(train)
-        return make_model(recipe, input_size=num_channels(train), **scaling)
+        conditions = self.conditions.fields(train, recipe.model.label_classifier)
+        return make_model(recipe, input_size=num_channels(train), **scaling, **conditions)
 
     def collator(self, pad_to_multiple_of: int = 1) -> FrameCollator:
         return FrameCollator(pad_to_multiple_of)
@@ -229,16 +256,18 @@ class FrameTask:
 
     def readable(self, rows: list[np.ndarray]) -> dict:
         """Sequences for a reader."""
-        return {"frames": [row.tolist() for row in rows]}
+        return {"frames": [(row["input_features"] if isinstance(row, dict) else row).tolist() for row in rows]}
 
     def show(self, model: PreTrainedModel, split: Dataset, step: int, seed: int, folder: Path) -> str:
         """Write to samples.npz reconstructions of a split's first sequences, and samples as long as these, and say how
         far off the reconstructions are."""
-        sequences = sequence_rows(split).__getitems__(list(range(min(SHOWN, len(split)))))
-        shown = reconstruct_frames(model, sequences)
+        rows = list(range(min(SHOWN, len(split))))
+        sequences, under = sequence_rows(split).__getitems__(rows), conditions_in(batch_rows(split).__getitems__(rows))
+        shown = reconstruct_frames(model, sequences, conditions=under)
         with torch.random.fork_rng():  # the stream of training's noise stays where it is
             torch.manual_seed(seed)
-            shown["sample"] = sample_frames(model, [len(sequence) for sequence in sequences], do_sample=True)["sample"]
+            lengths, under = [len(sequence) for sequence in sequences], each_label(model, len(rows), under)
+            shown["sample"] = sample_frames(model, lengths, do_sample=True, **under)["sample"]
         np.savez(folder / "samples.npz", **shown)
         real = np.ma.masked_invalid(shown["real"])
         error = math.sqrt(((shown["reconstruction"] - real) ** 2).mean())
@@ -306,12 +335,17 @@ def _first_rows(splits: DatasetDict, data: DataArguments) -> DatasetDict:
     )
 
 
-def task_of(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast | None, max_length: int = 128):
-    """The task of a trained model."""
-    config = model.config
+def task_of(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerFast | None,
+    max_length: int = 128,
+    condition_column: str | None = None,
+):
+    """The task of a trained model; `condition_column` is that of the vectors that condition it."""
+    config, conditions = model.config, Conditions.of_config(model.config, condition_column)
     if config.input_size is None:
-        return TextTask(tokenizer, max_length, causal=not config.is_encoder_decoder)
-    return FrameTask(config.head, config.num_levels, config.input_size)
+        return TextTask(tokenizer, max_length, causal=not config.is_encoder_decoder, conditions=conditions)
+    return FrameTask(config.head, config.num_levels, config.input_size, conditions=conditions)
 
 
 def lengths(split: Dataset) -> np.ndarray:

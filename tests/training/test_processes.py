@@ -93,8 +93,12 @@ def test_the_script_trains_in_two_processes(tmp_path):
 
 @pytest.mark.parametrize(
     "flags",
-    ["", "--aggressive --posterior batch_norm --minimum_rate 3 --max_steps 3 --eval_steps 2"],
-    ids=["vae", "aggressive, batch norm, minimum rate"],
+    [
+        "",
+        "--aggressive --posterior batch_norm --minimum_rate 3 --max_steps 3 --eval_steps 2",
+        "--label_columns tense --label_classifier True --max_labeled_samples 90",
+    ],
+    ids=["vae", "aggressive, batch norm, minimum rate", "semi-supervised"],
 )
 def test_two_processes_train_and_evaluate_like_one(flags, tmp_path):
     two, one, flags = str(tmp_path / "two"), str(tmp_path / "one"), flags.split()

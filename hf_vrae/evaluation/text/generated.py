@@ -15,7 +15,13 @@ from .strings import bleu_signature, compare, sample_quality
 
 
 def evaluate_text(
-    model, tokenizer, texts: Sequence[str], batch_size: int = 32, seed: int = 0, judge: tuple | None = None
+    model,
+    tokenizer,
+    texts: Sequence[str],
+    batch_size: int = 32,
+    seed: int = 0,
+    judge: tuple | None = None,
+    conditions: dict[str, torch.Tensor] | None = None,
 ) -> dict:
     """Reconstructions of texts and as many samples of a model, measured.
 
@@ -25,14 +31,17 @@ def evaluate_text(
         batch_size: sequences a batch; changes the speed and nothing else.
         seed: of the latents and of the samples.
         judge: another model, trained on real text, and its tokenizer; see [`forward_perplexity`].
+        conditions: what each text stands under, by the words of a batch; the samples stand under the same.
 
     Returns:
         `reconstruction` of [`reconstruction_quality`], `samples` of [`sample_quality`], `bleu_signature`, and with a
         judge `forward_perplexity` of the samples and, to hold it against, `reference_perplexity`, that of the texts.
     """
-    samples = draw_samples(model, tokenizer, len(texts), seed=seed)
+    samples = draw_samples(model, tokenizer, len(texts), seed=seed, conditions=conditions)
     results = {
-        "reconstruction": reconstruction_quality(model, tokenizer, texts, batch_size, seed=seed),
+        "reconstruction": reconstruction_quality(
+            model, tokenizer, texts, batch_size, seed=seed, conditions=conditions
+        ),
         "samples": sample_quality(samples, texts),
         "bleu_signature": bleu_signature(),
     }
@@ -44,7 +53,14 @@ def evaluate_text(
 
 @torch.no_grad()
 def reconstruction_quality(
-    model, tokenizer, texts: Sequence[str], batch_size: int = 32, num_beams: int = 4, seed: int = 0, **options
+    model,
+    tokenizer,
+    texts: Sequence[str],
+    batch_size: int = 32,
+    num_beams: int = 4,
+    seed: int = 0,
+    conditions: dict[str, torch.Tensor] | None = None,
+    **options,
 ) -> dict:
     """How much of a text survives encoding and decoding, from the posterior mean and from one sample of q(z|x).
 
@@ -55,6 +71,7 @@ def reconstruction_quality(
         batch_size: texts a batch.
         num_beams: of beam search.
         seed: of the sample, which depends on it and the text's position only.
+        conditions: what each text stands under, by the words of a batch.
         options: of `generate`; by default it stops at the model's `generation_config.max_length`.
 
     Returns:
@@ -65,27 +82,40 @@ def reconstruction_quality(
     decoded = {f"{latent}_{search}": [] for latent in ("mean", "sample") for search in searches}
     with _in_evaluation_mode(model):
         for indices, batch in _batches(model, tokenizer, texts, batch_size, "Reconstructing"):
-            q = model.encode(**batch)
+            under = {name: rows[indices].to(model.device) for name, rows in (conditions or {}).items()}
+            q = model.encode(**batch, **under)
             latents = {"mean": q.mode, "sample": q.sample((), noise_generators(seed, indices))}
             for (latent, z), (search, beams) in ((z, search) for z in latents.items() for search in searches.items()):
-                ids = model.generate(latents=z, do_sample=False, num_beams=beams, **options)
+                ids = model.generate(latents=z, do_sample=False, num_beams=beams, **under, **options)
                 decoded[f"{latent}_{search}"] += decode(tokenizer, ids)
     scores = {name: compare(predictions, texts) for name, predictions in decoded.items()}
     return {**scores, "num_beams": num_beams, "num_texts": len(texts)}
 
 
-def draw_samples(model, tokenizer, count: int, batch_size: int = 64, seed: int = 0, **options) -> list[str]:
+def draw_samples(
+    model,
+    tokenizer,
+    count: int,
+    batch_size: int = 64,
+    seed: int = 0,
+    conditions: dict[str, torch.Tensor] | None = None,
+    **options,
+) -> list[str]:
     """Texts x ~ p(x|z), z ~ p(z), each word from the whole distribution; the process's random state stays as it was.
 
     Args:
         batch_size: samples at once; other sizes give other samples.
+        conditions: what each of the samples stands under, by the words of a batch: x ~ p(x|z, c), z ~ p(z|c).
         options: of `generate`, over `do_sample=True, top_k=0`.
     """
     options = {"do_sample": True, "top_k": 0, **options}
     texts = []
     if model.config.is_encoder_decoder:
-        latents = model.prior().sample((count,), torch.Generator().manual_seed(seed))  # [N, D]
-        starts = [{"latents": z} for z in latents.split(batch_size)]
+        under = conditions or {}
+        p = model.prior(**under)
+        latents = p.sample(() if p.batch_shape else (count,), torch.Generator().manual_seed(seed))  # [N, D]
+        parts = [slice(start, start + batch_size) for start in range(0, count, batch_size)]
+        starts = [{"latents": latents[part], **{name: rows[part] for name, rows in under.items()}} for part in parts]
     else:  # one latent a token, drawn as the text grows
         marks = torch.full((count, 1), tokenizer.bos_token_id, device=model.device)
         starts = [{"inputs": ids} for ids in marks.split(batch_size)]

@@ -1,0 +1,213 @@
+"""What sequences stand under: from columns of a data set to what a batch has of it."""
+
+import math
+from dataclasses import dataclass, field
+
+import numpy as np
+from datasets import ClassLabel, Dataset, Value
+
+from .frames import sequence_rows
+
+MISSING = -100
+PREFIX = "condition."  # of the columns made here: a user's own "attributes" is none of them
+WORDS = ("class_labels", "attributes", "condition")  # of a batch
+
+
+@dataclass(frozen=True)
+class Conditions:
+    """Which columns condition a model.
+
+    Args:
+        labels: of each column of a label the names of its values; in order of the columns.
+        attributes: columns of real numbers.
+        vector: column of vectors.
+        size: numbers of such a vector.
+    """
+
+    labels: dict[str, list[str]] = field(default_factory=dict)
+    attributes: list[str] = field(default_factory=list)
+    vector: str | None = None
+    size: int = 0
+
+    @classmethod
+    def fit(
+        cls, train: Dataset, labels: list[str] | None, attributes: list[str] | None, vector: str | None
+    ) -> "Conditions":
+        """Of the training split, whose values these are: those of a class by its names, else in order.
+
+        Raises:
+            ValueError: for a column that is not there, or that holds something else.
+        """
+        for name in (*(labels or ()), *(attributes or ()), *([vector] if vector else ())):
+            if name not in train.column_names:
+                raise ValueError(
+                    f"A condition must be a column of the training data, one of {train.column_names}; got {name!r}."
+                )
+        size = 0
+        if vector is not None:
+            lengths = {len(row) for row in train[vector][:] if row is not None}
+            if len(lengths) != 1:
+                raise ValueError(f"`condition_column` {vector!r} must hold vectors of one length, got {lengths}.")
+            (size,) = lengths
+        names = {name: _value_names(train, name) for name in sorted(labels or ())}
+        return cls(names, list(attributes or ()), vector, size)
+
+    @classmethod
+    def of_config(cls, config, vector: str | None = None) -> "Conditions":
+        """Those of a trained model; `vector` is the column of its vectors."""
+        if config.model_type == "vrnn":
+            return cls()
+        labels, attributes = config.condition_labels or {}, config.condition_attributes or []
+        return cls(
+            labels, attributes, (vector or "condition") if config.condition_size else None, config.condition_size
+        )
+
+    def add_to(self, split: Dataset, split_name: str = "test") -> Dataset:
+        """A split with what its batches are to have; a column that it lacks is missing from every row.
+
+        Raises:
+            ValueError: for a value of a label that has no name.
+        """
+        columns = {}
+        if self.labels:
+            columns["class_labels"] = np.stack([self._ids(split, name, split_name) for name in self.labels], axis=1)
+        if self.attributes:
+            columns["attributes"] = np.stack([_numbers(split, name) for name in self.attributes], axis=1)
+        if self.vector is not None:
+            columns["condition"] = self._vectors(split)
+        for name, values in columns.items():
+            split = split.add_column(PREFIX + name, list(values))
+        return split
+
+    def _ids(self, split: Dataset, column: str, split_name: str) -> np.ndarray:
+        ids = {name: i for i, name in enumerate(self.labels[column])}
+        found = label_names(split, column)
+        if unknown := sorted({name for name in found if name is not None} - ids.keys()):
+            raise ValueError(
+                f"Label {column!r} has the values {', '.join(list(ids)[:20])}, but the {split_name} split has "
+                f"{unknown[0]!r}."
+            )
+        return np.array([MISSING if name is None else ids[name] for name in found], dtype=np.int64)
+
+    def _vectors(self, split: Dataset) -> np.ndarray:
+        rows = split[self.vector][:] if self.vector in split.column_names else [None] * len(split)
+        rows = [[math.nan] * self.size if row is None else row for row in rows]
+        if wrong := [len(row) for row in rows if len(row) != self.size]:
+            raise ValueError(f"The vectors of {self.vector!r} must have {self.size} numbers each, one has {wrong[0]}.")
+        return np.array(rows, dtype=np.float32)
+
+    def fields(self, train: Dataset, frequencies: bool) -> dict:
+        """Those of a model's configuration: names, the attributes' scaling and, if asked for, how often each value is
+        seen (one more time than it is, so that none is impossible)."""
+        if not (self.labels or self.attributes or self.size):
+            return {}
+        fields = {"condition_labels": self.labels or None, "condition_attributes": self.attributes or None}
+        fields["condition_size"] = self.size
+        columns = train.with_format("numpy")
+        if self.attributes:
+            values = np.stack(columns[PREFIX + "attributes"][:]).astype(np.float64)
+            fields["attribute_mean"] = np.nanmean(values, axis=0).tolist()
+            spread = np.nanstd(values, axis=0)
+            fields["attribute_scale"] = np.where(spread > 0, spread, 1.0).tolist()
+        if frequencies and len(self.labels) == 1:
+            ids = np.stack(columns[PREFIX + "class_labels"][:])[:, 0]
+            counts = np.bincount(ids[ids != MISSING], minlength=len(next(iter(self.labels.values())))) + 1
+            fields["label_frequencies"] = (counts / counts.sum()).tolist()
+        return fields
+
+
+def hide_labels(split: Dataset, keep: int, seed: int) -> Dataset:
+    """A split with the labels of `keep` of its rows, as many of each value as there are, and the others missing.
+
+    Raises:
+        ValueError: where there is not exactly one label, or fewer labelled rows.
+    """
+    column = PREFIX + "class_labels"
+    ids = np.stack(split.with_format("numpy")[column][:]) if column in split.column_names else np.zeros((0, 0), int)
+    if ids.shape[1] != 1 or keep > (ids != MISSING).sum():
+        raise ValueError(
+            f"`max_labeled_samples` {keep} keeps labels of one label column that has so many; there are "
+            f"{ids.shape[1]} columns and {(ids != MISSING).sum()} labels."
+        )
+    shuffled = np.random.default_rng([seed, keep]).permutation(len(ids))
+    shuffled = shuffled[ids[shuffled, 0] != MISSING]
+    # In turns: the first of each value, then the second of each, and so on.
+    turns = np.zeros(len(shuffled), int)
+    for value in np.unique(ids[shuffled, 0]):
+        of_value = ids[shuffled, 0] == value
+        turns[of_value] = np.arange(of_value.sum())
+    kept = shuffled[np.argsort(turns, kind="stable")[:keep]]
+    hidden = np.full_like(ids, MISSING)
+    hidden[kept] = ids[kept]
+    return split.remove_columns(column).add_column(column, list(hidden))
+
+
+def batch_rows(split: Dataset):
+    """The rows of a split for a collator: sequences alone, or, where they stand under conditions, with these."""
+    rows = sequence_rows(split)
+    return ConditionedRows(rows, split) if any(name.startswith(PREFIX) for name in split.column_names) else rows
+
+
+class ConditionedRows:
+    """Sequences and their conditions for a `DataLoader`, as dictionaries.
+
+    Args:
+        sequences: of [`sequence_rows`].
+        split: the same rows, with the columns that [`Conditions.add_to`] makes.
+    """
+
+    def __init__(self, sequences, split: Dataset):
+        self.sequences = sequences
+        self.name = "input_features" if "input_features" in split.column_names else "input_ids"
+        names = [name for name in split.column_names if name.startswith(PREFIX)]
+        self.conditions = split.with_format("numpy", columns=names)
+
+    def __len__(self) -> int:
+        return len(self.sequences)
+
+    def __getitems__(self, indices: list[int]) -> list[dict[str, np.ndarray]]:
+        columns = {name.removeprefix(PREFIX): rows for name, rows in self.conditions[indices].items()}
+        return [
+            {self.name: sequence} | {name: rows[i] for name, rows in columns.items()}
+            for i, sequence in enumerate(self.sequences.__getitems__(indices))
+        ]
+
+
+def _value_names(split: Dataset, column: str) -> list[str]:
+    feature = split.features[column]
+    if isinstance(feature, ClassLabel):
+        return feature.names
+    if not isinstance(feature, Value):
+        raise ValueError(f"`label_columns` must be of names or numbers, and {column!r} is of {feature}.")
+    names = {name for name in label_names(split, column) if name is not None}
+    if not names:
+        raise ValueError(f"Label {column!r} has no value in the training data.")
+    numeric = all(name.lstrip("-").isdecimal() for name in names)
+    return sorted(names, key=int) if numeric else sorted(names)
+
+
+def label_names(split: Dataset, column: str) -> list[str | None]:
+    """Of each row the name of its value; None where it is missing."""
+    if column not in split.column_names:
+        return [None] * len(split)
+    values = split[column][:]
+    if isinstance(split.features[column], ClassLabel):
+        names = split.features[column].names
+        return [None if value is None or value < 0 else names[value] for value in values]
+    return [_name(value) for value in values]
+
+
+def _name(value) -> str | None:
+    if value is None or value == "" or value != value:
+        return None
+    # A column of integers of which some are missing is read as one of floats.
+    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
+
+
+def _numbers(split: Dataset, column: str) -> np.ndarray:
+    if column not in split.column_names:
+        return np.full(len(split), np.nan, dtype=np.float32)
+    try:
+        return np.array([math.nan if v is None else float(v) for v in split[column][:]], dtype=np.float32)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"`attribute_columns` must be of numbers; {column!r} is {split.features[column]}.") from error

@@ -1,0 +1,217 @@
+"""One z for the whole sequence, under a condition: p(x|z, c), q(z|x, c) and a learnt p(z|c) (Sohn et al. 2015).
+
+    log p(x|c) >= E_q(z|x,c)[log p(x|z, c)] - KL(q(z|x, c) || p(z|c))
+
+A single label may be missing from some rows: with `config.label_classifier` q(c|x) is learnt, and such a row is one of
+p(x) = sum_c p(c) p(x|c) (Kingma et al. 2014, M2).
+
+Letters in shapes: B batch, K samples, D latent size, C dimensions of c.
+"""
+
+import torch
+from torch.distributions import Categorical
+
+from .conditioning import MISSING, check_label_ids, join, label_ids
+from .distributions import kl_divergence
+from .modeling_latent import OneLatentModel, at_least_float32, check_latents
+
+CONDITIONS = ("class_labels", "attributes", "condition")  # what a batch has of them
+
+
+class ConditionalModel(OneLatentModel):
+    """What is [`OneLatentModel`] without a condition. A subclass has in `model` a `VRAEModel`, and gives
+
+    - `_encoder_outputs(condition, **batch)`: the encoder's output for a batch, under c;
+    - `_rows_of(target, rows)`: a target's rows, [N], by index.
+    """
+
+    def condition(
+        self, class_labels=None, attributes=None, condition=None, labels=None, **batch
+    ) -> torch.Tensor | None:
+        """c of a batch, [B, C], or where nothing is said [C]; None of a model without.
+
+        A label that is missing, in a model with `label_classifier`, is the likeliest one of q(c|x).
+
+        Args:
+            class_labels: ids, [B] or of several labels [B, L], -100 where missing.
+            attributes: [B, A], NaN where missing.
+            condition: a vector, [B, V]; a row with a NaN is missing.
+            labels: by name or id, as in `generate`, in place of `class_labels`. A tensor of more than one dimension is
+                a batch's target.
+        """
+        named = None if isinstance(labels, torch.Tensor) and labels.dim() > 1 else labels
+        given = {"class_labels": class_labels, "attributes": attributes, "condition": condition}
+        if not self.config.condition_width:
+            for name, value in (given | {"labels": named}).items():
+                if value is not None:
+                    raise ValueError(f"`{name}` says something to a conditional model, and this one has no condition.")
+            return None
+        if named is not None:
+            given["class_labels"] = self.label_ids(named)
+        if self.config.label_classifier:
+            given["class_labels"] = self.infer_labels(given["class_labels"], **batch)
+        return self.model.embed_condition(**given)
+
+    @property
+    def _names(self) -> dict[str, list[str]]:
+        if not self.config.condition_labels:
+            raise ValueError(
+                "`labels` are of a model with `condition_labels`, which this one has not. Leave them out."
+            )
+        return self.config.condition_labels
+
+    def label_ids(self, labels) -> torch.LongTensor:
+        """Labels, by name or id as `generate` takes them, as `class_labels` [B, L], or [1, L] where said once."""
+        return label_ids(labels, self._names)
+
+    def infer_labels(self, class_labels: torch.LongTensor | None = None, **batch) -> torch.LongTensor:
+        """Ids [B, 1] of a batch's label, and where it is missing of the likeliest one of q(c|x)."""
+        if class_labels is not None:
+            check_label_ids(class_labels.view(-1, 1), self._names)
+            class_labels = class_labels.view(-1, 1).to(self.device)
+            if not (class_labels == MISSING).any():
+                return class_labels
+        if all(batch.get(name) is None for name in ("input_ids", "inputs_embeds", "input_features")):
+            raise ValueError(
+                f"A label is missing, and there is no input to tell it from: say one of {list(self._names)} in "
+                "`labels`, or in `class_labels`."
+            )
+        likeliest = self.classify(**batch).probs.argmax(-1, keepdim=True)  # [B, 1]
+        return likeliest if class_labels is None else torch.where(class_labels == MISSING, likeliest, class_labels)
+
+    def _prior(self, condition: torch.Tensor | None) -> torch.distributions.Distribution:
+        """p(z|c), batch shape [B], or [] where all rows have the same; without a learnt one as of no condition."""
+        if condition is None or not self.config.learn_prior or not self.config.latent_size:
+            return super()._prior(condition)
+        return self.model.conditional_prior(condition)
+
+    def classify(self, **batch) -> Categorical:
+        """q(c|x), batch shape [B], over the values of the label.
+
+        Args:
+            batch: what [`encode`] takes; its `class_labels` are not looked at.
+        """
+        if not self.config.label_classifier:
+            raise ValueError("`classify` needs a model with `label_classifier`, which this one has not.")
+        batch = {name: value for name, value in batch.items() if name not in (*CONDITIONS, "labels")}
+        return self._class_posterior(self._encoder_outputs(self.model.embed_condition(), **batch).summary)
+
+    def _class_posterior(self, summary: torch.Tensor) -> Categorical:
+        return Categorical(logits=at_least_float32(self.model.classifier(summary)), validate_args=False)
+
+    def _log_label_prior(self) -> torch.Tensor:
+        """log p(c), [values]."""
+        counts = [1.0] * self.config.num_labels
+        return torch.tensor(self.config.label_frequencies or counts, device=self.device).log().log_softmax(0)
+
+    def log_importance_weights(
+        self, num_samples=1, latents=None, generator=None, labels=None, posterior=None, class_labels=None, **batch
+    ) -> torch.Tensor:
+        """As in [`OneLatentModel`], of log p(x, z_k|c).
+
+        With `label_classifier` a row whose label is missing has log sum_c p(c) p(x, z_k|c) - log q(z_k|x, c'), with
+        c' the likeliest label: its weights are of log p(x), the sum over c being exact.
+        """
+        given = {"latents": latents, "generator": generator, "labels": labels, "posterior": posterior}
+        if not self.config.label_classifier:
+            return super().log_importance_weights(num_samples, class_labels=class_labels, **given, **batch)
+        target = self.target(labels, **batch)
+        q = self.encode(class_labels=class_labels, **batch) if posterior is None else posterior
+        z = q.rsample((num_samples,), generator) if latents is None else latents  # [K, B, D]
+        known = self.condition_ids(class_labels, z.shape[1])
+        missing = known == MISSING  # [B]
+        others = {name: batch.get(name) for name in ("attributes", "condition")}
+        log_joint = []
+        for value, log_p in enumerate(self._log_label_prior()):
+            ids = torch.where(missing, value, known)
+            of_value = self._log_joint(z, target, self.model.embed_condition(ids, **others))  # [K, B]
+            log_joint.append(of_value + torch.where(missing, log_p, 0))
+            if not missing.any():
+                break
+        summed = torch.stack(log_joint)  # [values, K, B]
+        return torch.where(missing, summed.logsumexp(0), summed[0]) - q.log_prob(z)
+
+    def condition_ids(self, class_labels: torch.LongTensor | None, rows: int) -> torch.LongTensor:
+        """Ids of the single label, [B], -100 where missing."""
+        if class_labels is None:
+            return torch.full((rows,), MISSING, device=self.device)
+        check_label_ids(class_labels.view(-1, 1), self._names)
+        return class_labels.view(-1).to(self.device)
+
+    def evaluation_terms(self, num_samples, generators=None, svi_steps=0, **batch):
+        """As in [`OneLatentModel`], and with `label_classifier` `label_known` and `label_right` [B]: whether the row
+        has a label, and whether that is the likeliest of q(c|x)."""
+        terms = super().evaluation_terms(num_samples, generators, svi_steps, **batch)
+        if self.config.label_classifier:
+            known = self.condition_ids(batch.get("class_labels"), len(terms["kl"]))
+            right = self.classify(**batch).probs.argmax(-1) == known
+            terms |= {"label_known": known != MISSING, "label_right": right}
+        return terms
+
+    def _semi_supervised_loss(self, target, class_labels=None, attributes=None, condition=None, **batch) -> dict:
+        """The loss of rows with and without their label (Kingma et al. 2014, eq. 6 to 9), as the fields of an output.
+
+            labelled    -ELBO(x, c) - log p(c) - alpha log q(c|x)
+            unlabelled  sum_c q(c|x) (-ELBO(x, c) + log q(c|x) - log p(c))
+
+        An unlabelled row costs a pass of the decoder for each value, and one of the encoder.
+        """
+        summary = self._encoder_outputs(self.model.embed_condition(), **batch).summary  # [B, H]
+        known = self.condition_ids(class_labels, len(summary))
+        missing, values = known == MISSING, torch.arange(self.config.num_labels, device=self.device)
+        wanted = missing.unsqueeze(1) | (known.unsqueeze(1) == values)
+        rows, ids = wanted.nonzero(as_tuple=True)  # [N], N the labelled rows and so many times the others
+        log_q = self._class_posterior(summary).logits[rows, ids]  # [N]
+        log_p = self._log_label_prior()[ids]
+        others = {"attributes": attributes, "condition": condition}
+        others = {name: value if value is None else value[rows] for name, value in others.items()}
+        c = self.model.embed_condition(ids, **others)  # [N, C]
+        posterior = self.model.encoder.distribution(*self.model.encoder.moments(summary[rows], c))
+        z = posterior.rsample()
+        nll = -self._log_likelihood(join(z, c).unsqueeze(0), self._rows_of(target, rows))[0]  # [N]
+        kl = kl_divergence(posterior, self._prior(c))
+        weight = torch.where(missing[rows], log_q.exp(), 1.0)
+        of_label = torch.where(missing[rows], weight * (log_q - log_p), -log_p - self.config.classifier_weight * log_q)
+        count = len(summary)
+        return {
+            "loss": (weight * (nll + self.kl_weight * kl) + of_label).sum() / count,
+            "reconstruction_loss": (weight * nll).sum().detach() / count,
+            "kl": (weight * kl).sum().detach() / count,
+        }
+
+    def _seen(self, latents: torch.Tensor, batch: dict) -> torch.Tensor:
+        """What the decoder is given for z [B, D] of a batch: z, and behind it the batch's c."""
+        return join(latents, self.condition(**batch))
+
+    def _decoded_of(self, labels, latents: torch.Tensor | None, batch: dict) -> torch.Tensor:
+        """What `generate` decodes: z and behind it c, [B, D + C].
+
+        Args:
+            labels: what to decode under, by name or id; what is not said here is as in the batch, or
+                else inferred or missing.
+            latents: z, [B, D]; by default the mode of q(z|x, c) of the batch, or where it has no input z ~ p(z|c).
+            batch: the input, if any, with its own conditions.
+        """
+        has_input = any(batch.get(name) is not None for name in ("input_ids", "inputs_embeds", "input_features"))
+        if latents is None and has_input:
+            latents = self.encode(**batch).mode
+        under = {name: batch.get(name) for name in CONDITIONS}
+        if labels is not None:
+            wanted, own = self.label_ids(labels), under["class_labels"]
+            if own is not None:
+                own = own.cpu().reshape(len(own), -1)
+                wanted = torch.where(wanted == MISSING, own, wanted)
+            under["class_labels"] = wanted
+        inputs = {name: value for name, value in batch.items() if name not in CONDITIONS} if has_input else {}
+        c = self.condition(**under, **inputs)
+        if latents is None:
+            p = self._prior(c)
+            rows = len(c) if c.dim() == 2 else 1
+            latents = p.sample() if p.batch_shape else p.sample((rows,))
+        check_latents(latents, self.config.latent_size)
+        if len(latents) == 1 and c.dim() == 2:  # the same z under several labels
+            latents = latents.expand(len(c), -1)
+        return join(latents.to(self.device), c)
+
+
+__all__ = ["CONDITIONS", "ConditionalModel"]

@@ -1,0 +1,91 @@
+"""From columns of a data set to what a batch stands under."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from datasets import ClassLabel, Dataset, Features, Value
+
+from hf_vrae.data.collators import AutoencodingCollator, FrameCollator
+from hf_vrae.data.conditions import Conditions, batch_rows, hide_labels
+from hf_vrae.data.datasets import load_text
+from hf_vrae.data.frames import load_frames
+
+
+def rows(**columns):
+    count = len(next(iter(columns.values())))
+    ids = [[2, *range(4, 5 + i), 3] for i in range(count)]
+    return Dataset.from_dict({"text": ["a"] * count, "input_ids": ids, "length": list(map(len, ids)), **columns})
+
+
+def batch_of(split, collator=None):
+    return (collator or AutoencodingCollator(0))(batch_rows(split).__getitems__(list(range(len(split)))))
+
+
+def test_columns_become_what_a_batch_has():
+    train = rows(
+        mood=["sad", None, "glad", ""],
+        stars=[10, 9, 2, 9],
+        length_in_words=[1.0, 2.0, math.nan, 3.0],
+        vector=[[1.0, 2.0], [3.0, 4.0], None, [5.0, 6.0]],
+    )
+    conditions = Conditions.fit(train, ["stars", "mood"], ["length_in_words"], "vector")
+    assert conditions.labels == {"mood": ["glad", "sad"], "stars": ["2", "9", "10"]}  # labels in order, as a config
+    split = conditions.add_to(train, "train")
+    batch = batch_of(split)
+    assert batch["class_labels"].tolist() == [[1, 2], [-100, 1], [0, 0], [-100, 1]]
+    np.testing.assert_array_equal(batch["attributes"].numpy(), [[1], [2], [math.nan], [3]])
+    np.testing.assert_array_equal(batch["condition"].numpy()[[0, 2]], [[1, 2], [math.nan] * 2])
+    assert batch["input_ids"].shape == (4, 6) and batch["class_labels"].dtype == torch.int64
+    fields = conditions.fields(split, frequencies=False)
+    assert fields["condition_size"] == 2 and "label_frequencies" not in fields
+    assert fields["attribute_mean"] == [2.0] and fields["attribute_scale"] == pytest.approx([math.sqrt(2 / 3)])
+
+
+def test_without_conditions_rows_are_as_ever():
+    split = Conditions().add_to(rows(attributes=[[1.0], [2.0]]))
+    assert set(batch_of(split)) == {"input_ids", "attention_mask", "labels"}
+    assert Conditions().fields(split, True) == {}
+
+
+def test_classes_keep_their_order_and_what_lacks_a_column_is_missing():
+    features = Features({"text": Value("string"), "kind": ClassLabel(names=["z", "a"])})
+    train = Dataset.from_dict({"text": ["x", "y", "w"], "kind": [0, 1, -1]}, features=features)
+    conditions = Conditions.fit(train, ["kind"], None, None)
+    assert conditions.labels == {"kind": ["z", "a"]}
+    test = conditions.add_to(rows(other=[1, 2]))
+    assert batch_of(test)["class_labels"].tolist() == [[-100], [-100]]
+    with pytest.raises(ValueError, match="'kind' has the values z, a, but the test split has 'new'"):
+        conditions.add_to(rows(kind=["a", "new"]), "test")
+    with pytest.raises(ValueError, match="must be a column of the training data"):
+        Conditions.fit(train, ["colour"], None, None)
+
+
+def test_hidden_labels_are_as_many_of_each_value():
+    train = rows(kind=["a"] * 30 + ["b"] * 6 + ["c"] * 4 + [None] * 5)
+    conditions = Conditions.fit(train, ["kind"], None, None)
+    split = conditions.add_to(train)
+    hidden = batch_of(hide_labels(split, 15, seed=1))["class_labels"][:, 0]
+    own = batch_of(split)["class_labels"][:, 0]
+    kept = hidden != -100
+    assert torch.equal(hidden[kept], own[kept]) and torch.bincount(hidden[kept]).tolist() == [6, 5, 4]
+    again, other = (batch_of(hide_labels(split, 15, seed=s))["class_labels"][:, 0] for s in (1, 2))
+    assert torch.equal(again, hidden) and not torch.equal(other, hidden)
+    frequencies = conditions.fields(hide_labels(split, 15, seed=1), frequencies=True)["label_frequencies"]
+    assert frequencies == pytest.approx([7 / 18, 6 / 18, 5 / 18])
+    with pytest.raises(ValueError, match="there are 1 columns and 40 labels"):
+        hide_labels(split, 41, seed=1)
+
+
+def test_labels_of_files(tmp_path):
+    path = tmp_path / "rows.tsv"
+    path.write_text('label\ttext\n1\tso "good\n0\tbad\n')
+    train = load_text(str(path))["train"]
+    conditions = Conditions.fit(train, ["label"], None, None)
+    assert conditions.labels == {"label": ["0", "1"]}
+    np.savez(tmp_path / "a.npz", train_x=np.zeros((3, 4, 2)), train_y=np.array([2, 0, 2]))
+    train = load_frames(str(tmp_path / "a.npz"))["train"]
+    split = Conditions.fit(train, ["label"], None, None).add_to(train)
+    batch = batch_of(split, FrameCollator())
+    assert batch["class_labels"].tolist() == [[1], [0], [1]] and batch["input_features"].shape == (3, 4, 2)

@@ -1,0 +1,451 @@
+"""Conditions: tokens and frames, every kind of condition, missing labels, guidance."""
+
+import math
+
+import pytest
+import torch
+from torch.distributions import kl_divergence
+from transformers import GenerationConfig
+
+from hf_vrae import VRAEConfig, VRAEForFrameGeneration, VRAEForSequenceGeneration
+from hf_vrae.modeling.conditioning import label_ids
+from tests.models import CONDITIONAL, LABELS, make_frame_model, make_frames, make_model
+
+SEMI = CONDITIONAL["semi-supervised"]
+KINDS = [(make, name) for make in (make_model, make_frame_model) for name in CONDITIONAL]
+
+
+@pytest.fixture(params=KINDS, ids=[f"{make.__name__.removeprefix('make_')}-{name}" for make, name in KINDS])
+def model(request):
+    make, name = request.param
+    # Embeddings of frames' models are small by default, those of conditions too.
+    return make(embedding_initializer_range=1.0, **CONDITIONAL[name])
+
+
+def conditions_of(model, rows=4) -> dict[str, torch.Tensor]:
+    """Something for every part, here and there missing."""
+    config, given = model.config, {}
+    sizes = [len(values) for values in config.condition_labels.values()]
+    given["class_labels"] = torch.stack([torch.arange(rows) % size for size in sizes], dim=1)
+    if not config.label_classifier:
+        given["class_labels"][1, 0] = -100
+    if config.condition_attributes:
+        given["attributes"] = torch.randn(rows, len(config.condition_attributes))
+        given["attributes"][0, 1] = given["attributes"][2] = torch.nan
+    if config.condition_size:
+        given["condition"] = torch.randn(rows, config.condition_size)
+        given["condition"][3, 0] = torch.nan
+    return given
+
+
+@pytest.fixture
+def example(model, batch):
+    """A batch with labels to score and with conditions."""
+    frames = model.config.input_size is not None
+    x = make_frames(model) if frames else batch | {"labels": model.labels_from_input_ids(**batch)}
+    return x | conditions_of(model)
+
+
+def without(batch, *names):
+    return {name: tensor for name, tensor in batch.items() if name not in names}
+
+
+def rows_of(batch, rows):
+    return {name: tensor[rows] for name, tensor in batch.items()}
+
+
+def widened(batch):
+    """The batch with padding on the right."""
+    batch = dict(batch)
+    pads = {"input_ids": 0, "attention_mask": 0, "labels": -100 if "input_ids" in batch else math.nan}
+    for name, value in (pads | {"input_features": 0}).items():
+        if name in batch:
+            pad = torch.full_like(batch[name][:, :2], value)
+            batch[name] = torch.cat([batch[name], pad], dim=1)
+    return batch
+
+
+def generated(model, length=6, **options):
+    if model.config.input_size is not None:
+        return model.generate(max_length=length, **options).sequences
+    return model.generate(max_new_tokens=length, min_new_tokens=length, **options)
+
+
+def test_everything_stands_under_the_condition(model, example):
+    """Another condition changes the likelihood, the prior where it is learnt, and q where there is one."""
+    other = example | {"class_labels": (example["class_labels"].clamp(min=0) + 1) % 2}
+    size = model.config.latent_size
+    z = torch.randn(4, size)
+    losses = [model(latents=z, **without(x, "input_ids", "input_features")).loss for x in (example, other)]
+    assert abs(losses[0] - losses[1]) > 1e-3
+    if size:
+        assert not torch.allclose(model.encode(**example).mean, model.encode(**other).mean)
+        same = torch.equal(
+            model.prior(**without(example, "labels")).mean, model.prior(**without(other, "labels")).mean
+        )
+        assert same == (not model.config.learn_prior)
+
+
+def test_padding_and_other_rows_change_nothing(model, example):
+    z = model.encode(**example).sample((2,))
+    expected = model.log_importance_weights(latents=z, **example)
+    torch.testing.assert_close(model.log_importance_weights(latents=z, **widened(example)), expected)
+    for row in range(4):
+        alone = model.log_importance_weights(latents=z[:, row : row + 1], **rows_of(example, slice(row, row + 1)))
+        torch.testing.assert_close(alone[:, 0], expected[:, row])
+
+
+def test_the_prior_sees_no_input(model, example):
+    if not model.config.latent_size:
+        pytest.skip("there is no z")
+    conditions = without(example, "input_ids", "input_features", "labels", "attention_mask")
+    p = model.prior(**conditions)
+    assert torch.equal(p.mean, model.prior(**example).mean)
+    # The KL that is charged is to p(z|c): by Monte Carlo.
+    q = model.encode(**example)
+    z = q.sample((50_000,))
+    estimate = (q.log_prob(z) - p.log_prob(z)).mean(0)
+    torch.testing.assert_close(estimate, kl_divergence(q, p), rtol=0.03, atol=0.03)
+    torch.testing.assert_close(model(**example).kl, kl_divergence(q, p).mean())
+
+
+def test_log_importance_weights_are_the_three_densities(model, example):
+    q = model.encode(**example)
+    z, inputs = q.sample((3,)), ("input_ids", "input_features")
+    weights = model.log_importance_weights(latents=z, **example)
+    for k in range(3):
+        loss = model(latents=z[k], **without(example, *inputs)).loss
+        expected = model.prior(**without(example, "labels")).log_prob(z[k]) - q.log_prob(z[k])
+        torch.testing.assert_close((weights[k] - expected).mean(), -loss, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("options", [{}, {"num_train_samples": 3}, {"svi_steps": 2, "kernels": "plain"}])
+def test_one_step_lowers_the_loss_and_every_parameter_has_its_gradient(model, example, options):
+    """All of them, whatever is missing: several processes would otherwise wait for each other."""
+    config = model.config
+    if options and (config.label_classifier or not config.latent_size or config.posterior != "gaussian"):
+        pytest.skip("refused, with its reason")
+    model = type(model)(type(config)(**config.to_dict() | options)).train()
+    for i, x in enumerate((example, without(example, "class_labels", "attributes", "condition"))):
+        model.zero_grad()
+        torch.manual_seed(i)
+        before = model(**x).loss
+        before.backward()
+        for name, parameter in model.named_parameters():
+            assert parameter.grad is not None and parameter.grad.isfinite().all(), name
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter -= 1e-3 * parameter.grad
+        torch.manual_seed(i)
+        assert model(**x).loss < before
+
+
+def test_saved_and_loaded_it_is_the_same(model, example, tmp_path):
+    model.save_pretrained(tmp_path)
+    loaded = type(model).from_pretrained(tmp_path).eval()
+    assert loaded.config.condition_labels == model.config.condition_labels
+    assert torch.equal(loaded(**example).loss, model(**example).loss)
+    if len(model.config.condition_labels) == 1:
+        assert loaded.config.id2label == {0: "a", 1: "b", 2: "c"} and loaded.config.label2id["c"] == 2
+
+
+def test_runs_in_bfloat16(model, example):
+    assert model.to(torch.bfloat16)(**example).loss.isfinite()
+    with torch.autocast("cpu", torch.bfloat16):
+        outputs = model.float().train()(**example)
+    assert outputs.loss.isfinite() and outputs.kl.dtype == torch.float32
+
+
+def said(model, value=0):
+    names = model.config.condition_labels
+    return {name: values[value] for name, values in names.items()}
+
+
+def test_the_same_z_under_another_label(model, example):
+    z = torch.randn(3, model.config.latent_size)
+    first, second = (generated(model, latents=z, labels=said(model, value)) for value in (0, 1))
+    assert not torch.equal(first, second)
+    ids = torch.zeros(3, len(model.config.condition_labels), dtype=torch.long)
+    assert torch.equal(first, generated(model, latents=z, class_labels=ids))
+    if len(model.config.condition_labels) == 1:  # one z, every label; by name, by id
+        several = generated(model, latents=z[:1], labels=["a", "b", "c"])
+        assert torch.equal(several[:2], torch.cat([first[:1], second[:1]]))
+        assert torch.equal(several, generated(model, latents=z[:1], labels=[0, 1, 2]))
+        by_name, by_id = (model.prior(labels=said).mean for said in (["c", "a"], torch.tensor([2, 0])))
+        assert torch.equal(by_name, by_id)
+    else:  # what is not said is as in the batch
+        mood = generated(model, latents=z, labels={"mood": "question"}, class_labels=ids)
+        assert torch.equal(mood, generated(model, latents=z, class_labels=ids + torch.tensor([1, 0])))
+
+
+def test_an_input_is_decoded_under_its_own_label_or_another(model, example):
+    x = without(example, "labels")
+    z = model.encode(**x).mode
+    own = generated(model, latents=z, **without(x, "input_ids", "input_features", "attention_mask"))
+    assert torch.equal(generated(model, **x), own)
+    attributes = without(x, "input_ids", "input_features", "attention_mask", "class_labels")
+    moved = generated(model, latents=z, labels=said(model, 1), **attributes)
+    assert torch.equal(generated(model, labels=said(model, 1), **x), moved)
+    one = rows_of(x, slice(0, 1))
+    under_both = {name: values[:2] for name, values in model.config.condition_labels.items()}
+    several = generated(model, labels=under_both, **one)
+    torch.testing.assert_close(several[1], generated(model, labels=said(model, 1), **one)[0])
+
+
+def test_without_input_and_latents_z_is_drawn(model):
+    labels = {name: [values[0], values[1], values[1]] for name, values in model.config.condition_labels.items()}
+    torch.manual_seed(3)
+    drawn = generated(model, labels=labels)
+    torch.manual_seed(3)
+    z = model.prior(labels=labels).sample((3,) if model.prior(labels=labels).batch_shape == () else ())
+    assert torch.equal(drawn, generated(model, latents=z, labels=labels))
+
+
+def test_unconditional_models_have_no_conditions(batch):
+    model = make_model()
+    for bad in ({"labels": "past"}, {"class_labels": torch.tensor([1])}):
+        with pytest.raises(ValueError, match="no condition"):
+            model.generate(latents=torch.randn(1, 6), **bad)
+    with pytest.raises(ValueError, match="no condition"):
+        model(**batch, class_labels=torch.zeros(4, dtype=torch.long))
+    with pytest.raises(ValueError, match="no condition"):
+        model.prior(labels="past")
+
+
+@pytest.mark.parametrize(
+    "labels, message",
+    [
+        ({"tense": "pluperfect"}, "'tense' has the values past, present, future; got 'pluperfect'"),
+        ({"tense": 3}, "'tense' has the ids 0 to 2, past, present, future.* got 3"),
+        ({"aspect": "past"}, r"must be of \['mood', 'tense'\], got 'aspect'"),
+        ("past", "dictionary where there are several labels"),
+        ({"tense": ["past", "past"], "mood": [0, 1, 1]}, "one value for all rows, or one a row"),
+    ],
+)
+def test_unknown_labels_are_named(labels, message):
+    model = make_model(**CONDITIONAL["conditional"])
+    with pytest.raises(ValueError, match=message):
+        model.generate(latents=torch.randn(4, 6), labels=labels)
+
+
+def test_bad_conditions_are_named(batch):
+    model = make_model(**CONDITIONAL["conditional"])
+    for bad, message in [
+        ({"class_labels": torch.tensor([[0, 5]] * 4)}, "'tense' has the ids 0 to 2"),
+        ({"class_labels": torch.tensor([0] * 4)}, r"\[batch, 2\] for the model's `condition_labels`"),
+        ({"class_labels": torch.zeros(4, 2)}, "must be integers"),
+        ({"attributes": torch.zeros(4, 3)}, r"\[batch, 2\] for the model's `condition_attributes`"),
+        ({"condition": torch.zeros(3, 3), "attributes": torch.zeros(4, 2)}, "as many rows"),
+        ({"condition": torch.zeros(3, 3)}, "one a row of the 4; got 3"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            model.encode(**batch, **bad)
+
+
+def test_attributes_are_standardised_and_missing_is_a_value_of_its_own():
+    embed = make_model(**CONDITIONAL["conditional"]).model.embed_condition
+    at_mean, none = torch.tensor([[3.0, -1.0]]), torch.tensor([[torch.nan, torch.nan]])
+    c = embed(attributes=at_mean)
+    assert torch.equal(c[0, 8:12], torch.zeros(4)) and not torch.allclose(embed(attributes=none)[0, 8:12], c[0, 8:12])
+    assert torch.equal(embed(attributes=none)[0], embed())
+    one_up = embed(attributes=torch.tensor([[5.0, -1.0]]))
+    torch.testing.assert_close(one_up[0, 8:12], embed.attributes.weight[:, 0])
+
+
+def test_condition_dropout_takes_all_of_a_row_and_in_training_only():
+    embed = make_model(**CONDITIONAL["conditional"] | {"condition_dropout": 0.5}).model.embed_condition
+    given = {"class_labels": torch.ones(400, 2, dtype=torch.long), "attributes": torch.zeros(400, 2)}
+    given["condition"] = torch.ones(400, 3)
+    kept = embed(**given)[0]
+    assert torch.equal(embed(**given), kept.expand(400, -1))
+    rows = embed.train()(**given)
+    lost = (rows == embed()).all(1)
+    assert ((rows == kept).all(1) | lost).all() and 150 < lost.sum() < 250
+
+
+# A missing label.
+
+
+def marginal_setup(make, batch):
+    model = make(embedding_initializer_range=1.0, **SEMI)
+    x = make_frames(model) if make is make_frame_model else batch | {"labels": model.labels_from_input_ids(**batch)}
+    return model, x, torch.tensor([0.5, 0.3, 0.2]).log()
+
+
+@pytest.mark.parametrize("make", [make_model, make_frame_model])
+def test_a_missing_label_is_summed_over(make, batch):
+    model, x, log_p = marginal_setup(make, batch)
+    q = model.encode(**x)
+    z = q.sample((5,))
+    of_each = [
+        model.log_importance_weights(latents=z, posterior=q, class_labels=torch.full((4,), c), **x) for c in range(3)
+    ]
+    expected = torch.stack([w + p for w, p in zip(of_each, log_p, strict=True)]).logsumexp(0)
+    known = torch.tensor([-100, 2, -100, 0])
+    for labels in (None, known):
+        weights = model.log_importance_weights(latents=z, posterior=q, class_labels=labels, **x)
+        torch.testing.assert_close(weights[:, 0], expected[:, 0])
+    torch.testing.assert_close(weights[:, 1], of_each[2][:, 1])
+    terms = model.evaluation_terms(4, class_labels=known, **x)
+    again = model.log_importance_weights(latents=z[:4], posterior=q, class_labels=known, **x)
+    assert terms["log_weights"].shape == again.shape
+    assert terms["label_known"].tolist() == [False, True, False, True]
+
+
+@pytest.mark.parametrize("make", [make_model, make_frame_model])
+@pytest.mark.parametrize("learn_prior", [True, False])
+def test_the_semi_supervised_loss_by_hand(make, learn_prior, batch, monkeypatch):
+    """Each row by each label on its own, as a labelled one; noise and dropout are switched off."""
+    options = {"dropout": 0, "word_dropout": 0, "classifier_weight": 0.7, "learn_prior": learn_prior}
+    model = make(embedding_initializer_range=1.0, **SEMI | options)
+    _, x, log_p = marginal_setup(make, batch)
+    monkeypatch.setattr("hf_vrae.modeling.distributions._standard_normal", lambda shape, *_: torch.full(shape, 0.3))
+    model.kl_weight = 0.6
+    known = torch.tensor([1, -100, -100, 2])
+    q_c = model.classify(**x).logits
+    torch.testing.assert_close(q_c.exp().sum(1), torch.ones(4))
+    total = torch.zeros(())
+    for row in range(4):
+        one = rows_of(x, slice(row, row + 1))
+        bounds = []
+        for c in range(3):
+            q = model.encode(class_labels=torch.tensor([c]), **one)
+            z = q.rsample()
+            outputs = model(latents=z, class_labels=torch.tensor([c]), **without(one, "input_ids", "input_features"))
+            bounds.append(outputs.loss + 0.6 * kl_divergence(q, model.prior(class_labels=torch.tensor([c])))[0])
+        if known[row] >= 0:
+            c = known[row]
+            total += bounds[c] - log_p[c] - 0.7 * q_c[row, c]
+        else:
+            q = q_c[row].exp()
+            total += (q * (torch.stack(bounds) + q_c[row] - log_p)).sum()
+    outputs = model.train()(class_labels=known, **x)
+    torch.testing.assert_close(outputs.loss, total / 4, rtol=1e-4, atol=1e-4)
+
+
+def test_a_missing_label_is_inferred_or_asked_for(batch):
+    model, x, _ = marginal_setup(make_model, batch)
+    likeliest = model.classify(**x).probs.argmax(-1)
+    assert torch.equal(model.encode(**x).mean, model.encode(class_labels=likeliest, **x).mean)
+    known = torch.where(torch.tensor([True, False, True, False]), -100, (likeliest + 1) % 3)
+    mixed = torch.where(known == -100, likeliest, known)
+    assert torch.equal(model.encode(class_labels=known, **x).mean, model.encode(class_labels=mixed, **x).mean)
+    for ask in (model.prior, lambda: model.generate(latents=torch.randn(2, 6))):
+        with pytest.raises(ValueError, match="say one of"):
+            ask()
+    with pytest.raises(ValueError, match="needs a model with `label_classifier`"):
+        make_model().classify(**batch)
+
+
+# Guidance.
+
+
+GUIDED = {"condition_labels": {"kind": ["a", "b", "c"]}, "condition_dropout": 0.3}
+MODES = {"greedy": {}, "sampling": {"do_sample": True}, "beams": {"num_beams": 3}}
+
+
+def guided_step(model, ids, z, labels, scale):
+    """The scores of the next token by two whole passes."""
+    with torch.no_grad():
+        given = {"latents": z, "decoder_input_ids": ids}
+        c = model(class_labels=labels, **given).logits[:, -1].log_softmax(-1)
+        u = model(**given).logits[:, -1].log_softmax(-1)
+    return (u + scale * (c - u)).log_softmax(-1)
+
+
+@pytest.mark.parametrize("options", [{}, {"latent_size": 0}, {"rnn_type": "gru", "kernels": "plain"}])
+def test_guided_scores_are_of_two_passes(options):
+    model = make_model(**GUIDED, **options)
+    z, labels = torch.randn(3, model.config.latent_size), torch.tensor([0, 2, 1])
+    wanted = {"return_dict_in_generate": True, "output_scores": True, "max_new_tokens": 5, "min_new_tokens": 5}
+    outputs = model.generate(latents=z, labels=labels, guidance_scale=2.5, **wanted, eos_token_id=None)
+    for step, scores in enumerate(outputs.scores):
+        expected = guided_step(model, outputs.sequences[:, : step + 1], z, labels, 2.5)
+        torch.testing.assert_close(scores, expected, rtol=1e-4, atol=1e-4)
+    plain = {"max_new_tokens": 5, "eos_token_id": None}
+    assert torch.equal(model.generate(latents=z, labels=labels, guidance_scale=2.5, **plain), outputs.sequences)
+    by_config = GenerationConfig(guidance_scale=2.5, max_new_tokens=5, pad_token_id=0, decoder_start_token_id=2)
+    assert torch.equal(model.generate(latents=z, labels=labels, generation_config=by_config), outputs.sequences)
+    assert by_config.guidance_scale == 2.5
+    unguided = model.generate(latents=z, labels=labels, **plain)
+    assert torch.equal(model.generate(latents=z, labels=labels, guidance_scale=1, **plain), unguided)
+
+
+def test_guided_beams_are_scored_by_whole_passes():
+    """Beams change places, and the unconditional state with them: the score of the best is that of its own tokens."""
+    model = make_model(**GUIDED)
+    z, labels = torch.randn(3, 6), torch.tensor([0, 2, 1])
+    wanted = {"return_dict_in_generate": True, "output_scores": True, "max_new_tokens": 6, "eos_token_id": None}
+    outputs = model.generate(latents=z, labels=labels, guidance_scale=3.0, num_beams=4, length_penalty=0.0, **wanted)
+    total = torch.zeros(3)
+    for step in range(6):
+        scores = guided_step(model, outputs.sequences[:, : step + 1], z, labels, 3.0)
+        total += scores.gather(1, outputs.sequences[:, step + 1 : step + 2]).squeeze(1)
+    torch.testing.assert_close(outputs.sequences_scores, total, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("mode", MODES.values(), ids=MODES.keys())
+def test_guidance_with_beginnings_and_several_sequences_of_one(mode):
+    model = make_model(**GUIDED)
+    z, several = torch.randn(2, 6), {"num_return_sequences": 2} if mode else {}
+    padded = torch.tensor([[2, 5, 0], [2, 6, 7]])
+    options = {"guidance_scale": 2.0, "labels": ["a", "b"], "max_new_tokens": 4, **mode, **several}
+    torch.manual_seed(0)
+    together = model.generate(latents=z, decoder_input_ids=padded, **options)
+    torch.manual_seed(0)
+    assert torch.equal(model.generate(latents=z, decoder_input_ids=padded, use_cache=False, **options), together)
+    if not mode:
+        alone = model.generate(latents=z[:1], decoder_input_ids=padded[:1, :2], **options | {"labels": "a"})
+        assert torch.equal(alone[0, 2:], together[0, 3 : 3 + alone.shape[1] - 2])
+
+
+def test_guidance_that_cannot_be_is_refused():
+    with pytest.raises(ValueError, match="`condition_dropout` above 0"):
+        make_model(**GUIDED | {"condition_dropout": 0}).generate(latents=torch.randn(1, 6), guidance_scale=2.0)
+    with pytest.raises(ValueError, match="above 0"):
+        make_model(**GUIDED).generate(latents=torch.randn(1, 6), guidance_scale=-1.0)
+
+
+@pytest.mark.parametrize("mode", MODES.values(), ids=MODES.keys())
+def test_cached_is_uncached(mode):
+    model = make_model(**CONDITIONAL["conditional"])
+    given = {"latents": torch.randn(4, 6), **conditions_of(model), "max_new_tokens": 6, **mode}
+    torch.manual_seed(0)
+    cached = model.generate(**given)
+    torch.manual_seed(0)
+    assert torch.equal(model.generate(**given, use_cache=False), cached)
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"condition_dropout": 0.1}, "the model has none"),
+        ({"label_classifier": True}, "exactly one label"),
+        ({"label_classifier": True, "condition_labels": LABELS}, "exactly one label"),
+        (SEMI | {"latent_size": 0}, "model without encoder"),
+        (SEMI | {"condition_dropout": 0.1}, "no row is without one"),
+        (SEMI | {"free_bits": 0.1}, "weighted by"),
+        (SEMI | {"label_frequencies": [0.5, 0.5]}, "one for each value"),
+        (GUIDED | {"posterior": "vmf"}, "`learn_prior` false"),
+        ({"condition_labels": {"a": ["x", "x"]}}, "each value of label 'a' once"),
+        ({"condition_attributes": ["a"], "attribute_mean": [0.0, 1.0]}, "each of the 1"),
+        ({"condition_attributes": ["a"], "attribute_scale": [0.0]}, "above 0"),
+    ],
+)
+def test_what_makes_no_sense_is_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        VRAEConfig(**options)
+
+
+def test_labels_by_name_and_id():
+    names = {"kind": ["a", "b"]}
+    assert label_ids(["b", 0], names).tolist() == [[1], [0]] and label_ids("a", names).tolist() == [[0]]
+    assert label_ids({}, names).tolist() == [[-100]]
+
+
+def test_classes():
+    config = VRAEConfig(condition_labels={"kind": ["a", "b"]})
+    assert isinstance(VRAEForSequenceGeneration(config).model.conditional_prior, torch.nn.Module)
+    assert (
+        VRAEForFrameGeneration(VRAEConfig(input_size=2, latent_size=0, condition_size=2)).config.condition_width == 16
+    )

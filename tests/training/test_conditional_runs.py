@@ -1,0 +1,130 @@
+"""Runs under conditions: the whole way, by the scripts and by the same loop."""
+
+import json
+
+import numpy as np
+import pytest
+
+from hf_vrae.hub import load
+from hf_vrae.latent import reconstruct_texts, sample_texts
+from hf_vrae.measure import encode_file, evaluate_file, label_agreement, prior_of, transfer_file, walk_frames
+from hf_vrae.training.arguments import parse_recipe
+from hf_vrae.training.run import run
+from tests.scripts import script
+
+
+def test_a_conditional_model_from_training_to_its_texts(tiny, tmp_path):
+    flags = "--label_columns tense mood --condition_dropout 0.2 --eval_strategy steps --eval_steps 6"
+    flags += " --num_quality_samples 8"
+    results = run(tiny(flags))
+    assert results["kl"] > 0 and "label_accuracy" not in results
+    model, tokenizer = load(str(tmp_path / "run"))
+    assert list(model.config.condition_labels) == ["mood", "tense"]
+    texts = sample_texts(model, tokenizer, 4, seed=1, labels={"tense": "future"}, max_length=8)
+    assert [row["tense"] for row in texts] == ["future"] * 4
+    assert texts == sample_texts(model, tokenizer, 4, seed=1, labels={"tense": ["future"] * 4}, max_length=8)
+    assert [row["mood"] for row in sample_texts(model, tokenizer, 3)] == ["statement", "question", "statement"]
+    own = {"tense": "past", "mood": "statement"}
+    options = {"source_labels": own, "max_length": 8, "guidance_scale": 2.0}
+    (row,) = reconstruct_texts(
+        model, tokenizer, ["the king sold a letter ."], labels=own | {"tense": "future"}, **options
+    )
+    assert set(row) == {"text", "reconstruction"}
+    measured = evaluate_file(model, tokenizer, max_samples=40, num_samples=2, num_text_samples=6)
+    assert measured["text"]["reconstruction"]["num_texts"] == 6
+    data, q = encode_file(model, tokenizer, max_samples=30)
+    assert prior_of(model, data).mean.shape == q.mean.shape == (30, 4)
+
+
+def test_a_semi_supervised_run_and_its_resumption(tiny, tmp_path):
+    flags = "--label_columns tense --label_classifier True --max_labeled_samples 60 --classifier_weight 2"
+    results = run(tiny(f"{flags} --eval_strategy steps --eval_steps 6"))
+    assert 0 <= results["label_accuracy"] <= 1
+    model, tokenizer = load(str(tmp_path / "run"))
+    assert sum(model.config.label_frequencies) == pytest.approx(1)
+    # The test split of the corpus as a file without its labels: they are summed over.
+    path = tmp_path / "texts.txt"
+    path.write_text("the king sold a letter .\nwill our nurses hide many keys ?\n")
+    measured = evaluate_file(model, tokenizer, str(path), num_samples=3)
+    assert np.isfinite(measured["nll_iw"]) and "label_accuracy" not in measured
+    (row,) = reconstruct_texts(model, tokenizer, ["the king sold a letter ."], max_length=8)  # the label is inferred
+    assert set(row) == {"text", "reconstruction"}
+    checkpoint = tmp_path / "run" / "checkpoint-6"
+    run(tiny(f"{flags} --eval_strategy steps --eval_steps 6 --resume_from_checkpoint {checkpoint}"))
+    again = json.loads((tmp_path / "run" / "results.json").read_text())
+    assert {name: again[name] for name in ("nll_iw", "label_accuracy")} == {
+        name: results[name] for name in ("nll_iw", "label_accuracy")
+    }
+
+
+def test_a_language_model_under_a_label(tiny, tmp_path):
+    results = run(tiny("--label_columns tense --latent_size 0 --kl_schedule constant --condition_dropout 0.2"))
+    assert results["kl"] == 0
+    model, tokenizer = load(str(tmp_path / "run"))
+    options = {"seed": 1, "max_length": 8, "guidance_scale": 2.0, "num_beams": 2}
+    texts = sample_texts(model, tokenizer, 3, labels=["past", "future", "past"], **options)
+    assert [row["label"] for row in texts] == ["past", "future", "past"] and texts[0] == texts[2]
+
+
+def test_two_stages_under_a_condition(tiny, tmp_path):
+    results = run(tiny("--label_columns mood --autoencoder_epochs 0.2"))
+    assert results["run"]["steps"] == 12
+    with pytest.raises(ValueError, match="`condition_labels` is"):
+        run(tiny(f"--model_name_or_path {tmp_path / 'run'}", name="other"))
+
+
+def test_frames_under_a_label(tiny, tmp_path):
+    run(
+        tiny(
+            "--builtin frames --label_columns label --eval_strategy steps --eval_steps 6 --attribute_columns log_prob"
+        )
+    )
+    model, _ = load(str(tmp_path / "run"))
+    assert model.config.condition_attributes == ["log_prob"] and len(model.config.condition_labels["label"]) > 1
+    names = model.config.condition_labels["label"]
+    arrays = walk_frames(model, "sample", count=2, max_length=5, labels=names[0])
+    assert arrays["sample"].shape == (2, 5, 4)
+    own, other = (walk_frames(model, "reconstruct", indices=[0], labels=labels) for labels in (None, names[:1]))
+    assert own["reconstruction"].shape == other["reconstruction"].shape
+
+
+def test_transfer_and_agreement_of_a_label(tiny, tmp_path, corpus, capsys):
+    for split in ("train", "test"):
+        names = corpus[split].features["mood"].names
+        rows = "".join(f"{names[row['mood']]}\t{row['text']}\n" for row in corpus[split])
+        (tmp_path / f"{split}.tsv").write_text("mood\ttext\n" + rows)
+    train, test = (str(tmp_path / f"{split}.tsv") for split in ("train", "test"))
+    run(tiny(f"--train_file {train} --test_file {test} --label_columns mood --condition_dropout 0.1"))
+    folder = str(tmp_path / "run")
+    model, tokenizer = load(folder)
+    moved = transfer_file(model, tokenizer, train, test, "mood", max_samples=6, guidance_scale=2.0)
+    assert moved["own_label"]["num_texts"] == 6 and {"accuracy", "source_bleu"} <= set(moved["other_label"])
+    options = {"num_samples": 10, "max_length": 8, "judge": (model, tokenizer)}
+    agreement = label_agreement(model, tokenizer, train, **options)
+    assert agreement["label"] == "mood" and set(agreement["values"]) == {"statement", "question"}
+    shares = [value["agreement"] for value in agreement["values"].values()]
+    assert agreement["agreement"] == pytest.approx(np.mean(shares)) and agreement["classifier"]["accuracy"] > 0.9
+    assert all({"self_bleu", "perplexity"} <= set(value) for value in agreement["values"].values())
+    with pytest.raises(ValueError, match="one that conditions the model"):
+        label_agreement(model, tokenizer, train, "tense")
+    assert script(["scripts/generate.py", folder, "sample", "--labels", "question", "--count", "2"]) == 0
+    assert capsys.readouterr().out.count("question  |") == 2
+
+
+@pytest.mark.parametrize(
+    "flags, message",
+    [
+        ("--max_labeled_samples 5", "hides values of one label"),
+        ("--condition_dropout 0.1", "the model has none"),
+        ("--label_columns tense mood --label_classifier True", "exactly one label"),
+        ("--label_columns tense --label_classifier True --scheduled_sampling 0.1", "`label_classifier` trains"),
+    ],
+)
+def test_what_makes_no_sense_of_a_run_is_refused(tiny, flags, message):
+    with pytest.raises(ValueError, match=message):
+        run(tiny(flags))
+
+
+def test_a_vrnn_has_no_conditions():
+    with pytest.raises(ValueError, match="condition a vrae"):
+        parse_recipe(["--model_type", "vrnn", "--label_columns", "tense"]).check_data()
