@@ -46,7 +46,10 @@ def attribute_vector(with_attribute: torch.Tensor, without: torch.Tensor) -> tor
 
 @torch.no_grad()
 def encode_texts(model, tokenizer, texts: list[str], batch_size: int = 64) -> torch.Tensor:
-    """Posterior means of texts, or of a vMF posterior directions, [N, D]: what stands for a text in latent space."""
+    """Posterior means of texts, or of a vMF posterior directions, [N, D]: what stands for a text in latent space.
+
+    Where z has scales they are flat vectors of all of them, with NaN where a text has no such segment.
+    """
     if not texts or not all(text.strip() for text in texts):
         raise ValueError(f"`texts` must hold at least one text and no empty one, got {texts[:3]}.")
     if model.config.model_type == "vrnn":
@@ -54,8 +57,8 @@ def encode_texts(model, tokenizer, texts: list[str], batch_size: int = 64) -> to
     means = []
     for start in range(0, len(texts), batch_size):
         batch = tokenizer(texts[start : start + batch_size], return_tensors="pt", padding=True)
-        means.append(model.encode(**batch.to(model.device)).mode)
-    return torch.cat(means)
+        means += model.encode(**batch.to(model.device)).mode.unbind(0)
+    return _stacked(means)
 
 
 def decode_latents(model, tokenizer, latents: torch.Tensor, prefix: str | None = None, **options) -> list[str]:
@@ -136,9 +139,16 @@ def encode_frames(model, sequences: list[np.ndarray], batch_size: int = 64) -> l
     return latents
 
 
+def _stacked(latents: list[torch.Tensor]) -> torch.Tensor:
+    """Latents of sequences as one tensor. Those of several scales are longer where there are more segments; NaN is
+    what is not given."""
+    missing = torch.nan if latents[0].dim() == 1 else 0.0
+    return torch.nn.utils.rnn.pad_sequence(latents, batch_first=True, padding_value=missing)
+
+
 def decode_frames(model, latents: list[torch.Tensor], lengths: list[int], do_sample: bool = False) -> np.ndarray:
     """Frames of each latent, [N, T, F]."""
-    z = torch.nn.utils.rnn.pad_sequence(latents, batch_first=True)  # [N, D] or [N, T, D]
+    z = _stacked(latents)  # [N, D] or [N, T, D]
     frames = model.generate(latents=z, lengths=torch.tensor(lengths), do_sample=do_sample)
     return _ended(frames)
 
@@ -153,7 +163,7 @@ def sample_frames(
         do_sample: draw each frame, too, from its distribution.
         beginning: frames to go on from, [S, F].
     """
-    if model.config.model_type == "vrae":
+    if model.config.model_type != "vrnn":
         latents = model.prior().sample((len(lengths),))
     else:  # none is given: they are drawn as the sequence grows
         latents = torch.empty(len(lengths), 0, model.config.latent_size)

@@ -115,6 +115,14 @@ class OneLatentModel(LatentSequenceModel):
         zeros = torch.zeros(self.config.latent_size, device=self.device)
         return DiagonalGaussian(zeros, zeros)
 
+    def _prior_beside(self, posterior: torch.distributions.Distribution, **batch) -> torch.distributions.Distribution:
+        """p(z) of the sequences whose posterior this is."""
+        return self.prior(**batch)
+
+    def _kl(self, posterior, prior, latents: torch.Tensor) -> torch.Tensor:
+        """KL(q(z|x) || p(z)), [B], in closed form; where there is none, samples of q [K, B, D] help."""
+        return kl_divergence(posterior, prior)
+
     def log_importance_weights(
         self,
         num_samples: int = 1,
@@ -141,7 +149,7 @@ class OneLatentModel(LatentSequenceModel):
         z = q.rsample((num_samples,), generator) if latents is None else latents  # [K, B, D]
         at_once = max(1, MAX_AT_ONCE // self._width(target))
         log_likelihood = torch.cat([self._log_likelihood(part, target) for part in z.split(at_once)])
-        return log_likelihood + self.prior(**batch).log_prob(z) - q.log_prob(z)
+        return log_likelihood + self._prior_beside(q, **batch).log_prob(z) - q.log_prob(z)
 
     @torch.no_grad()
     def evaluation_terms(
@@ -160,17 +168,17 @@ class OneLatentModel(LatentSequenceModel):
             -log p(x|z_k)) and `kl` [B] in closed form; `num_steps` [B]; of q its `mean` [B, D] and a sample, `latents`
             [B, D]; and `posterior`, q itself.
         """
-        q, p = self.encode(**batch), self.prior(**batch)
-        target = self.target(**batch)
+        q, target = self.encode(**batch), self.target(**batch)
         if svi_steps:
             q = self.refine(q, target, svi_steps, generators)
+        p = self._prior_beside(q, **batch)
         z = q.sample((num_samples,), generators)  # [K, B, D]
         log_weights = self.log_importance_weights(latents=z, posterior=q, **batch).double()
         log_ratio = (q.log_prob(z) - p.log_prob(z)).double()  # [K, B]; what the KL is the mean of
         return {
             "log_weights": log_weights,
             "reconstruction": -(log_weights + log_ratio).mean(0),
-            "kl": kl_divergence(q, p).double(),
+            "kl": self._kl(q, p, z).double(),
             "num_steps": self.num_steps(target),
             "mean": q.mean,
             "latents": z[0],
@@ -213,11 +221,14 @@ class OneLatentModel(LatentSequenceModel):
             posterior = self.refine(posterior, target, self.config.svi_steps, differentiable=True)
         return posterior, posterior.rsample()
 
-    def _bound(self, reconstruction: torch.Tensor, posterior: torch.distributions.Distribution | None):
+    def _bound(
+        self, reconstruction: torch.Tensor, posterior: torch.distributions.Distribution | None, latents: torch.Tensor
+    ):
         """The -ELBO with the KL that is charged for, and the KL, both scalars; without a posterior there is none.
 
         Args:
             reconstruction: the mean of -log p(x|z).
+            latents: the z that was decoded, [B, D].
         """
         if posterior is None:
             return reconstruction, None
@@ -241,7 +252,8 @@ class OneLatentModel(LatentSequenceModel):
         z = posterior.rsample((self.config.num_train_samples,))  # [K, B, D]
         log_likelihood, weighted_nll = self._weighable_log_likelihood(z, target)
         # log q with its parameters held fixed: the encoder's gradient flows through z alone.
-        log_ratio = posterior.detach().log_prob(z) - self.prior().log_prob(z)
+        prior = self._prior_beside(posterior)
+        log_ratio = posterior.detach().log_prob(z) - prior.log_prob(z)
         log_weights = log_likelihood - self.kl_weight * log_ratio.detach()
         weights = doubly_reparameterised_weights(log_weights, z, self.kl_weight)
         surrogate = weighted_nll(weights) + self.kl_weight * (weights * log_ratio).sum(0).mean()
@@ -249,7 +261,7 @@ class OneLatentModel(LatentSequenceModel):
         return {
             "loss": surrogate + (loss - surrogate).detach(),
             "reconstruction_loss": -log_likelihood.mean(),
-            "kl": kl_divergence(posterior, self.prior()).mean(),
+            "kl": self._kl(posterior, prior, z).mean(),
             "latents": z[0],
             "posterior_mean": posterior.mean,
         }

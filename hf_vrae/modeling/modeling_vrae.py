@@ -87,6 +87,9 @@ class VRAEPreTrainedModel(LatentSequenceModel):
         self._is_stateful = config.decoder_type != "transformer"
         super().__init__(config)
 
+    def _check_latents(self, latents: torch.Tensor) -> None:
+        check_latents(latents, self.config.latent_size)
+
 
 class VRAEModel(VRAEPreTrainedModel):
     """Encoder and decoder without the projection to the vocabulary."""
@@ -144,7 +147,7 @@ class VRAEModel(VRAEPreTrainedModel):
         elif not isinstance(encoder_outputs, VRAEEncoderOutput):
             encoder_outputs = VRAEEncoderOutput(*encoder_outputs)
         latents = encoder_outputs.last_hidden_state[:, 0] if latents is None else latents  # [B, D]
-        check_latents(latents, self.config.latent_size)
+        self._check_latents(latents)
         if decoder_input_ids is None and decoder_inputs_embeds is None:
             raise ValueError("The decoder needs `decoder_input_ids`, or `labels` to make them from.")
         hidden, past_key_values, decoder_hidden_states = self.decoder(
@@ -182,6 +185,7 @@ class VRAEForSequenceGeneration(VRAEPreTrainedModel, OneLatentModel, GenerationM
 
     _tied_weights_keys = {"lm_head.weight": "model.encoder.embed_tokens.weight"}
     other_auto_classes = ("AutoModelForSeq2SeqLM",)
+    inner_class = VRAEModel
 
     def __init__(self, config: VRAEConfig):
         super().__init__(config)
@@ -189,7 +193,7 @@ class VRAEForSequenceGeneration(VRAEPreTrainedModel, OneLatentModel, GenerationM
             raise ValueError(
                 f"`input_size` {config.input_size} is of frames: take `VRAEForFrameGeneration`, or leave it out."
             )
-        self.model = VRAEModel(config)
+        self.model = self.inner_class(config)
         self.dropout = Dropout(config.dropout, config.kernels)
         size = self.model.decoder.output_size
         self.projection = nn.Identity()
@@ -335,7 +339,7 @@ class VRAEForSequenceGeneration(VRAEPreTrainedModel, OneLatentModel, GenerationM
         if labels is not None:
             if posterior is None and outputs.posterior_mean is not None:
                 posterior = self.model.encoder.distribution(outputs.posterior_mean, outputs.posterior_logvar)
-            loss, kl = self._bound(reconstruction, posterior)
+            loss, kl = self._bound(reconstruction, posterior, outputs.latents)
             if self.training:
                 loss = loss + self._auxiliary_losses(outputs.latents, labels)
         return VRAEOutput(
@@ -490,7 +494,7 @@ class VRAEForSequenceGeneration(VRAEPreTrainedModel, OneLatentModel, GenerationM
             for name in ("input_ids", "inputs_embeds", "encoder_outputs"):
                 if kwargs.get(name) is not None:
                     raise ValueError(f"`latents` take the place of the encoder: pass them or `{name}`, not both.")
-            check_latents(latents, self.config.latent_size)
+            self._check_latents(latents)
             kwargs.pop("attention_mask", None)
             kwargs["encoder_outputs"] = VRAEEncoderOutput(last_hidden_state=latents.to(self.device).unsqueeze(1))
         elif kwargs.get("encoder_outputs") is not None:

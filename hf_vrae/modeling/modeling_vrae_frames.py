@@ -19,7 +19,7 @@ from .encoders import VRAEEncoderOutput
 from .generation import GeneratedFrames
 from .kernels import Dropout
 from .modeling_frames import FrameModel, ScoredFrames, move_on
-from .modeling_latent import OneLatentModel, check_latents
+from .modeling_latent import OneLatentModel
 from .modeling_vrae import VRAEModel, VRAEPreTrainedModel
 
 
@@ -68,10 +68,11 @@ class VRAEForFrameGeneration(VRAEPreTrainedModel, OneLatentModel, FrameModel):
     """
 
     main_input_name = "input_features"
+    inner_class = VRAEModel
 
     def __init__(self, config: VRAEConfig):
         super().__init__(config)
-        self.model = VRAEModel(config)
+        self.model = self.inner_class(config)
         self.dropout = Dropout(config.dropout, config.kernels)
         self._make_head(self.model.decoder.output_size)
         self.post_init()
@@ -85,6 +86,7 @@ class VRAEForFrameGeneration(VRAEPreTrainedModel, OneLatentModel, FrameModel):
         latents: torch.FloatTensor | None = None,
         encoder_outputs: VRAEEncoderOutput | None = None,
         output_hidden_states: bool | None = None,
+        **boundaries,
     ) -> VRAEFrameOutput:
         """
         Args:
@@ -95,6 +97,7 @@ class VRAEForFrameGeneration(VRAEPreTrainedModel, OneLatentModel, FrameModel):
             latents: z to decode in place of an input, [B, D]. By default a sample of q(z|x) with `labels` (in
                 evaluation always the same noise), and the mean of q(z|x) otherwise.
             encoder_outputs: an earlier output of the encoder, whose `last_hidden_state` [B, 1, D] is decoded as is.
+            boundaries: of segments, in the families that have some.
 
         Returns:
             [`VRAEFrameOutput`]; `loss` and its parts only with `labels`, `kl` only where there is a posterior.
@@ -109,11 +112,13 @@ class VRAEForFrameGeneration(VRAEPreTrainedModel, OneLatentModel, FrameModel):
             raise ValueError("`latents` take the place of the encoder: pass them or its input, not both.")
         if output_hidden_states is None:
             output_hidden_states = self.config.output_hidden_states
-        target = self.target(labels, input_features, attention_mask)
+        target = self.target(labels, input_features, attention_mask, **boundaries)
         posterior = None
         if latents is None:
             if encoder_outputs is None:
-                encoder_outputs = self._encoder_outputs(input_features, attention_mask, output_hidden_states)
+                encoder_outputs = self._encoder_outputs(
+                    input_features, attention_mask, output_hidden_states, **boundaries
+                )
                 posterior = self.model.encoder.distribution(encoder_outputs.mean, encoder_outputs.logvar)
             elif not isinstance(encoder_outputs, VRAEEncoderOutput):
                 encoder_outputs = VRAEEncoderOutput(*encoder_outputs)
@@ -124,12 +129,12 @@ class VRAEForFrameGeneration(VRAEPreTrainedModel, OneLatentModel, FrameModel):
             posterior, latents = self._draw_latents(posterior, target)
         elif encoder_outputs is not None and encoder_outputs.mean is not None:
             posterior = self.model.encoder.distribution(encoder_outputs.mean, encoder_outputs.logvar)
-        check_latents(latents, self.config.latent_size)
+        self._check_latents(latents)
         features, hidden_states = self._features(latents, target, output_hidden_states)
         loss = reconstruction = kl = predictions = None
         if labels is not None:
             reconstruction = -self._score(features, target).sum(-1).mean()
-            loss, kl = self._bound(reconstruction, posterior)
+            loss, kl = self._bound(reconstruction, posterior, latents)
             if self.training:
                 loss = loss + self._auxiliary_losses(latents, target)
         if labels is None or not self.training:
@@ -164,23 +169,25 @@ class VRAEForFrameGeneration(VRAEPreTrainedModel, OneLatentModel, FrameModel):
 
     def _features(self, latents: torch.Tensor, target: ScoredFrames, output_hidden_states: bool = False):
         """What `head` reads, [K * B, T, H], of latents [K * B, D] and a target of B rows; and the hidden states."""
-        decoder = self.model.decoder
         frames, first = move_on(target)
         if not self.config.reads_the_past:
             frames = torch.full_like(frames, torch.nan)
         elif self.training and self.sampling_probability > 0:
-            hidden, _, _ = decoder(latents, attention_mask=target.mask, inputs_embeds=self._embed(frames, first))
+            hidden, _, _ = self._decode(latents, target, self._embed(frames, first))
             frames = self._mix_in_own_frames(frames, self._beside_latents(hidden, latents), target)
         if self.training and self.config.word_dropout:
             dropped = torch.rand(first.shape, device=first.device) < self.config.word_dropout
             frames = frames.masked_fill(dropped.unsqueeze(-1), torch.nan)
-        hidden, _, hidden_states = decoder(
+        hidden, _, hidden_states = self._decode(latents, target, self._embed(frames, first), output_hidden_states)
+        return self._beside_latents(hidden, latents), hidden_states
+
+    def _decode(self, latents: torch.Tensor, target: ScoredFrames, embedded: torch.Tensor, output_hidden_states=False):
+        return self.model.decoder(
             latents,
             attention_mask=target.mask,
-            inputs_embeds=self._embed(frames, first),
+            inputs_embeds=embedded,
             output_hidden_states=output_hidden_states,
         )
-        return self._beside_latents(hidden, latents), hidden_states
 
     @torch.no_grad()
     def teacher_forced(self, latents: torch.Tensor, **batch) -> torch.Tensor:
@@ -245,7 +252,7 @@ class VRAEForFrameGeneration(VRAEPreTrainedModel, OneLatentModel, FrameModel):
             if attention_mask is None:
                 attention_mask = torch.ones_like(input_features[..., 0], dtype=torch.long)
             latents = self.encode(input_features, attention_mask).mode
-        check_latents(latents, self.config.latent_size)
+        self._check_latents(latents)
         rows, latents = len(latents), latents.to(self.device, self.dtype)
         step = self.model.decoder.stepper(latents)
 

@@ -97,10 +97,27 @@ class TextTask:
         marks = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("pad", "unk", "bos", "eos")}
         if not self.causal:
             marks["decoder_start_token_id"] = tokenizer.bos_token_id
+        if recipe.data.segment_separators is not None:
+            marks["segment_separator_ids"] = self._separators(recipe)
         model = make_model(recipe, vocab_size=1 + max(tokenizer.get_vocab().values()), **marks)
-        del marks["unk_token_id"]
+        for name in {"unk_token_id", "segment_separator_ids"} & marks.keys():
+            del marks[name]
         model.generation_config = GenerationConfig(max_length=int(np.max(lengths(train))), **marks)
         return model
+
+    def _separators(self, recipe: Recipe) -> list[int]:
+        """Ids of the tokens that the run says end a segment."""
+        separators, vocabulary = recipe.data.segment_separators, self.tokenizer.get_vocab()
+        if recipe.model.model_type != "hierarchical_vrae":
+            raise ValueError(
+                f"`segment_separators` {separators} are of a hierarchical_vrae, and this is a model of type "
+                f"{recipe.model.model_type}. Leave them out."
+            )
+        if unknown := [token for token in separators if token not in vocabulary]:
+            raise ValueError(
+                f"`segment_separators` must be tokens, and {unknown[0]!r} is not one of this tokenizer's."
+            )
+        return [vocabulary[token] for token in separators]
 
     def collator(self, pad_to_multiple_of: int = 1) -> AutoencodingCollator:
         kind = CausalCollator if self.causal else AutoencodingCollator
