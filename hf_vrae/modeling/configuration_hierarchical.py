@@ -80,8 +80,8 @@ class HierarchicalVRAEConfig(VRAEConfig):
         return [
             (
                 self.latent_size == 0,
-                "`latent_size` 0 leaves out z of the whole, which the segments hang on. Raise it, or take `model_type` "
-                "vrae for a model without latents.",
+                "`latent_size` 0 leaves out z of the whole, which the segments hang on. Raise it, or take "
+                "`model_type` vrae for a model without latents.",
             ),
             (
                 self.posterior != "gaussian" or self.svi_steps > 0,

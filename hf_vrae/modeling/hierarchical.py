@@ -11,8 +11,8 @@ segments what z_g is to the sections. All z of a sequence are one flat vector, [
 section [its z, first segment, ..], so that a row with fewer segments has a beginning of it. In there NaN is what is
 not given: decoding takes the prior's mean, or a sample, given what is.
 
-Letters in shapes: B batch, T time, K samples, R = K * B rows, S segments, N segments or sections below one node, D size
-of z_g, W of the flat vector, U of [c; z], E embedding size, H hidden size.
+Letters in shapes: B batch, T time, K samples, R = K * B rows, S segments, N segments or sections below one node, D
+size of z_g, W of the flat vector, U of [c; z], E embedding size, H hidden size.
 """
 
 from dataclasses import dataclass
@@ -161,7 +161,7 @@ class JointPrior(Distribution):
         moments = [torch.zeros_like(z_g)] * 2
         if below.shape[1]:
             _, *of_segments = self.conductor(z_g, below.unflatten(1, (-1, self.conductor.width)))
-            moments = [torch.cat(parts, dim=1) for parts in zip(moments, (m.flatten(1) for m in of_segments))]
+            moments = [torch.cat([m, m_s.flatten(1)], 1) for m, m_s in zip(moments, of_segments, strict=True)]
         return DiagonalGaussian(*(torch.where(self.present, m.view(z.shape), 0) for m in moments))
 
     def log_prob(self, value: torch.Tensor) -> torch.Tensor:
@@ -397,7 +397,7 @@ class Walk:
     Args:
         states: of each layer, [R, H] each; before the first step they mean nothing.
         nodes: [c_s; z_s] of each segment, [R, S, U].
-        segment, step: the segment that the last step was of, -1 before the first one, and how many of it are done, [R].
+        segment, step: which the last step was of, -1 before the first one, and how many of it are done, [R].
     """
 
     states: list[tuple[torch.Tensor, ...]]
@@ -407,15 +407,15 @@ class Walk:
 
 
 class HierarchicalDecoder(VRAEDecoder):
-    """Conductor and segment decoder: what the VRAE's decoder does with z, this does with [c_s; z_s] in each segment."""
+    """Conductor and segment decoder: what the VRAE's does with z, this does with [c_s; z_s] in each segment."""
 
     def __init__(self, config: HierarchicalVRAEConfig):
         super().__init__(config)
         self.conductor = Conductor(config, config.latent_size, config.section_sizes)
 
     def nodes(self, latents: torch.Tensor, num_segments: int) -> torch.Tensor:
-        """[c_s; z_s] of at least so many segments, [R, S, U], of flat latents [R, W]; NaN in these, and what they lack,
-        is the prior's mean."""
+        """[c_s; z_s] of at least so many segments, [R, S, U], of flat latents [R, W]; NaN in these, and what they
+        lack, is the prior's mean."""
         config, conductor = self.config, self.conductor
         count = -(-num_segments // config.segments_of_a_node)
         lacking = config.latent_size + count * conductor.width - latents.shape[1]

@@ -4,7 +4,7 @@
 
 `hierarchical` has the network, and what the flat vector of all z is; all else is as in `modeling_vrae`.
 
-Letters in shapes: B batch, K samples, S segments, N nodes (segments and sections), D size of z_g, W of the flat vector.
+Letters in shapes: B batch, K samples, N segments and sections, D size of z_g, W of the flat vector.
 """
 
 import copy
@@ -68,8 +68,8 @@ class ScalesOfLatents(OneLatentModel):
     """The bounds of a model whose one flat vector z is of several scales with conditional priors."""
 
     def prior(self, num_segments: int | None = None, **batch) -> torch.distributions.Distribution:
-        """p(z_g) = N(0, I), event shape [D]; of `num_segments` p(z) of all scales, event shape [W]; and of a batch that
-        of its sequences, batch shape [B]."""
+        """p(z_g) = N(0, I), event shape [D]; of `num_segments` p(z) of all scales, event shape [W]; and of a batch
+        that of its sequences, batch shape [B]."""
         if batch:
             return self._prior_beside(self.encode(**batch))
         if num_segments is None:
@@ -190,11 +190,9 @@ class HierarchicalVRAEForSequenceGeneration(
         """Give all segments that there can be their z; the beams of a sequence share them."""
         outputs = copy.copy(model_kwargs["encoder_outputs"])
         length = 1 if self.config.segment_separator_ids is not None else self.config.segment_length
-        latents = self.complete_latents(
-            outputs.last_hidden_state[::beams, 0],
-            -(-generation_config.max_length // length),
-            generation_config.do_sample,
-        )
+        count = -(-generation_config.max_length // length)
+        given = outputs.last_hidden_state[::beams, 0]
+        latents = self.complete_latents(given, count, generation_config.do_sample)
         outputs.last_hidden_state = latents.repeat_interleave(beams, dim=0).unsqueeze(1)
         model_kwargs["encoder_outputs"] = outputs
 

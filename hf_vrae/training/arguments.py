@@ -354,7 +354,9 @@ class TrainArguments:
                 "nothing to choose. Take `model_type` vrnn, or leave it out.",
             ),
             (
-                self.scheduled_sampling > 0 and getattr(config, "segment_separator_ids", None) is not None,
+                self.scheduled_sampling > 0
+                and config.model_type == "hierarchical_vrae"
+                and config.segment_separator_ids is not None,
                 f"`scheduled_sampling` {self.scheduled_sampling} would put separators of the model's own among the "
                 "words, and with them other segments. Set it to 0, or take segments of `segment_length`.",
             ),

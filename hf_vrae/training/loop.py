@@ -39,8 +39,8 @@ the decoder ignores z and all latents decode alike. What helps: let the KL weigh
 REMEDIES = {
     "vrae": "drop more of the decoder's words or frames (--word_dropout); show it z at every place "
     "(--latent_conditioning initial_state input output)",
-    "hierarchical_vrae": "drop more of the decoder's words or frames (--word_dropout); charge less for the segments' z "
-    "(--segment_kl_weight, --segment_free_bits) or leave the segments more to them (a shorter --segment_length)",
+    "hierarchical_vrae": "drop more of the decoder's words or frames (--word_dropout); leave some of the segments' "
+    "KL free (--segment_free_bits) or charge less (--segment_kl_weight); make segments shorter (--segment_length)",
     "vrnn": "let the posterior begin at the prior (--residual_posterior) and see what comes (--smoothing_posterior)",
 }
 # Aggressive training (He et al. 2019, released code): the encoder's loss is compared over windows of 15 updates, of

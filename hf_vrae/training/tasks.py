@@ -115,7 +115,7 @@ class TextTask:
             )
         if unknown := [token for token in separators if token not in vocabulary]:
             raise ValueError(
-                f"`segment_separators` must be tokens, and {unknown[0]!r} is not one of this tokenizer's."
+                f"`segment_separators` must be tokens of the tokenizer, and {unknown[0]!r} is none."
             )
         return [vocabulary[token] for token in separators]
 
