@@ -48,8 +48,6 @@ class HierarchicalVRAEPreTrainedModel(VRAEPreTrainedModel):
                 f"{'section' if config.section_sizes else 'segment'}, got {latents.shape[1]}. `join_latents` makes "
                 "them."
             )
-        if latents[:, : config.latent_size].isnan().any():
-            raise ValueError("`latents` must give z of the whole, which all else hangs on: the first numbers are NaN.")
 
 
 class HierarchicalVRAEModel(HierarchicalVRAEPreTrainedModel, VRAEModel):
@@ -149,6 +147,8 @@ class ScalesOfLatents(OneLatentModel):
         """
         self._check_latents(latents)
         config, conductor = self.config, self.model.decoder.conductor
+        if latents[:, : config.latent_size].isnan().any():
+            raise ValueError("`latents` must give z of the whole, which all else hangs on: the first numbers are NaN.")
         count = -(-num_segments // config.segments_of_a_node)
         lacking = config.latent_size + count * conductor.width - latents.shape[1]
         latents = nn.functional.pad(latents, (0, max(0, lacking)), value=torch.nan)
@@ -158,7 +158,7 @@ class ScalesOfLatents(OneLatentModel):
 
 
 class HierarchicalVRAEForSequenceGeneration(
-    HierarchicalVRAEPreTrainedModel, ScalesOfLatents, VRAEForSequenceGeneration
+    HierarchicalVRAEPreTrainedModel, ScalesOfLatents, VRAEForSequenceGeneration, GenerationMixin
 ):
     """The VRAE with latents at several scales over token sequences.
 

@@ -114,9 +114,7 @@ class TextTask:
                 f"{recipe.model.model_type}. Leave them out."
             )
         if unknown := [token for token in separators if token not in vocabulary]:
-            raise ValueError(
-                f"`segment_separators` must be tokens of the tokenizer, and {unknown[0]!r} is none."
-            )
+            raise ValueError(f"`segment_separators` must be tokens of the tokenizer, and {unknown[0]!r} is none.")
         return [vocabulary[token] for token in separators]
 
     def collator(self, pad_to_multiple_of: int = 1) -> AutoencodingCollator:
