@@ -32,6 +32,11 @@ def interpolate(start: torch.Tensor, end: torch.Tensor, num_steps: int, spherica
     return (torch.sin((1 - t) * angle) * start + torch.sin(t * angle) * end) / torch.sin(angle)
 
 
+def along(direction: torch.Tensor, latents: torch.Tensor) -> torch.Tensor:
+    """A direction [D] among latents [..., W], of their first D numbers: where z has scales, those of the whole."""
+    return torch.nn.functional.pad(direction, (0, latents.shape[-1] - len(direction)))
+
+
 def attribute_vector(with_attribute: torch.Tensor, without: torch.Tensor) -> torch.Tensor:
     """Direction of an attribute: difference of the mean latents of two sets of examples (White 2016, sec. 3.3).
 
@@ -112,8 +117,10 @@ def interpolate_texts(
 
 def move_texts(model, tokenizer, texts, with_attribute, without, strengths=(1.0,), **options) -> list[dict]:
     """Texts moved along an attribute, given by two sets of example texts, by each of several strengths."""
-    examples = (encode_texts(model, tokenizer, examples) for examples in (with_attribute, without))
-    direction, latents = attribute_vector(*examples), encode_texts(model, tokenizer, texts)
+    size = model.config.latent_size
+    examples = (encode_texts(model, tokenizer, examples)[:, :size] for examples in (with_attribute, without))
+    latents = encode_texts(model, tokenizer, texts)
+    direction = along(attribute_vector(*examples), latents)
     rows = []
     for strength in strengths:
         decoded = decode_latents(model, tokenizer, latents + strength * direction, **options)
@@ -207,14 +214,17 @@ def move_frames(
 
     Where there is one latent a frame, the direction is that of their means over time, and all latents move by it.
     """
+    size = model.config.latent_size
     with_attribute, without = (
-        torch.stack([z.mean(0) if z.dim() == 2 else z for z in encode_frames(model, examples)])
+        torch.stack([z.mean(0) if z.dim() == 2 else z[:size] for z in encode_frames(model, examples)])
         for examples in (with_attribute, without)
     )
     direction, latents = attribute_vector(with_attribute, without), encode_frames(model, sequences)
     lengths = [len(sequence) for sequence in sequences]
     moved = {
-        f"moved {strength:g}": decode_frames(model, [z + strength * direction for z in latents], lengths, do_sample)
+        f"moved {strength:g}": decode_frames(
+            model, [z + strength * along(direction, z) for z in latents], lengths, do_sample
+        )
         for strength in strengths
     }
     return {"real": _padded(sequences), **moved, "lengths": np.array(lengths)}

@@ -26,6 +26,7 @@ from .evaluation.text import (
     train_text_classifier,
 )
 from .latent import (
+    along,
     attribute_vector,
     decode_latents,
     encode_texts,
@@ -243,12 +244,13 @@ def transfer_file(
     moving = [texts[: max_samples // 2] for texts in moving]
     source, counts = sum(moving, []), [len(texts) for texts in moving]
     wanted = [values[1]] * counts[0] + [values[0]] * counts[1]
-    without, examples = (encode_texts(model, tokenizer, group) for group in groups)
+    size = model.config.latent_size
+    without, examples = (encode_texts(model, tokenizer, group)[:, :size] for group in groups)
     direction = attribute_vector(examples, without)  # [D]
     towards = torch.tensor([1.0, -1.0]).repeat_interleave(torch.tensor(counts)).unsqueeze(1).to(direction)  # [N, 1]
     latents, results = encode_texts(model, tokenizer, source), {}
     for strength in (0.0, *strengths):
-        texts = decode_latents(model, tokenizer, latents + strength * towards * direction)
+        texts = decode_latents(model, tokenizer, latents + strength * towards * along(direction, latents))
         scores = attribute_transfer(source, texts, wanted, classifier)
         if judge is not None:
             scores["perplexity"] = forward_perplexity(*judge, texts)["perplexity"]

@@ -27,8 +27,8 @@ class HierarchicalVRAEConfig(VRAEConfig):
     segment_length: int = field(
         default=16, metadata={"help": "hierarchical: tokens, </s> included, or frames of a segment"}
     )
-    section_sizes: list[int] = field(
-        default_factory=list,
+    section_sizes: list[int] | None = field(
+        default=None,
         metadata={"help": "hierarchical: scales between the whole and its segments; 4: four segments make a section"},
     )
     segment_separator_ids: list[int] | None = None  # a segment ends behind each of these tokens, however long it is
@@ -49,6 +49,11 @@ class HierarchicalVRAEConfig(VRAEConfig):
     segment_free_bits: float | int = field(
         default=0.0, metadata={"help": "hierarchical: free bits of the segments' z; the run's are of the global one"}
     )
+
+    def __post_init__(self, **kwargs):
+        if self.section_sizes is None:
+            self.section_sizes = []
+        super().__post_init__(**kwargs)
 
     @property
     def decoder_latent_size(self) -> int:

@@ -412,7 +412,11 @@ def _model_arguments() -> type:
     for f in (f for configuration in CONFIGURATIONS.values() for f in dataclasses.fields(configuration)):
         if "help" not in f.metadata or f.name == "vocab_size" or f.name in chosen:
             continue
-        lists = [list[str] for kind in get_args(f.type) if get_origin(kind) is list]  # of names, or None
+        lists = [
+            kind if kind == list[int] else list[str]  # of names
+            for kind in get_args(f.type)
+            if get_origin(kind) is list
+        ]
         kind = lists[0] | None if lists else plain.get(f.type, f.type)
         default = (
             {"default_factory": f.default_factory} if f.default is dataclasses.MISSING else {"default": f.default}

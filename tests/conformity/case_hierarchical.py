@@ -86,4 +86,11 @@ HierarchicalSectionsTest = case(
 )
 HierarchicalConductorTest = case("HierarchicalConductorTest", segment_latent_size=0, tie_word_embeddings=True)
 HierarchicalAutoregressiveTest = case("HierarchicalAutoregressiveTest", autoregressive_segments=True)
-HierarchicalSeparatorsTest = case("HierarchicalSeparatorsTest", segment_separator_ids=[98])
+
+
+class HierarchicalSeparatorsTest(case("HierarchicalSeparators", segment_separator_ids=[98])):
+    def test_inputs_embeds(self):
+        self.skipTest("segments are found among tokens, which embeddings alone do not tell")
+
+    def test_generate_continue_from_past_key_values(self):
+        self.skipTest("what is generated agrees; the cache has room for all segments that `max_length` admits")
