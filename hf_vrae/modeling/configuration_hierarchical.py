@@ -84,6 +84,11 @@ class HierarchicalVRAEConfig(VRAEConfig):
         own_weight = self.segment_kl_weight != 1 or self.segment_free_bits > 0
         return [
             (
+                self.encoder_type != "rnn" or self.decoder_type != "rnn",
+                f"`encoder_type` {self.encoder_type} and `decoder_type` {self.decoder_type} must be rnn: a segment is "
+                "summarised by a state, and begins with one.",
+            ),
+            (
                 self.latent_size == 0,
                 "`latent_size` 0 leaves out z of the whole, which the segments hang on. Raise it, or take "
                 "`model_type` vrae for a model without latents.",

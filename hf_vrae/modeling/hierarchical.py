@@ -23,9 +23,9 @@ from torch.distributions import Distribution, constraints
 from transformers.utils import can_return_tuple
 
 from .configuration_hierarchical import HierarchicalVRAEConfig
-from .decoders import VRAEDecoder
+from .decoders import VRAERecurrentDecoder
 from .distributions import DiagonalGaussian
-from .encoders import VRAEEncoder, VRAEEncoderOutput
+from .encoders import VRAEEncoderOutput, VRAERecurrentEncoder
 from .generation import RecurrentCache
 from .modeling_latent import check_token_ids
 from .posteriors import GaussianPosterior
@@ -279,7 +279,7 @@ def complete(conductor: Conductor, latents: torch.Tensor, noise: torch.Tensor) -
     return torch.cat([z_g, done.flatten(1)], dim=1)
 
 
-class HierarchicalEncoder(VRAEEncoder):
+class HierarchicalEncoder(VRAERecurrentEncoder):
     """q of each scale: x is read in both directions, then its segments' summaries, and so on up to the whole.
 
     A segment's summary is the state at its end and, of the other direction, at its beginning: both have seen the
@@ -406,7 +406,7 @@ class Walk:
     step: torch.LongTensor
 
 
-class HierarchicalDecoder(VRAEDecoder):
+class HierarchicalDecoder(VRAERecurrentDecoder):
     """Conductor and segment decoder: what the VRAE's does with z, this does with [c_s; z_s] in each segment."""
 
     def __init__(self, config: HierarchicalVRAEConfig):
