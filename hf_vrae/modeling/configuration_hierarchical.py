@@ -47,7 +47,8 @@ class HierarchicalVRAEConfig(VRAEConfig):
         default=1.0, metadata={"help": "hierarchical: of the segments' KL in training, beside the run's own KL weight"}
     )
     segment_free_bits: float | int = field(
-        default=0.0, metadata={"help": "hierarchical: free bits of the segments' z; the run's are of the global one"}
+        default=0.0,
+        metadata={"help": "hierarchical: free bits of the segments' z, below which their prior learns nothing either"},
     )
 
     def __post_init__(self, **kwargs):

@@ -2,12 +2,17 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
+from datasets import Dataset
 from torch.distributions import MultivariateNormal
 from transformers import AutoModel, AutoModelForSeq2SeqLM, set_seed
 
 from hf_vrae import HierarchicalVRAEConfig, HierarchicalVRAEForFrameGeneration, HierarchicalVRAEForSequenceGeneration
+from hf_vrae.data.collators import AutoencodingCollator, FrameCollator
+from hf_vrae.data.frames import make_frames as make_split
+from hf_vrae.evaluation.free_running import evaluate_free_running
 from hf_vrae.modeling.distributions import kl_per_dimension
 from hf_vrae.modeling.hierarchical import JointGaussian
 from tests.models import (
@@ -166,6 +171,21 @@ def test_padding_anywhere_changes_nothing(model, batch, side):
 
     got = model(**{name: spread(name, tensor) for name, tensor in batch.items()})
     torch.testing.assert_close([got.loss, got.latents], [wanted.loss, wanted.latents])
+
+
+@pytest.mark.parametrize("kind", ["tokens", "frames"])
+def test_free_running_reconstruction_of_a_row_is_its_own(kind):
+    options = {"segment_length": 2, "section_sizes": [2]}
+    lengths = (9, 4, 2, 6)
+    if kind == "tokens":
+        model, collator = make_hierarchical_model(**options), AutoencodingCollator(0)
+        ids = [row[row > 0].tolist() for row in make_tokens(lengths)["input_ids"]]
+        data = Dataset.from_dict({"input_ids": ids, "length": lengths})
+    else:
+        model, collator = make_hierarchical_frame_model(head="bernoulli", **options), FrameCollator()
+        data = make_split(torch.randint(0, 2, (sum(lengths), 3)).float().numpy(), np.array(lengths))
+    together, alone = (evaluate_free_running(model, data, collator, batch_size=n) for n in (4, 1))
+    assert together == alone and 0 < min(together.values())
 
 
 # Segments.
