@@ -168,8 +168,11 @@ class JointPrior(Distribution):
         """log density of `value` [..., *batch, W], in nats: [..., *batch]."""
         if value.dim() <= self.present.dim():
             return self.along(value).log_prob(value)
-        parts = value.split(max(1, MAX_AT_ONCE // (value[0].numel() * self.conductor.rnn.hidden_size)))
-        return torch.cat([self.along(part).log_prob(part) for part in parts])
+        return torch.cat([self.along(part).log_prob(part) for part in self.parts(value)])
+
+    def parts(self, value: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Samples [K, *batch, W], so many at a time as one run of the conductor shall take."""
+        return value.split(max(1, MAX_AT_ONCE // (value[0].numel() * self.conductor.rnn.hidden_size)))
 
     def rsample(self, sample_shape=(), generator: torch.Generator | None = None) -> torch.Tensor:
         """The whole first, then segment after segment, [*sample_shape, *batch, W]."""

@@ -83,7 +83,8 @@ class ScalesOfLatents(OneLatentModel):
 
     def _kl(self, posterior: JointGaussian, prior: JointPrior, latents: torch.Tensor) -> torch.Tensor:
         """[B]: of each z in closed form, given those above and before it, which samples `latents` [K, B, W] are of."""
-        return kl_per_dimension(posterior, prior.along(latents)).sum(-1).mean(0)
+        parts = [kl_per_dimension(posterior, prior.along(part)).sum(-1) for part in prior.parts(latents)]
+        return torch.cat(parts).mean(0)
 
     def _bound(self, reconstruction: torch.Tensor, posterior: JointGaussian | None, latents: torch.Tensor):
         """As in [`OneLatentModel`], with each scale's own free bits, and the segments' own weight, in training."""
