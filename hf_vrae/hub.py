@@ -9,6 +9,7 @@ TEMPLATE = Path(__file__).parent / "model_card_template.md"
 FRAMES_TEMPLATE = Path(__file__).parent / "model_card_frames_template.md"
 NOT_PUSHED = ["checkpoint-*", "partial-*", "nan_batch.json", "runs/*", "judges/*", "*.log"]
 
+OURS = ("vrae", "vrnn", "hierarchical_vrae")
 # What a card shows of results.json, under which name.
 _RECONSTRUCTION = {
     "teacher_forced_accuracy": "accuracy of reconstruction from z, each step told the true ones before it",
@@ -59,14 +60,15 @@ def load(name_or_path: str):
         raise ValueError(f"There is no folder {name_or_path!r}, and a repository's name is 'owner/name'.")
     try:
         config = AutoConfig.from_pretrained(name_or_path)
-        ours = config.model_type in ("vrae", "vrnn")
+        ours = config.model_type in OURS
         model = AutoModel.from_pretrained(name_or_path) if ours else None
         of_frames = ours and config.input_size is not None
         tokenizer = None if of_frames else AutoTokenizer.from_pretrained(name_or_path)
     except (OSError, ValueError, RuntimeError) as error:
         raise ValueError(f"{name_or_path!r} cannot be loaded as a model: {str(error).splitlines()[0]}") from error
     if model is None:
-        raise ValueError(f"{name_or_path!r} is a model of type {config.model_type!r}, not 'vrae' or 'vrnn'.")
+        kinds = " or ".join(map(repr, OURS))
+        raise ValueError(f"{name_or_path!r} is a model of type {config.model_type!r}, not {kinds}.")
     return model.to(PartialState().device).eval(), tokenizer
 
 
@@ -152,6 +154,14 @@ def _introduction(config, run: dict, source: str) -> str:
             f"A variational recurrent neural network ({kind}, {parameters} parameters), {trained}. Each {unit} has a "
             f"latent vector z of {size} dimensions, whose prior the {unit}s before it give; its posterior also sees "
             f"the {unit} itself {seen}."
+        )
+    if config.model_type == "hierarchical_vrae":
+        scales = 2 + len(config.section_sizes) if config.segment_latent_size else 1
+        return (
+            f"A hierarchical variational autoencoder ({kind} encoder, conductor and decoder, {parameters} "
+            f"parameters), {trained}. Its latents are of {scales} scales: z of the whole sequence, {size} dimensions, "
+            f"and {config.segment_latent_size} of each part, whose prior z of the whole and of the parts before it "
+            "give; each segment is decoded from its own."
         )
     directions = "bidirectional " if config.encoder_type == "rnn" and config.bidirectional_encoder else ""
     recurrent = "recurrent " if "rnn" in (config.encoder_type, config.decoder_type) else ""

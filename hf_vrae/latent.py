@@ -33,6 +33,11 @@ def interpolate(start: torch.Tensor, end: torch.Tensor, num_steps: int, spherica
     return (torch.sin((1 - t) * angle) * start + torch.sin(t * angle) * end) / torch.sin(angle)
 
 
+def along(direction: torch.Tensor, latents: torch.Tensor) -> torch.Tensor:
+    """A direction [D] among latents [..., W], of their first D numbers: where z has scales, those of the whole."""
+    return torch.nn.functional.pad(direction, (0, latents.shape[-1] - len(direction)))
+
+
 def attribute_vector(with_attribute: torch.Tensor, without: torch.Tensor) -> torch.Tensor:
     """Direction of an attribute: difference of the mean latents of two sets of examples (White 2016, sec. 3.3).
 
@@ -74,6 +79,8 @@ def draw_latents(model, count: int, generator: torch.Generator | None = None, **
 def encode_texts(model, tokenizer, texts: list[str], batch_size: int = 64, labels=None) -> torch.Tensor:
     """Posterior means of texts, or of a vMF posterior directions, [N, D]: what stands for a text in latent space.
 
+    Where z has scales they are flat vectors of all of them, with NaN where a text has no such segment.
+
     Args:
         labels: of a conditional model, what the texts themselves stand under, as in `generate`.
     """
@@ -88,8 +95,8 @@ def encode_texts(model, tokenizer, texts: list[str], batch_size: int = 64, label
         part = slice(start, start + batch_size)
         batch = tokenizer(texts[part], return_tensors="pt", padding=True)
         own_part = {name: rows[part].to(model.device) for name, rows in own.items()}
-        means.append(model.encode(**batch.to(model.device), **own_part).mode)
-    return torch.cat(means)
+        means += model.encode(**batch.to(model.device), **own_part).mode.unbind(0)
+    return _stacked(means)
 
 
 def decode_latents(model, tokenizer, latents: torch.Tensor, prefix: str | None = None, **options) -> list[str]:
@@ -165,8 +172,10 @@ def interpolate_texts(
 
 def move_texts(model, tokenizer, texts, with_attribute, without, strengths=(1.0,), **options) -> list[dict]:
     """Texts moved along an attribute, given by two sets of example texts, by each of several strengths."""
-    examples = (encode_texts(model, tokenizer, examples) for examples in (with_attribute, without))
-    direction, latents = attribute_vector(*examples), encode_texts(model, tokenizer, texts)
+    size = model.config.latent_size
+    examples = (encode_texts(model, tokenizer, examples)[:, :size] for examples in (with_attribute, without))
+    latents = encode_texts(model, tokenizer, texts)
+    direction = along(attribute_vector(*examples), latents)
     rows = []
     for strength in strengths:
         decoded = decode_latents(model, tokenizer, latents + strength * direction, **options)
@@ -199,11 +208,18 @@ def encode_frames(
     return latents
 
 
+def _stacked(latents: list[torch.Tensor]) -> torch.Tensor:
+    """Latents of sequences as one tensor. Those of several scales are longer where there are more segments; NaN is
+    what is not given."""
+    missing = torch.nan if latents[0].dim() == 1 else 0.0
+    return torch.nn.utils.rnn.pad_sequence(latents, batch_first=True, padding_value=missing)
+
+
 def decode_frames(
     model, latents: list[torch.Tensor], lengths: list[int], do_sample: bool = False, **under
 ) -> np.ndarray:
     """Frames of each latent, [N, T, F]; `under` are conditions, as in `generate`."""
-    z = torch.nn.utils.rnn.pad_sequence(latents, batch_first=True)  # [N, D] or [N, T, D]
+    z = _stacked(latents)  # [N, D] or [N, T, D]
     frames = model.generate(latents=z, lengths=torch.tensor(lengths), do_sample=do_sample, **under)
     return _ended(frames)
 
@@ -219,7 +235,7 @@ def sample_frames(
         beginning: frames to go on from, [S, F].
         under: conditions, as in `generate`.
     """
-    if model.config.model_type == "vrae":
+    if model.config.model_type != "vrnn":
         if under.get("labels") is not None:
             under["labels"] = for_all(under["labels"], len(lengths))
         latents = draw_latents(model, len(lengths), **under)
@@ -274,14 +290,17 @@ def move_frames(
 
     Where there is one latent a frame, the direction is that of their means over time, and all latents move by it.
     """
+    size = model.config.latent_size
     with_attribute, without = (
-        torch.stack([z.mean(0) if z.dim() == 2 else z for z in encode_frames(model, examples)])
+        torch.stack([z.mean(0) if z.dim() == 2 else z[:size] for z in encode_frames(model, examples)])
         for examples in (with_attribute, without)
     )
     direction, latents = attribute_vector(with_attribute, without), encode_frames(model, sequences)
     lengths = [len(sequence) for sequence in sequences]
     moved = {
-        f"moved {strength:g}": decode_frames(model, [z + strength * direction for z in latents], lengths, do_sample)
+        f"moved {strength:g}": decode_frames(
+            model, [z + strength * along(direction, z) for z in latents], lengths, do_sample
+        )
         for strength in strengths
     }
     return {"real": _padded(sequences), **moved, "lengths": np.array(lengths)}

@@ -31,6 +31,7 @@ from .evaluation.text import (
     train_text_classifier,
 )
 from .latent import (
+    along,
     attribute_vector,
     conditions_of,
     decode_latents,
@@ -278,12 +279,13 @@ def transfer_file(
             texts = decode_latents(model, tokenizer, latents, **under)
             described[name] = _transferred(source, texts, wanted, classifier, judge)
         return described
-    without, examples = (encode_texts(model, tokenizer, group) for group in groups)
+    size = model.config.latent_size
+    without, examples = (encode_texts(model, tokenizer, group)[:, :size] for group in groups)
     direction = attribute_vector(examples, without)  # [D]
     towards = torch.tensor([1.0, -1.0]).repeat_interleave(torch.tensor(counts)).unsqueeze(1).to(direction)  # [N, 1]
     latents, results = encode_texts(model, tokenizer, source), {}
     for strength in (0.0, *strengths):
-        texts = decode_latents(model, tokenizer, latents + strength * towards * direction)
+        texts = decode_latents(model, tokenizer, latents + strength * towards * along(direction, latents))
         results[f"{strength:g}"] = _transferred(source, texts, wanted, classifier, judge)
     return described | {"strengths": results}
 

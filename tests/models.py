@@ -2,7 +2,14 @@
 
 import torch
 
-from hf_vrae import VRAEConfig, VRAEForFrameGeneration, VRAEForSequenceGeneration
+from hf_vrae import (
+    HierarchicalVRAEConfig,
+    HierarchicalVRAEForFrameGeneration,
+    HierarchicalVRAEForSequenceGeneration,
+    VRAEConfig,
+    VRAEForFrameGeneration,
+    VRAEForSequenceGeneration,
+)
 
 # Models of transformers in the place of ours.
 GPT2 = {"model_type": "gpt2", "n_embd": 16, "n_layer": 2, "n_head": 2, "initializer_range": 0.5}
@@ -104,3 +111,48 @@ def make_frames(model: VRAEForFrameGeneration) -> dict[str, torch.Tensor]:
     frames = frames.masked_fill(mask.unsqueeze(-1) == 0, 0)
     labels = frames.masked_fill(mask.unsqueeze(-1) == 0, torch.nan)
     return {"input_features": frames, "attention_mask": mask, "labels": labels}
+
+
+# Every kind of segment, number of scales and way from one segment to the next.
+HIERARCHICAL_VARIANTS = {
+    "segments": {"segment_length": 3},
+    "sections": {"segment_length": 2, "section_sizes": [2], "rnn_type": "gru", "segment_latent_size": 2},
+    "conductor alone": {"segment_length": 3, "section_sizes": [2], "segment_latent_size": 0},
+    "autoregressive": {"segment_length": 3, "autoregressive_segments": True, "layer_norm": True},
+    "one direction": {
+        "segment_length": 2,
+        "bidirectional_encoder": False,
+        "latent_conditioning": ["initial_state"],
+        "decoder_layers": 2,
+    },
+}
+SEPARATORS = {
+    "separators": {"segment_separator_ids": list(range(5, 15)), "tie_word_embeddings": True, "section_sizes": [2]}
+}
+HIERARCHY = {"conductor_hidden_size": 8, "segment_latent_size": 3, "dropout": 0.0, "word_dropout": 0.0}
+
+
+def make_hierarchical_model(**options) -> HierarchicalVRAEForSequenceGeneration:
+    """As [`make_model`]."""
+    sizes = {"vocab_size": 40, "embedding_size": 16, "latent_size": 6} | HIERARCHY
+    hidden = {"encoder_hidden_size": 16, "decoder_hidden_size": 16, "initializer_range": 0.5}
+    config = HierarchicalVRAEConfig(**(sizes | hidden | {"embedding_initializer_range": 1.0} | options))
+    return HierarchicalVRAEForSequenceGeneration(config).eval()
+
+
+def make_hierarchical_frame_model(**options) -> HierarchicalVRAEForFrameGeneration:
+    """As [`make_frame_model`]."""
+    sizes = {"input_size": 3, "embedding_size": 8, "latent_size": 4, "num_levels": 5, "num_mixtures": 2} | HIERARCHY
+    hidden = {"encoder_hidden_size": 8, "decoder_hidden_size": 8, "initializer_range": 0.5}
+    return HierarchicalVRAEForFrameGeneration(HierarchicalVRAEConfig(**(sizes | hidden | options))).eval()
+
+
+def make_tokens(lengths=(11, 8, 3, 6), vocab_size: int = 40) -> dict[str, torch.Tensor]:
+    """Sequences `<s> w1 .. wn </s>`, padded on the right, as the collator makes them."""
+    ids = torch.randint(4, vocab_size, (len(lengths), max(lengths)))
+    ends = torch.tensor(lengths).unsqueeze(1)
+    steps = torch.arange(max(lengths))
+    ids[:, 0] = 2
+    ids = ids.masked_fill(steps == ends - 1, 3).masked_fill(steps >= ends, 0)
+    mask = (steps < ends).long()
+    return {"input_ids": ids, "attention_mask": mask, "labels": ids.masked_fill(mask == 0, -100)[:, 1:]}

@@ -13,7 +13,16 @@ from huggingface_hub import ModelCard
 
 from hf_vrae.hub import load, write_model_card
 from tests.hub_server import Hub
-from tests.models import CONDITIONAL, GPT2, SCALING, VARIANTS, make_frame_model, make_model
+from tests.models import (
+    CONDITIONAL,
+    GPT2,
+    SCALING,
+    VARIANTS,
+    make_frame_model,
+    make_hierarchical_frame_model,
+    make_hierarchical_model,
+    make_model,
+)
 
 # Runs where `import hf_vrae` fails: all it has is what came with the checkpoint.
 STRANGER = """
@@ -41,6 +50,15 @@ model = AutoModel.from_pretrained("frames", trust_remote_code=True).eval()
 assert type(model).__name__ == "VRAEForFrameGeneration" and "transformers_modules" in type(model).__module__
 x = torch.linspace(-1, 1, 12).view(1, 4, 3)
 assert model.generate(latents=model.prior().sample((2,)), max_length=3, do_sample=True).sequences.shape == (2, 3, 3)
+print(model(x, labels=x).loss.item())
+model = AutoModel.from_pretrained("hierarchical", trust_remote_code=True).eval()
+assert type(model).__name__ == "HierarchicalVRAEForSequenceGeneration"
+assert "transformers_modules" in type(model).__module__
+ids = torch.arange(3, 11).view(1, 8)
+z = model.prior(num_segments=2).sample((3,))
+assert model.generate(latents=z, max_length=9, do_sample=True).shape[0] == 3
+print(model(ids, labels=ids[:, 1:]).loss.item())
+model = AutoModel.from_pretrained("hierarchical-frames", trust_remote_code=True).eval()
 print(model(x, labels=x).loss.item())
 """
 
@@ -205,6 +223,12 @@ def test_a_stranger_loads_every_kind_of_model_from_its_folder(tmp_path):
     assert set(frames.config.auto_map) == {"AutoConfig", "AutoModel"}  # no `AutoModelForSeq2SeqLM`: it has no tokens
     x = torch.linspace(-1, 1, 12).view(1, 4, 3)
     expected.append(frames(x, labels=x).loss.item())
+    hierarchical, ids = make_hierarchical_model(segment_length=3, section_sizes=[2]), torch.arange(3, 11).view(1, 8)
+    hierarchical.save_pretrained(tmp_path / "hierarchical")
+    expected.append(hierarchical(ids, labels=ids[:, 1:]).loss.item())
+    hierarchical = make_hierarchical_frame_model(segment_length=3)
+    hierarchical.save_pretrained(tmp_path / "hierarchical-frames")
+    expected.append(hierarchical(x, labels=x).loss.item())
     folders = [name.replace(" ", "-") for name in kinds]
     printed = python(STRANGER + STRANGER_TO_FRAMES, *folders, cwd=tmp_path)
     assert [float(number) for number in printed] == pytest.approx(expected, rel=1e-4)

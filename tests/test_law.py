@@ -136,6 +136,27 @@ SIBLINGS = {
     "transformer": {"kernels"},
     "independent": {"kernels", "transformer"},
     "configuration_vrae": {"configuration_common"},
+    "configuration_hierarchical": {"configuration_vrae"},
+    "hierarchical": {
+        "configuration_hierarchical",
+        "decoders",
+        "distributions",
+        "encoders",
+        "generation",
+        "modeling_latent",
+        "posteriors",
+        "recurrent",
+    },
+    "modeling_hierarchical": {
+        "configuration_hierarchical",
+        "distributions",
+        "generation",
+        "hierarchical",
+        "modeling_latent",
+        "modeling_vrae",
+        "objectives",
+    },
+    "modeling_hierarchical_frames": {"generation", "modeling_hierarchical", "modeling_vrae_frames"},
     "configuration_vrnn": {"configuration_common"},
     "heads": {"distributions", "kernels"},
     "modeling_vrnn": {
@@ -191,7 +212,8 @@ def test_public_names():
     import hf_vrae
 
     families = ("VRAEConfig", "VRAEForFrameGeneration", "VRAEForSequenceGeneration")
-    assert hf_vrae.__all__ == [*families, *(name.replace("VRAE", "VRNN") for name in families)]
+    others = [f"Hierarchical{name}" for name in families], [name.replace("VRAE", "VRNN") for name in families]
+    assert hf_vrae.__all__ == [*others[0], *families, *others[1]]
 
 
 def test_scripts_are_thin():

@@ -11,7 +11,8 @@ from ..data.conditions import batch_rows
 
 @torch.no_grad()
 def encode_dataset(model, dataset, collator, batch_size: int = 64) -> Distribution:
-    """q(z|x) of every sequence of a data set, in its order and on the CPU: a distribution of batch shape [N].
+    """q(z|x) of every sequence of a data set, in its order and on the CPU: a distribution of batch shape [N]; where z
+    has scales, that of the whole.
 
     Args:
         model: has `encode`; it is put into evaluation mode and back.
@@ -32,7 +33,9 @@ def encoded_batches(model, dataset, collator, batch_size: int) -> Iterator[tuple
     sequences = batch_rows(dataset)
     for start in range(0, len(sequences), batch_size):
         batch = collator(sequences.__getitems__(list(range(start, min(start + batch_size, len(sequences))))))
-        yield batch, model.encode(**{name: tensor.to(device) for name, tensor in batch.items()})
+        q = model.encode(**{name: tensor.to(device) for name, tensor in batch.items()})
+        # Of several scales only the whole is there in every sequence.
+        yield batch, q.global_scale if model.config.model_type == "hierarchical_vrae" else q
     model.train(was_training)
 
 

@@ -124,7 +124,8 @@ class ConditionalModel(OneLatentModel):
         log_joint = []
         for value, log_p in enumerate(self._log_label_prior()):
             ids = torch.where(missing, value, known)
-            of_value = self._log_joint(z, target, self.model.embed_condition(ids, **others))  # [K, B]
+            c = self.model.embed_condition(ids, **others)
+            of_value = self._log_joint(z, target, c, self._prior(c))  # [K, B]
             log_joint.append(of_value + torch.where(missing, log_p, 0))
             if not missing.any():
                 break
@@ -182,6 +183,13 @@ class ConditionalModel(OneLatentModel):
     def _seen(self, latents: torch.Tensor, batch: dict) -> torch.Tensor:
         """What the decoder is given for z [B, D] of a batch: z, and behind it the batch's c."""
         return join(latents, self.condition(**batch))
+
+    def _taken_apart(self, seen: torch.Tensor) -> tuple[torch.Tensor | None, torch.Tensor]:
+        """c and z of what the decoder is given, [B, D + C]."""
+        if not self.config.condition_width:
+            return None, seen
+        size = self.config.latent_size
+        return seen[:, size:], seen[:, :size]
 
     def _decoded_of(self, labels, latents: torch.Tensor | None, batch: dict) -> torch.Tensor:
         """What `generate` decodes: z and behind it c, [B, D + C].

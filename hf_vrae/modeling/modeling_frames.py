@@ -169,7 +169,7 @@ class FrameModel(LatentSequenceModel):
 
 def move_on(target: ScoredFrames) -> tuple[torch.Tensor, torch.Tensor]:
     """Each real frame's predecessor among the real ones, [B, T, F], and where there is none, [B, T]."""
-    values, mask, _ = target
+    values, mask = target[:2]
     order, back, _ = left_align(mask)
     moved = take_time(take_time(values, order).roll(1, dims=1), back)
     return moved, mask & (mask.cumsum(1) == 1)

@@ -127,6 +127,14 @@ class OneLatentModel(LatentSequenceModel):
         zeros = torch.zeros(self.config.latent_size, device=self.device)
         return DiagonalGaussian(zeros, zeros)
 
+    def _prior_beside(self, posterior, condition: torch.Tensor | None = None) -> torch.distributions.Distribution:
+        """p(z|c) of the sequences whose posterior this is."""
+        return self._prior(condition)
+
+    def _kl(self, posterior, prior, latents: torch.Tensor) -> torch.Tensor:
+        """KL(q(z|x) || p(z)), [B], in closed form; where there is none, samples of q [K, B, D] help."""
+        return kl_divergence(posterior, prior)
+
     def log_importance_weights(
         self,
         num_samples: int = 1,
@@ -151,14 +159,15 @@ class OneLatentModel(LatentSequenceModel):
         target = self.target(labels, **batch)
         q = self.encode(**batch) if posterior is None else posterior
         z = q.rsample((num_samples,), generator) if latents is None else latents  # [K, B, D]
-        return self._log_joint(z, target, self.condition(**batch)) - q.log_prob(z)
+        condition = self.condition(**batch)
+        return self._log_joint(z, target, condition, self._prior_beside(q, condition)) - q.log_prob(z)
 
-    def _log_joint(self, latents: torch.Tensor, target, condition: torch.Tensor | None) -> torch.Tensor:
-        """log p(x, z_k|c), [K, B], of latents [K, B, D]."""
+    def _log_joint(self, latents: torch.Tensor, target, condition: torch.Tensor | None, prior) -> torch.Tensor:
+        """log p(x, z_k|c), [K, B], of latents [K, B, D] under their prior p(z|c)."""
         at_once = max(1, MAX_AT_ONCE // self._width(target))
         parts = join(latents, condition).split(at_once)
         log_likelihood = torch.cat([self._log_likelihood(part, target) for part in parts])
-        return log_likelihood + self._prior(condition).log_prob(latents)
+        return log_likelihood + prior.log_prob(latents)
 
     @torch.no_grad()
     def evaluation_terms(
@@ -177,18 +186,17 @@ class OneLatentModel(LatentSequenceModel):
             -log p(x|z_k)) and `kl` [B] in closed form; `num_steps` [B]; of q its `mean` [B, D] and a sample, `latents`
             [B, D]; and `posterior`, q itself.
         """
-        condition = self.condition(**batch)
-        q, p = self.encode(**batch), self._prior(condition)
-        target = self.target(**batch)
+        condition, q, target = self.condition(**batch), self.encode(**batch), self.target(**batch)
         if svi_steps:
             q = self.refine(q, target, svi_steps, generators, condition=condition)
+        p = self._prior_beside(q, condition)
         z = q.sample((num_samples,), generators)  # [K, B, D]
         log_weights = self.log_importance_weights(latents=z, posterior=q, **batch).double()
         log_ratio = (q.log_prob(z) - p.log_prob(z)).double()  # [K, B]; what the KL is the mean of
         return {
             "log_weights": log_weights,
             "reconstruction": -(log_weights + log_ratio).mean(0),
-            "kl": kl_divergence(q, p).double(),
+            "kl": self._kl(q, p, z).double(),
             "num_steps": self.num_steps(target),
             "mean": q.mean,
             "latents": z[0],
@@ -234,11 +242,18 @@ class OneLatentModel(LatentSequenceModel):
             posterior = self.refine(posterior, target, self.config.svi_steps, differentiable=True, condition=condition)
         return posterior, posterior.rsample()
 
-    def _bound(self, reconstruction: torch.Tensor, posterior: torch.distributions.Distribution | None, condition=None):
+    def _bound(
+        self,
+        reconstruction: torch.Tensor,
+        posterior: torch.distributions.Distribution | None,
+        latents: torch.Tensor,
+        condition: torch.Tensor | None = None,
+    ):
         """The -ELBO with the KL that is charged for, and the KL, both scalars; without a posterior there is none.
 
         Args:
             reconstruction: the mean of -log p(x|z).
+            latents: the z that was decoded, [B, D].
         """
         if posterior is None:
             return reconstruction, None
@@ -261,7 +276,8 @@ class OneLatentModel(LatentSequenceModel):
 
         `kl_weight` is that of log q - log p in each weight.
         """
-        z, p = posterior.rsample((self.config.num_train_samples,)), self._prior(condition)  # [K, B, D]
+        z = posterior.rsample((self.config.num_train_samples,))  # [K, B, D]
+        p = self._prior_beside(posterior, condition)
         log_likelihood, weighted_nll = self._weighable_log_likelihood(join(z, condition), target)
         # log q with its parameters held fixed: the encoder's gradient flows through z alone.
         log_ratio = posterior.detach().log_prob(z) - p.log_prob(z)
@@ -272,7 +288,7 @@ class OneLatentModel(LatentSequenceModel):
         return {
             "loss": surrogate + (loss - surrogate).detach(),
             "reconstruction_loss": -log_likelihood.mean(),
-            "kl": kl_divergence(posterior, p).mean(),
+            "kl": self._kl(posterior, p, z).mean(),
             "latents": z[0],
             "posterior_mean": posterior.mean,
         }

@@ -85,6 +85,10 @@ class VRAEPreTrainedModel(LatentSequenceModel):
         self._is_stateful = config.decoder_type != "transformer"
         super().__init__(config)
 
+    def _check_latents(self, latents: torch.Tensor, behind: int = 0) -> None:
+        """Of z, with so many numbers behind it."""
+        check_latents(latents, self.config.latent_size + behind)
+
 
 class VRAEModel(VRAEPreTrainedModel):
     """Encoder and decoder without the projection to the vocabulary."""
@@ -146,12 +150,12 @@ class VRAEModel(VRAEPreTrainedModel):
                 raise ValueError(
                     "`latents` take the place of the encoder: pass them or the encoder's input, not both."
                 )
-            check_latents(latents, self.config.latent_size)
+            self._check_latents(latents)
             encoder_outputs = VRAEEncoderOutput(last_hidden_state=join(latents, condition).unsqueeze(1))
         elif not isinstance(encoder_outputs, VRAEEncoderOutput):
             encoder_outputs = VRAEEncoderOutput(*encoder_outputs)
         seen = encoder_outputs.last_hidden_state[:, 0] if latents is None else join(latents, condition)
-        check_latents(seen, self.config.decoder_latent_size)
+        self._check_latents(seen, self.config.condition_width)
         if decoder_input_ids is None and decoder_inputs_embeds is None:
             raise ValueError("The decoder needs `decoder_input_ids`, or `labels` to make them from.")
         hidden, past_key_values, decoder_hidden_states = self.decoder(
@@ -189,6 +193,7 @@ class VRAEForSequenceGeneration(VRAEPreTrainedModel, ConditionalModel, Generatio
 
     _tied_weights_keys = {"lm_head.weight": "model.encoder.embed_tokens.weight"}
     other_auto_classes = ("AutoModelForSeq2SeqLM",)
+    inner_class = VRAEModel
 
     def __init__(self, config: VRAEConfig):
         super().__init__(config)
@@ -196,7 +201,7 @@ class VRAEForSequenceGeneration(VRAEPreTrainedModel, ConditionalModel, Generatio
             raise ValueError(
                 f"`input_size` {config.input_size} is of frames: take `VRAEForFrameGeneration`, or leave it out."
             )
-        self.model = VRAEModel(config)
+        self.model = self.inner_class(config)
         self.dropout = Dropout(config.dropout, config.kernels)
         size = self.model.decoder.output_size
         self.projection = nn.Identity()
@@ -340,7 +345,7 @@ class VRAEForSequenceGeneration(VRAEPreTrainedModel, ConditionalModel, Generatio
             condition=c,
             return_dict=True,
         )
-        latents = outputs.latents[:, : self.config.latent_size]
+        _, latents = self._taken_apart(outputs.latents)
         features = self.features(outputs.last_hidden_state[:, -logits_to_keep:], outputs.latents)  # [B, T, H]
         loss = logits = reconstruction = kl = None
         if labels is not None and self.training and self.config.kernels == "auto":
@@ -354,7 +359,7 @@ class VRAEForSequenceGeneration(VRAEPreTrainedModel, ConditionalModel, Generatio
         if labels is not None:
             if posterior is None and outputs.posterior_mean is not None:
                 posterior = self.model.encoder.distribution(outputs.posterior_mean, outputs.posterior_logvar)
-            loss, kl = self._bound(reconstruction, posterior, c)
+            loss, kl = self._bound(reconstruction, posterior, latents, c)
             if self.training:
                 loss = loss + self._auxiliary_losses(latents, labels, c)
         return VRAEOutput(
@@ -543,7 +548,7 @@ class VRAEForSequenceGeneration(VRAEPreTrainedModel, ConditionalModel, Generatio
             for name in ("input_ids", "inputs_embeds", "encoder_outputs"):
                 if kwargs.get(name) is not None:
                     raise ValueError(f"`latents` take the place of the encoder: pass them or `{name}`, not both.")
-            check_latents(latents, self.config.latent_size)
+            self._check_latents(latents)
             kwargs.pop("attention_mask", None)
         self._prepare_what_is_decoded(labels, latents, kwargs)
         if kwargs.get("assistant_model") is not None and kwargs.get("encoder_outputs") is not None:

@@ -21,7 +21,6 @@ from .generation import GeneratedFrames
 from .kernels import Dropout
 from .modeling_conditional import ConditionalModel
 from .modeling_frames import FrameModel, ScoredFrames, move_on
-from .modeling_latent import check_latents
 from .modeling_vrae import VRAEModel, VRAEPreTrainedModel
 
 
@@ -70,10 +69,11 @@ class VRAEForFrameGeneration(VRAEPreTrainedModel, ConditionalModel, FrameModel):
     """
 
     main_input_name = "input_features"
+    inner_class = VRAEModel
 
     def __init__(self, config: VRAEConfig):
         super().__init__(config)
-        self.model = VRAEModel(config)
+        self.model = self.inner_class(config)
         self.dropout = Dropout(config.dropout, config.kernels)
         self._make_head(self.model.decoder.output_size)
         self.post_init()
@@ -90,6 +90,7 @@ class VRAEForFrameGeneration(VRAEPreTrainedModel, ConditionalModel, FrameModel):
         class_labels: torch.LongTensor | None = None,
         attributes: torch.FloatTensor | None = None,
         condition: torch.FloatTensor | None = None,
+        **boundaries,
     ) -> VRAEFrameOutput:
         """
         Args:
@@ -101,6 +102,7 @@ class VRAEForFrameGeneration(VRAEPreTrainedModel, ConditionalModel, FrameModel):
                 evaluation always the same noise), and the mean of q(z|x) otherwise.
             encoder_outputs: an earlier output of the encoder, whose `last_hidden_state` [B, 1, D] is decoded as is.
             class_labels, attributes, condition: of a conditional model, as in [`ConditionalModel.condition`].
+            boundaries: of segments, in the families that have some.
 
         Returns:
             [`VRAEFrameOutput`]; `loss` and its parts only with `labels`, `kl` only where there is a posterior.
@@ -115,7 +117,7 @@ class VRAEForFrameGeneration(VRAEPreTrainedModel, ConditionalModel, FrameModel):
             raise ValueError("`latents` take the place of the encoder: pass them or its input, not both.")
         if output_hidden_states is None:
             output_hidden_states = self.config.output_hidden_states
-        target = self.target(labels, input_features, attention_mask)
+        target = self.target(labels, input_features, attention_mask, **boundaries)
         posterior = c = None
         if encoder_outputs is None:
             given = {"class_labels": class_labels, "attributes": attributes, "condition": condition}
@@ -125,7 +127,9 @@ class VRAEForFrameGeneration(VRAEPreTrainedModel, ConditionalModel, FrameModel):
             c = self.condition(**given)
         if latents is None:
             if encoder_outputs is None:
-                encoder_outputs = self._encoder_outputs(c, input_features, attention_mask, output_hidden_states)
+                encoder_outputs = self._encoder_outputs(
+                    c, input_features, attention_mask, output_hidden_states, **boundaries
+                )
                 posterior = self.model.encoder.distribution(encoder_outputs.mean, encoder_outputs.logvar)
             elif not isinstance(encoder_outputs, VRAEEncoderOutput):
                 encoder_outputs = VRAEEncoderOutput(*encoder_outputs)
@@ -136,12 +140,12 @@ class VRAEForFrameGeneration(VRAEPreTrainedModel, ConditionalModel, FrameModel):
             posterior, latents = self._draw_latents(posterior, target, c)
         elif encoder_outputs is not None and encoder_outputs.mean is not None:
             posterior = self.model.encoder.distribution(encoder_outputs.mean, encoder_outputs.logvar)
-        check_latents(latents, self.config.latent_size)
+        self._check_latents(latents)
         features, hidden_states = self._features(join(latents, c), target, output_hidden_states)
         loss = reconstruction = kl = predictions = None
         if labels is not None:
             reconstruction = -self._score(features, target).sum(-1).mean()
-            loss, kl = self._bound(reconstruction, posterior, c)
+            loss, kl = self._bound(reconstruction, posterior, latents, c)
             if self.training:
                 loss = loss + self._auxiliary_losses(latents, target, c)
         if labels is None or not self.training:
@@ -169,11 +173,6 @@ class VRAEForFrameGeneration(VRAEPreTrainedModel, ConditionalModel, FrameModel):
             None, mask, embedded, output_hidden_states=output_hidden_states, condition=condition, return_dict=True
         )
 
-    def _taken_apart(self, seen: torch.Tensor) -> tuple[torch.Tensor | None, torch.Tensor]:
-        """c and z of what an encoder says that the decoder is to see, [B, D + C]."""
-        size = self.config.latent_size
-        return seen[:, size:] if self.config.condition_width else None, seen[:, :size]
-
     def _rows_of(self, target: ScoredFrames, rows: torch.LongTensor) -> ScoredFrames:
         return ScoredFrames(*(part[rows] for part in target))
 
@@ -189,23 +188,25 @@ class VRAEForFrameGeneration(VRAEPreTrainedModel, ConditionalModel, FrameModel):
 
     def _features(self, latents: torch.Tensor, target: ScoredFrames, output_hidden_states: bool = False):
         """What `head` reads, [K * B, T, H], of latents [K * B, D] and a target of B rows; and the hidden states."""
-        decoder = self.model.decoder
         frames, first = move_on(target)
         if not self.config.reads_the_past:
             frames = torch.full_like(frames, torch.nan)
         elif self.training and self.sampling_probability > 0:
-            hidden, _, _ = decoder(latents, attention_mask=target.mask, inputs_embeds=self._embed(frames, first))
+            hidden, _, _ = self._decode(latents, target, self._embed(frames, first))
             frames = self._mix_in_own_frames(frames, self._beside_latents(hidden, latents), target)
         if self.training and self.config.word_dropout:
             dropped = torch.rand(first.shape, device=first.device) < self.config.word_dropout
             frames = frames.masked_fill(dropped.unsqueeze(-1), torch.nan)
-        hidden, _, hidden_states = decoder(
+        hidden, _, hidden_states = self._decode(latents, target, self._embed(frames, first), output_hidden_states)
+        return self._beside_latents(hidden, latents), hidden_states
+
+    def _decode(self, latents: torch.Tensor, target: ScoredFrames, embedded: torch.Tensor, output_hidden_states=False):
+        return self.model.decoder(
             latents,
             attention_mask=target.mask,
-            inputs_embeds=self._embed(frames, first),
+            inputs_embeds=embedded,
             output_hidden_states=output_hidden_states,
         )
-        return self._beside_latents(hidden, latents), hidden_states
 
     @torch.no_grad()
     def teacher_forced(self, latents: torch.Tensor, **batch) -> torch.Tensor:
@@ -283,7 +284,7 @@ class VRAEForFrameGeneration(VRAEPreTrainedModel, ConditionalModel, FrameModel):
         else:
             self.condition(labels=labels, **conditions)  # says what is wrong
             latents = self.encode(**batch).mode if latents is None else latents
-        check_latents(latents, self.config.decoder_latent_size)
+        self._check_latents(latents, self.config.condition_width)
         rows, latents = len(latents), latents.to(self.device, self.dtype)
         step = self.model.decoder.stepper(latents)
 

@@ -11,15 +11,16 @@ import yaml
 from transformers import HfArgumentParser
 
 from ..modeling.configuration_common import FreeBitsForm, LatentSequenceConfig
+from ..modeling.configuration_hierarchical import HierarchicalVRAEConfig
 from ..modeling.configuration_vrae import VRAEConfig
 from ..modeling.configuration_vrnn import VRNNConfig
 from .schedules import ScheduleKind
 
-CONFIGURATIONS = {"vrae": VRAEConfig, "vrnn": VRNNConfig}
+CONFIGURATIONS = {"vrae": VRAEConfig, "vrnn": VRNNConfig, "hierarchical_vrae": HierarchicalVRAEConfig}
 # What says something of text alone, and of frames alone.
 OF_TEXT = (
     "text_column", "encoding", "max_length", "tokenizer_name", "tokenizer_type", "vocab_size", "min_frequency",
-    "preprocessing_num_workers",
+    "preprocessing_num_workers", "segment_separators",
 )  # fmt: skip
 WAYS_TO_READ = ("features_column", "feature_columns", "sequence_column", "window", "stride")
 MODEL_OF_FRAMES = (
@@ -65,6 +66,9 @@ class DataArguments:
     vocab_size: int = _arg(10_000, "The most tokens of a new tokenizer, special ones included")
     min_frequency: int = _arg(1, "A new tokenizer leaves out words seen less often")
     preprocessing_num_workers: int | None = _arg(None, "Processes for tokenizing")
+    segment_separators: list[str] | None = _arg(
+        None, "hierarchical_vrae: tokens behind which a segment ends (marks of sentences, bars); by default none"
+    )
     features_column: str | None = _arg(
         None, "frames: column, or array of an .npz, of the frames; by default 'input_features', or the only one"
     )
@@ -321,7 +325,7 @@ class TrainArguments:
                     config.latent_size == 0 and self.autoencoder_epochs > 0,
                     "`latent_size` 0 is a model without z, which `autoencoder_epochs` cannot pre-train.",
                 ),
-                *(self._not_of_vrae(config, floor) if config.model_type == "vrae" else self._not_of_vrnn()),
+                *(self._not_of_vrnn() if config.model_type == "vrnn" else self._not_of_vrae(config, floor)),
             ]
         )
 
@@ -365,6 +369,13 @@ class TrainArguments:
                 config.label_classifier and (self.scheduled_sampling > 0 or floor),
                 "`label_classifier` trains -ELBOs weighted by q(c|x), of which neither `scheduled_sampling` nor a "
                 "floor of the KL (`minimum_rate`, `kl_schedule` capacity) is a part. Leave them out.",
+            ),
+            (
+                self.scheduled_sampling > 0
+                and config.model_type == "hierarchical_vrae"
+                and config.segment_separator_ids is not None,
+                f"`scheduled_sampling` {self.scheduled_sampling} would put separators of the model's own among the "
+                "words, and with them other segments. Set it to 0, or take segments of `segment_length`.",
             ),
         ]
 
@@ -410,12 +421,19 @@ def _check_positive(arguments, *names: str) -> None:
 def _model_arguments() -> type:
     """A dataclass of the configurations' fields that a user chooses; the data decide about the rest."""
     plain = {float | int: float}  # HfArgumentParser knows no union of numbers
-    model_type = _arg("vrae", "vrae: one latent a sequence; vrnn: one latent a step")
-    chosen = {"model_type": ("model_type", Literal["vrae", "vrnn"], model_type)}
+    model_type = _arg(
+        "vrae",
+        "vrae: one latent a sequence; vrnn: one latent a step; hierarchical_vrae: one of the whole, one a segment",
+    )
+    chosen = {"model_type": ("model_type", Literal[*CONFIGURATIONS], model_type)}
     for f in (f for configuration in CONFIGURATIONS.values() for f in dataclasses.fields(configuration)):
         if "help" not in f.metadata or f.name == "vocab_size" or f.name in chosen:
             continue
-        lists = [list[str] for kind in get_args(f.type) if get_origin(kind) is list]  # of names, or None
+        lists = [
+            kind if kind == list[int] else list[str]  # of names
+            for kind in get_args(f.type)
+            if get_origin(kind) is list
+        ]
         kind = lists[0] | None if lists else plain.get(f.type, f.type)
         default = (
             {"default_factory": f.default_factory} if f.default is dataclasses.MISSING else {"default": f.default}
@@ -443,7 +461,7 @@ class Recipe:
     def __post_init__(self):
         own = self.model_fields()
         alone = [
-            name for name in own if sum(name in kind.__dataclass_fields__ for kind in CONFIGURATIONS.values()) == 1
+            name for name in own if not all(name in kind.__dataclass_fields__ for kind in CONFIGURATIONS.values())
         ]
         for name in self._given(self.model):
             if name not in own and name != "model_type":

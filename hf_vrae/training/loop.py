@@ -39,6 +39,8 @@ the decoder ignores z and all latents decode alike. What helps: let the KL weigh
 REMEDIES = {
     "vrae": "drop more of the decoder's words or frames (--word_dropout); show it z at every place "
     "(--latent_conditioning initial_state input output)",
+    "hierarchical_vrae": "drop more of the decoder's words or frames (--word_dropout); leave some of the segments' "
+    "KL free (--segment_free_bits) or charge less (--segment_kl_weight); make segments shorter (--segment_length)",
     "vrnn": "let the posterior begin at the prior (--residual_posterior) and see what comes (--smoothing_posterior)",
 }
 # Aggressive training (He et al. 2019, released code): the encoder's loss is compared over windows of 15 updates, of
@@ -365,7 +367,7 @@ class TrainingLoop:
             results["active_units"],
         )
         config = self.plain_model.config
-        collapsed = results["kl"] < COLLAPSED_KL or (config.model_type == "vrae" and results["active_units"] == 0)
+        collapsed = results["kl"] < COLLAPSED_KL or (config.model_type != "vrnn" and results["active_units"] == 0)
         if collapsed and config.latent_size:
             remedies = REMEDIES[config.model_type]
             logger.warning(COLLAPSE_WARNING, state.step, results["kl"], results["active_units"], remedies)

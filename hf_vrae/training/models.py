@@ -5,19 +5,30 @@ from collections.abc import Iterable
 from transformers import AutoConfig, PreTrainedModel
 
 from ..modeling.configuration_common import LatentSequenceConfig
+from ..modeling.modeling_hierarchical import HierarchicalVRAEForSequenceGeneration
+from ..modeling.modeling_hierarchical_frames import HierarchicalVRAEForFrameGeneration
 from ..modeling.modeling_vrae import VRAEForSequenceGeneration
 from ..modeling.modeling_vrae_frames import VRAEForFrameGeneration
 from ..modeling.modeling_vrnn import VRNNForSequenceGeneration
 from ..modeling.modeling_vrnn_frames import VRNNForFrameGeneration
 from .arguments import CONFIGURATIONS, Recipe
 
-OF_TOKENS = {"vrae": VRAEForSequenceGeneration, "vrnn": VRNNForSequenceGeneration}
-OF_FRAMES = {"vrae": VRAEForFrameGeneration, "vrnn": VRNNForFrameGeneration}
+OF_TOKENS = {
+    "vrae": VRAEForSequenceGeneration,
+    "vrnn": VRNNForSequenceGeneration,
+    "hierarchical_vrae": HierarchicalVRAEForSequenceGeneration,
+}
+OF_FRAMES = {
+    "vrae": VRAEForFrameGeneration,
+    "vrnn": VRNNForFrameGeneration,
+    "hierarchical_vrae": HierarchicalVRAEForFrameGeneration,
+}
 OF_THE_LOSS = ("free_bits", "free_bits_form", "mmd_weight", "num_train_samples", "resampling", "svi_steps")
 """What of the configuration the run's arguments set, whatever model it starts from."""
 FREE_TO_CHANGE = (
     "dropout", "encoder_dropout", "weight_dropout", "word_dropout", "kernels", "initializer_range",
     "condition_dropout", "classifier_weight",
+    "segment_kl_weight", "segment_free_bits",
 )  # fmt: skip
 """What of a saved model a recipe may set anew: no weight depends on it."""
 

@@ -107,10 +107,24 @@ class TextTask:
         if not self.causal:
             marks["decoder_start_token_id"] = tokenizer.bos_token_id
         conditions = self.conditions.fields(train, recipe.model.label_classifier)
+        if recipe.data.segment_separators is not None:
+            conditions["segment_separator_ids"] = self._separators(recipe)
         model = make_model(recipe, vocab_size=1 + max(tokenizer.get_vocab().values()), **marks, **conditions)
         del marks["unk_token_id"]
         model.generation_config = GenerationConfig(max_length=int(np.max(lengths(train))), **marks)
         return model
+
+    def _separators(self, recipe: Recipe) -> list[int]:
+        """Ids of the tokens that the run says end a segment."""
+        separators, vocabulary = recipe.data.segment_separators, self.tokenizer.get_vocab()
+        if recipe.model.model_type != "hierarchical_vrae":
+            raise ValueError(
+                f"`segment_separators` {separators} are of a hierarchical_vrae, and this is a model of type "
+                f"{recipe.model.model_type}. Leave them out."
+            )
+        if unknown := [token for token in separators if token not in vocabulary]:
+            raise ValueError(f"`segment_separators` must be tokens of the tokenizer, and {unknown[0]!r} is none.")
+        return [vocabulary[token] for token in separators]
 
     def collator(self, pad_to_multiple_of: int = 1) -> AutoencodingCollator:
         kind = CausalCollator if self.causal else AutoencodingCollator

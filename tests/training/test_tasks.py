@@ -22,6 +22,8 @@ COMMON = """--corpus_size 60 --embedding_size 8 --latent_size 3 --per_device_tra
 FAMILIES = {
     "vrae": "--encoder_hidden_size 8 --decoder_hidden_size 8",
     "vrnn": "--model_type vrnn --hidden_size 8 --feature_size 8",
+    "hierarchical": "--model_type hierarchical_vrae --encoder_hidden_size 8 --decoder_hidden_size 8 "
+    "--conductor_hidden_size 8 --segment_latent_size 2 --segment_length 8",
 }
 FRAMES = "--builtin frames"
 
@@ -69,6 +71,7 @@ def test_frames_from_training_to_the_card(family, recipe, tmp_path):
         ("vrnn", f"{FRAMES} --smoothing_posterior True --free_bits 0.1 --scheduled_sampling 0.5"),
         ("vrnn", f"{FRAMES} --num_train_samples 3 --resampling True --kl_schedule constant"),
         ("vrnn", "--residual_posterior True"),
+        ("hierarchical", "--segment_separators . ? --section_sizes 2 --segment_free_bits 0.1"),
     ],
 )
 def test_resumption_is_exact_and_its_time_is_of_the_whole_run(family, flags, recipe, tmp_path):
@@ -104,7 +107,7 @@ def test_a_trained_model_of_frames_is_measured_and_walked_in(family, recipe, tmp
     assert measured["probe"]["num_train"] == 90 and 0.2 < measured["probe"]["accuracy"] <= 1
     assert 0 < measured["anomaly"]["auroc"] < 1 and measured["anomaly"]["num_normal"] == labels.count(0)
     _, points = represent_file(load("run")[0], None, "my.npz", 7)
-    assert points.shape == (7, 3 if family == "vrae" else 6)
+    assert points.shape == (7, 6 if family == "vrnn" else 3)
     modes = "reconstruct --indices 4 2", "interpolate --steps 2", "attribute --with 2 --without 0 --strength 0 1"
     for mode in (*modes, "sample --count 2 --max_length 9"):
         words = f"run {mode} --data my.npz --output {mode[:4]}.npz".split()

@@ -1,0 +1,135 @@
+"""Configuration of the VRAE with latents at several scales."""
+
+import math
+from dataclasses import field
+
+from huggingface_hub.dataclasses import strict
+
+from .configuration_vrae import VRAEConfig
+
+
+@strict
+class HierarchicalVRAEConfig(VRAEConfig):
+    """Sizes and choices of a [`HierarchicalVRAEForSequenceGeneration`] or, with an `input_size`, a
+    [`HierarchicalVRAEForFrameGeneration`]: those of a [`VRAEConfig`], whose z is here the global one, and these.
+
+    Example:
+
+    ```python
+    >>> from hf_vrae import HierarchicalVRAEConfig, HierarchicalVRAEForFrameGeneration
+    >>> config = HierarchicalVRAEConfig(input_size=88, head="bernoulli", segment_length=16, section_sizes=[4])
+    >>> model = HierarchicalVRAEForFrameGeneration(config)  # three scales: tune, 64 frames, 16 frames
+    ```
+    """
+
+    model_type = "hierarchical_vrae"
+
+    segment_length: int = field(
+        default=16, metadata={"help": "hierarchical: tokens, </s> included, or frames of a segment"}
+    )
+    section_sizes: list[int] | None = field(
+        default=None,
+        metadata={"help": "hierarchical: scales between the whole and its segments; 4: four segments make a section"},
+    )
+    segment_separator_ids: list[int] | None = None  # a segment ends behind each of these tokens, however long it is
+    segment_latent_size: int = field(
+        default=16,
+        metadata={"help": "hierarchical: dimensions of z of each segment and section; 0 leaves a conductor alone"},
+    )
+    conductor_hidden_size: int = field(
+        default=128, metadata={"help": "hierarchical: width of what leads from one segment to the next"}
+    )
+    autoregressive_segments: bool = field(
+        default=False,
+        metadata={"help": "hierarchical: a segment is told the end of the one before; else its z and place alone"},
+    )
+    segment_kl_weight: float | int = field(
+        default=1.0, metadata={"help": "hierarchical: of the segments' KL in training, beside the run's own KL weight"}
+    )
+    segment_free_bits: float | int = field(
+        default=0.0,
+        metadata={"help": "hierarchical: free bits of the segments' z, below which their prior learns nothing either"},
+    )
+
+    def __post_init__(self, **kwargs):
+        if self.section_sizes is None:
+            self.section_sizes = []
+        super().__post_init__(**kwargs)
+
+    @property
+    def decoder_latent_size(self) -> int:
+        """Dimensions of what a segment's decoder is given: [c_s; z_s]."""
+        return self.conductor_hidden_size + self.segment_latent_size
+
+    @property
+    def segments_of_a_node(self) -> int:
+        """How many segments the largest scale below the whole has in one section; 1 where there are none."""
+        return math.prod(self.section_sizes)
+
+    def validate_architecture(self):
+        """Checked at construction and when saving."""
+        self._check_at_least_1("segment_length", "conductor_hidden_size")
+        self._check_not_negative("segment_latent_size", "segment_kl_weight", "segment_free_bits")
+        if any(size < 2 for size in self.section_sizes):
+            raise ValueError(f"`section_sizes` must each be at least 2, got {self.section_sizes}.")
+        wrong = [i for i in self.segment_separator_ids or [] if not 0 <= i < self.vocab_size]
+        if wrong or self.segment_separator_ids == []:
+            raise ValueError(
+                f"`segment_separator_ids` must be one or more of the {self.vocab_size} tokens, got "
+                f"{self.segment_separator_ids}. Leave it out for segments of `segment_length`."
+            )
+        super().validate_architecture()
+
+    def _combinations(self) -> list[tuple[bool, str]]:
+        only_first = self.latent_conditioning == ["initial_state"]
+        own_weight = self.segment_kl_weight != 1 or self.segment_free_bits > 0
+        return [
+            (
+                self.condition_width > 0,
+                "`condition_labels`, `condition_attributes` and `condition_size` are of `model_type` vrae: a "
+                "hierarchical model has no condition. Leave them out.",
+            ),
+            (
+                self.encoder_type != "rnn" or self.decoder_type != "rnn",
+                f"`encoder_type` {self.encoder_type} and `decoder_type` {self.decoder_type} must be rnn: a segment is "
+                "summarised by a state, and begins with one.",
+            ),
+            (
+                self.latent_size == 0,
+                "`latent_size` 0 leaves out z of the whole, which the segments hang on. Raise it, or take "
+                "`model_type` vrae for a model without latents.",
+            ),
+            (
+                self.posterior != "gaussian" or self.svi_steps > 0,
+                f"`posterior` {self.posterior} and `svi_steps` {self.svi_steps} are of one z with a fixed prior, and "
+                "a segment's prior is learnt. Take `posterior` gaussian and `svi_steps` 0.",
+            ),
+            (
+                self.mmd_weight > 0 or self.bag_of_words_weight > 0,
+                f"`mmd_weight` {self.mmd_weight} and `bag_of_words_weight` {self.bag_of_words_weight} say something "
+                "of one z for the whole sequence. Set both to 0.",
+            ),
+            (
+                self.autoregressive_segments and only_first,
+                "`autoregressive_segments` carries the decoder's state on, so `latent_conditioning` initial_state "
+                "would show it nothing of the later segments. Add input or output.",
+            ),
+            (
+                self.segment_separator_ids is not None and self.input_size is not None,
+                "`segment_separator_ids` are tokens, and `input_size` says there are none: give the batch "
+                "`segment_ids`.",
+            ),
+            (
+                self.segment_latent_size == 0 and own_weight,
+                "`segment_latent_size` 0 leaves no KL for `segment_kl_weight` or `segment_free_bits`. Leave them out.",
+            ),
+            (
+                self.num_train_samples > 1 and own_weight,
+                f"`num_train_samples` {self.num_train_samples} trains the importance-weighted bound, which knows one "
+                "weight of the KL: set `segment_kl_weight` 1 and `segment_free_bits` 0.",
+            ),
+            *super()._combinations(),
+        ]
+
+
+__all__ = ["HierarchicalVRAEConfig"]

@@ -1,0 +1,615 @@
+"""Latents at several scales (Roberts et al. 2018, MusicVAE, with z a segment too): the network as its equations.
+
+    p:  z_g ~ N(0, I)                                                   the whole
+        c_s = f(c_{s-1}, [z_{s-1}; z_g]),  c_0 from z_g                 conductor
+        z_s ~ p(z_s | z_g, z_<s) = N(mean(c_s), diag(variance(c_s)))    a segment
+        x_t ~ p(x_t | x_<t of its segment, [c_s; z_s])                  decoder, which starts anew with each segment
+    q:  z_g, z_1 .. z_S independent given x, each Gaussian
+
+A scale between the whole and its segments, sections, is a conductor below a conductor: a section's [c; z] is to its
+segments what z_g is to the sections. All z of a sequence are one flat vector, [z_g, first section, second, ..] with a
+section [its z, first segment, ..], so that a row with fewer segments has a beginning of it. In there NaN is what is
+not given: decoding takes the prior's mean, or a sample, given what is.
+
+Letters in shapes: B batch, T time, K samples, R = K * B rows, S segments, N segments or sections below one node, D
+size of z_g, W of the flat vector, U of [c; z], E embedding size, H hidden size.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from torch.distributions import Distribution, constraints
+from transformers.utils import can_return_tuple
+
+from .configuration_hierarchical import HierarchicalVRAEConfig
+from .decoders import VRAERecurrentDecoder
+from .distributions import DiagonalGaussian
+from .encoders import VRAEEncoderOutput, VRAERecurrentEncoder
+from .generation import RecurrentCache
+from .modeling_latent import check_token_ids
+from .posteriors import GaussianPosterior
+from .recurrent import LAYERS, RecurrentEncoder, left_align, run_layer, take_time
+
+MAX_AT_ONCE = 2**22  # conductor outputs held at once where a prior is evaluated: 16 MiB in float32
+
+
+@dataclass
+class Segments:
+    """Where the segments of left-aligned sequences lie.
+
+    Args:
+        ids: the segment of each step, [B, T].
+        starts, lengths: first step and number of steps of each segment, [B, S]; S is a whole number of sections.
+    """
+
+    ids: torch.LongTensor
+    starts: torch.LongTensor
+    lengths: torch.LongTensor
+
+    @property
+    def counts(self) -> torch.LongTensor:
+        """Segments of each row, [B]."""
+        return (self.lengths > 0).sum(1)
+
+
+def find_segments(config, real: torch.Tensor, tokens=None, segment_ids=None) -> Segments:
+    """
+    Args:
+        config: says where a segment ends: behind a separator, or after `segment_length` steps.
+        real: the steps there are, left-aligned, [B, T].
+        tokens: what the decoder reads at each step, the one before, [B, T]; looked at where there are separators.
+        segment_ids: where they are given, steps with the same number in a row are a segment, [B, T].
+    """
+    steps = torch.arange(real.shape[1], device=real.device)
+    if segment_ids is not None or config.segment_separator_ids is not None:
+        if segment_ids is not None:
+            begins = segment_ids != segment_ids.roll(1, dims=1)
+        elif tokens is not None:
+            begins = torch.isin(tokens, torch.tensor(config.segment_separator_ids, device=tokens.device))
+        else:
+            raise ValueError(
+                "`segment_separator_ids` are looked for among tokens, and there are embeddings alone: pass the ids."
+            )
+        ids = (begins & (steps > 0)).cumsum(1)
+    else:
+        ids = (steps // config.segment_length).expand(real.shape)
+    count = 1 + int((ids * real).max())
+    count += -count % config.segments_of_a_node
+    ids = ids.clamp(max=count - 1)
+    lengths = ids.new_zeros(len(ids), count).scatter_add(1, ids, real.long())
+    return Segments(ids, lengths.cumsum(1) - lengths, lengths)
+
+
+def first_segments(config, num_segments: int) -> torch.LongTensor:
+    """The first segment of the node that each dimension behind z_g is of, for a whole number of sections: [W - D]."""
+    size = config.segment_latent_size
+    places = torch.arange(num_segments).unsqueeze(1).expand(-1, size)
+    for count in reversed(config.section_sizes if size else []):
+        places = places.reshape(len(places) // count, -1)
+        places = torch.cat([places[:, :1].expand(-1, size), places], dim=1)
+    return places.flatten()
+
+
+class JointGaussian(DiagonalGaussian):
+    """q(z|x) of all scales: independent Gaussians, and N(0, I), as in the prior, where a row has no such segment.
+
+    Args:
+        mean, logvar: [*batch, W]; NaN and infinity where a row has no such segment.
+        global_size: D.
+    """
+
+    def __init__(self, mean: torch.Tensor, logvar: torch.Tensor, global_size: int):
+        self.present, self.global_size = logvar != torch.inf, global_size
+        super().__init__(*(torch.where(self.present, moment, 0) for moment in (mean, logvar)))
+
+    @property
+    def global_scale(self) -> DiagonalGaussian:
+        """q(z_g|x)."""
+        return DiagonalGaussian(self.mean[..., : self.global_size], self.logvar[..., : self.global_size])
+
+    @property
+    def mode(self) -> torch.Tensor:
+        """The mean, [*batch, W], and NaN where a row has no such segment."""
+        return self.mean.masked_fill(~self.present, torch.nan)
+
+    def rsample(self, sample_shape=(), generator: torch.Generator | list[torch.Generator] | None = None):
+        """As in [`DiagonalGaussian`]; of a row's own generator the row's own segments are drawn first, so that they do
+        not depend on how many others have."""
+        if not isinstance(generator, list):
+            return super().rsample(sample_shape, generator)
+        shape = torch.Size(sample_shape)
+        noise = self.mean.new_empty(shape + self.mean.shape)
+        for row, (own, here) in enumerate(zip(generator, self.present.cpu(), strict=True)):
+            for part in (here, ~here):
+                drawn = torch.randn(*shape, int(part.sum()), generator=own, device=own.device, dtype=noise.dtype)
+                noise[..., row, part.to(noise.device)] = drawn.to(noise.device)
+        return self.mean + self.stddev * noise
+
+    def expand(self, batch_shape, _instance=None):
+        shape = torch.Size(batch_shape) + self.event_shape
+        return JointGaussian(*(moment.expand(shape) for moment in self._given), self.global_size)
+
+    def detach(self) -> "JointGaussian":
+        return JointGaussian(*(moment.detach() for moment in self._given), self.global_size)
+
+    @property
+    def _given(self) -> tuple[torch.Tensor, torch.Tensor]:
+        return self.mode, self.logvar.masked_fill(~self.present, torch.inf)
+
+
+class JointPrior(Distribution):
+    """p(z) = p(z_g) prod_s p(z_s | z_g, z_<s), and N(0, I) where a row has no such segment.
+
+    Args:
+        conductor: gives the conditional priors.
+        present: which dimensions a row has, [*batch, W].
+        global_size: D.
+    """
+
+    arg_constraints = {}
+    support = constraints.real_vector
+    has_rsample = True
+
+    def __init__(self, conductor: "Conductor", present: torch.Tensor, global_size: int):
+        self.conductor, self.present, self.global_size = conductor, present, global_size
+        super().__init__(present.shape[:-1], present.shape[-1:], validate_args=False)
+
+    def along(self, z: torch.Tensor) -> DiagonalGaussian:
+        """p(z_g) and each p(z_s | z_g, z_<s) given the z above and before it in `z` [..., W]."""
+        z_g, below = z.reshape(-1, z.shape[-1]).tensor_split([self.global_size], dim=1)
+        moments = [torch.zeros_like(z_g)] * 2
+        if below.shape[1]:
+            _, *of_segments = self.conductor(z_g, below.unflatten(1, (-1, self.conductor.width)))
+            moments = [torch.cat([m, m_s.flatten(1)], 1) for m, m_s in zip(moments, of_segments, strict=True)]
+        return DiagonalGaussian(*(torch.where(self.present, m.view(z.shape), 0) for m in moments))
+
+    def log_prob(self, value: torch.Tensor) -> torch.Tensor:
+        """log density of `value` [..., *batch, W], in nats: [..., *batch]."""
+        if value.dim() <= self.present.dim():
+            return self.along(value).log_prob(value)
+        return torch.cat([self.along(part).log_prob(part) for part in self.parts(value)])
+
+    def parts(self, value: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Samples [K, *batch, W], so many at a time as one run of the conductor shall take."""
+        return value.split(max(1, MAX_AT_ONCE // (value[0].numel() * self.conductor.rnn.hidden_size)))
+
+    def rsample(self, sample_shape=(), generator: torch.Generator | None = None) -> torch.Tensor:
+        """The whole first, then segment after segment, [*sample_shape, *batch, W]."""
+        like = next(self.conductor.parameters())
+        zeros = torch.zeros(self._extended_shape(torch.Size(sample_shape)), device=like.device)
+        return self._complete(DiagonalGaussian(zeros, zeros).sample(generator=generator))
+
+    def sample(self, sample_shape=(), generator: torch.Generator | None = None) -> torch.Tensor:
+        """[`rsample`][JointPrior.rsample] without a gradient."""
+        with torch.no_grad():
+            return self.rsample(sample_shape, generator)
+
+    @property
+    def mean(self) -> torch.Tensor:
+        """[*batch, W], of each z given that those above and before it are means."""
+        return self._complete(self.present.float() * 0)
+
+    mode = mean
+
+    def _complete(self, noise: torch.Tensor) -> torch.Tensor:
+        flat = noise.reshape(-1, noise.shape[-1])
+        z = flat.clone()
+        z[:, self.global_size :] = torch.nan
+        return torch.where(self.present, complete(self.conductor, z, flat).view(noise.shape), noise)
+
+
+class Conductor(nn.Module):
+    """From one node to those below it: their c_s and p(z_s | node, z_<s), and what hangs below these in turn.
+
+    Args:
+        config: its `section_sizes` say how many conductors there are.
+        parent_size: of what stands for the node above, z_g or [c; z].
+        section_sizes: of the scales below these nodes.
+    """
+
+    def __init__(self, config: HierarchicalVRAEConfig, parent_size: int, section_sizes: list[int]):
+        super().__init__()
+        size, self.latent_size = config.conductor_hidden_size, config.segment_latent_size
+        self.initial_state = nn.Linear(parent_size, size, bias=False)
+        self.rnn = LAYERS[config.rnn_type, config.layer_norm](self.latent_size + parent_size, size)
+        self.rnn.kernels = config.kernels
+        if self.latent_size:
+            self.prior = GaussianPosterior(size, self.latent_size)
+        self.num_below = section_sizes[0] if section_sizes else 0
+        if section_sizes:
+            self.below = Conductor(config, size + self.latent_size, section_sizes[1:])
+        # Of the flat vector, the dimensions of a node with all that is below it.
+        self.width = self.latent_size + (self.num_below * self.below.width if section_sizes else 0)
+
+    def first_state(self, parent: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """As a decoder's: c_0 = W [node], h_0 = tanh(c_0)."""
+        c0 = self.initial_state(parent)
+        return (c0.tanh(), c0)[: self.rnn.number_of_states]
+
+    def forward(self, parent: torch.Tensor, z: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """
+        Args:
+            parent: [R, parent_size].
+            z: of all that is below, [R, N, width].
+
+        Returns:
+            [c_s; z_s] of each segment, [R, S, U]; means and log-variances of p(z_s | ...), float32 [R, N, width].
+        """
+        rows, count = z.shape[:2]
+        parent = parent.to(self.initial_state.weight.dtype)
+        own, below = z.tensor_split([self.latent_size], dim=2)
+        before = nn.functional.pad(own, (0, 0, 1, -1)).to(parent.dtype)  # z_{s-1}; nothing before the first
+        c, _ = run_layer(self.rnn, before, self.first_state(parent), constant=parent)  # [R, N, H]
+        node = torch.cat([c, own.to(c.dtype)], dim=-1)  # [R, N, U]
+        moments = self.prior(c) if self.latent_size else (own, own)
+        if not self.num_below:
+            return node, *moments
+        below_shape = below.shape
+        below = below.reshape(rows * count, self.num_below, self.below.width)
+        nodes, *of_below = self.below(node.flatten(0, 1), below)
+        of_below = (moment.reshape(below_shape) for moment in of_below)
+        mean, logvar = (torch.cat(both, dim=2) for both in zip(moments, of_below, strict=True))
+        return nodes.reshape(rows, -1, nodes.shape[-1]), mean, logvar
+
+    def complete(self, parent: torch.Tensor, z: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
+        """Ancestral sampling of what in `z` [R, N, width] is NaN, by standard normal `noise` of the same shape."""
+        parent = parent.to(self.initial_state.weight.dtype)
+        state, own, done = self.first_state(parent), parent.new_zeros(len(z), self.latent_size), []
+        for given, epsilon in zip(z.unbind(1), noise.unbind(1), strict=True):
+            c, state = run_layer(self.rnn, own.unsqueeze(1), state, constant=parent)
+            own, below = given.tensor_split([self.latent_size], dim=1)
+            epsilon, noise_below = epsilon.tensor_split([self.latent_size], dim=1)
+            if self.latent_size:
+                mean, logvar = self.prior(c.squeeze(1))
+                own = torch.where(own.isnan(), mean + (0.5 * logvar).exp() * epsilon, own).to(parent.dtype)
+            if self.num_below:
+                shape = len(z), self.num_below, self.below.width
+                node = torch.cat([c.squeeze(1), own.to(c.dtype)], dim=-1)
+                below = self.below.complete(node, below.reshape(shape), noise_below.reshape(shape)).flatten(1)
+            done.append(torch.cat([own.to(z.dtype), below], dim=1))
+        return torch.stack(done, dim=1)
+
+
+def complete(conductor: Conductor, latents: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
+    """Flat latents [R, W] with z_g, whose NaN are filled from their priors, with noise [R, W]; zeros give means."""
+    size = conductor.initial_state.in_features
+    if latents.shape[1] == size:
+        return latents
+    z_g, below = latents.tensor_split([size], dim=1)
+    shape = (-1, conductor.width)
+    done = conductor.complete(z_g, below.unflatten(1, shape), noise[:, size:].unflatten(1, shape))
+    return torch.cat([z_g, done.flatten(1)], dim=1)
+
+
+class HierarchicalEncoder(VRAERecurrentEncoder):
+    """q of each scale: x is read in both directions, then its segments' summaries, and so on up to the whole.
+
+    A segment's summary is the state at its end and, of the other direction, at its beginning: both have seen the
+    segment, and together the rest of x.
+    """
+
+    def __init__(self, config: HierarchicalVRAEConfig):
+        super().__init__(config)
+        size, levels = config.encoder_hidden_size, len(config.section_sizes) + 1
+        options = config.rnn_type, config.layer_norm, size, size, 1, config.bidirectional_encoder, config.kernels
+        self.readers = nn.ModuleList(RecurrentEncoder(*options) for _ in range(levels))  # from segments to the whole
+        if config.segment_latent_size:
+            self.segment_posteriors = nn.ModuleList(
+                GaussianPosterior(size, config.segment_latent_size) for _ in range(levels)
+            )
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        inputs_embeds: torch.FloatTensor | None = None,
+        output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
+        condition: None = None,  # the VRAE may have one; here there is none
+        segment_ids: torch.LongTensor | None = None,
+    ) -> VRAEEncoderOutput:
+        """As in [`VRAEEncoder`]; `segment_ids` [B, T] number the segments of frames where their length is not fixed.
+
+        Of tokens the first one starts its row and is of no segment. Moments are of the flat vector, [B, W]; NaN means
+        and infinite log-variances say that a row has no such segment.
+        """
+        if (input_ids is None) == (inputs_embeds is None):
+            raise ValueError(
+                "Pass one of `input_ids` and `inputs_embeds` to the encoder, or give it `latents` instead."
+            )
+        if inputs_embeds is None:
+            check_token_ids("input_ids", input_ids, self.embed_tokens.num_embeddings)
+            inputs_embeds = self.embed_tokens(input_ids)  # [B, T, E]
+        if attention_mask is None:
+            attention_mask = torch.ones_like(inputs_embeds[..., 0])
+            if input_ids is not None and self.config.pad_token_id is not None:
+                attention_mask = input_ids != self.config.pad_token_id
+        if output_hidden_states is None:
+            output_hidden_states = self.config.output_hidden_states
+        order, back, lengths = left_align(attention_mask)
+        steps, skipped = torch.arange(order.shape[1], device=order.device), int(self.config.input_size is None)
+        tokens = None if input_ids is None else input_ids.gather(1, order)
+        given = None if segment_ids is None else segment_ids.gather(1, order)
+        real = steps < (lengths - skipped).clamp(min=1).unsqueeze(1)
+        segments = find_segments(self.config, real, tokens, given)
+        inputs = take_time(self.dropout(inputs_embeds), order)
+        _, hidden_states = self.rnn(inputs, steps < lengths.unsqueeze(1), True)
+        last = (lengths - 1).unsqueeze(1)
+        starts = segments.starts + skipped
+        ends = starts + segments.lengths.clamp(min=1) - 1
+        summaries = self._between(hidden_states[-1], starts.minimum(last), ends.minimum(last))  # [B, S, H]
+        mean, logvar = self._moments(summaries, segments.counts)
+        aligned = (take_time(h, back) for h in hidden_states) if output_hidden_states else ()
+        return VRAEEncoderOutput(
+            last_hidden_state=mean.unsqueeze(1),
+            mean=mean,
+            logvar=logvar,
+            hidden_states=(inputs_embeds, *aligned) if output_hidden_states else None,
+        )
+
+    def _between(self, outputs: torch.Tensor, starts: torch.Tensor, ends: torch.Tensor) -> torch.Tensor:
+        """[B, S, H] of outputs [B, T, H]: where a span [B, S] ends and, reading the other way, where it starts."""
+        if not self.config.bidirectional_encoder:
+            return take_time(outputs, ends)
+        return torch.cat([take_time(o, at) for o, at in zip(outputs.chunk(2, -1), (ends, starts), strict=True)], -1)
+
+    def _moments(self, summaries: torch.Tensor, counts: torch.LongTensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Of the flat vector, [B, W], of summaries of segments [B, S, H] and how many a row has, [B]."""
+        config = self.config
+        first = first_segments(config, summaries.shape[1]).to(counts.device)
+        present = first < counts.unsqueeze(1)  # [B, W - D]
+        blocks = None
+        for reader, posterior, size in zip(
+            self.readers,
+            self.segment_posteriors if config.segment_latent_size else [None] * len(self.readers),
+            [*reversed(config.section_sizes), None],
+            strict=True,
+        ):
+            if posterior is not None:
+                moments = posterior(self.dropout(summaries))  # [B, N, D] each
+                blocks = moments if blocks is None else [
+                    torch.cat([m, block.reshape(*m.shape[:2], -1)], dim=2)
+                    for m, block in zip(moments, blocks, strict=True)
+                ]  # fmt: skip
+            nodes = torch.arange(summaries.shape[1], device=counts.device)
+            whole, outputs = reader(summaries, nodes < counts.unsqueeze(1), True)
+            if size is not None:
+                starts = nodes[::size].expand(len(counts), -1)  # [B, N]
+                last = (counts - 1).unsqueeze(1)
+                summaries = self._between(outputs[-1], starts.minimum(last), (starts + size - 1).minimum(last))
+                counts = (counts + size - 1) // size
+        of_whole = self.posterior(self.dropout(whole))  # [B, D] each
+        if blocks is None:
+            return of_whole
+        absent = (torch.nan, torch.inf)
+        return tuple(
+            torch.cat([m, torch.where(present, block.flatten(1), mark)], dim=1)
+            for m, block, mark in zip(of_whole, blocks, absent, strict=True)
+        )
+
+    def distribution(self, mean: torch.Tensor, logvar: torch.Tensor) -> JointGaussian:
+        """q(z|x) of all scales, of the moments that `forward` gave."""
+        return JointGaussian(mean, logvar, self.config.latent_size)
+
+
+@dataclass
+class Walk:
+    """Where a decoder is that takes a step after the other.
+
+    Args:
+        states: of each layer, [R, H] each; before the first step they mean nothing.
+        nodes: [c_s; z_s] of each segment, [R, S, U].
+        segment, step: which the last step was of, -1 before the first one, and how many of it are done, [R].
+    """
+
+    states: list[tuple[torch.Tensor, ...]]
+    nodes: torch.Tensor
+    segment: torch.LongTensor
+    step: torch.LongTensor
+
+
+class HierarchicalDecoder(VRAERecurrentDecoder):
+    """Conductor and segment decoder: what the VRAE's does with z, this does with [c_s; z_s] in each segment."""
+
+    def __init__(self, config: HierarchicalVRAEConfig):
+        super().__init__(config)
+        self.conductor = Conductor(config, config.latent_size, config.section_sizes)
+
+    def nodes(self, latents: torch.Tensor, num_segments: int) -> torch.Tensor:
+        """[c_s; z_s] of at least so many segments, [R, S, U], of flat latents [R, W]; NaN in these, and what they
+        lack, is the prior's mean."""
+        config, conductor = self.config, self.conductor
+        count = -(-num_segments // config.segments_of_a_node)
+        lacking = config.latent_size + count * conductor.width - latents.shape[1]
+        if lacking > 0:
+            latents = nn.functional.pad(latents, (0, lacking), value=torch.nan)
+        if lacking > 0 or (not self.training and latents.isnan().any()):
+            latents = complete(conductor, latents, torch.zeros_like(latents))
+        z_g, below = latents.tensor_split([config.latent_size], dim=1)
+        shape = (-1, conductor.width) if conductor.width else (count, 0)
+        return conductor(z_g, below.unflatten(1, shape))[0]
+
+    def start(self) -> torch.Tensor:
+        """The embedding that a segment begins with, where it is not told the end of the one before: [E]."""
+        if self.config.input_size is None:
+            return self.embed_tokens.weight[self.config.decoder_start_token_id]
+        return self.embed_start.weight[0]
+
+    def beside_latents(self, hidden: torch.Tensor, latents: torch.Tensor) -> torch.Tensor:
+        return hidden  # `forward` has put [c_s; z_s] there, which z alone does not tell
+
+    def forward(
+        self,
+        latents: torch.FloatTensor,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        past_key_values: RecurrentCache | None = None,
+        inputs_embeds: torch.FloatTensor | None = None,
+        use_cache: bool = False,
+        output_hidden_states: bool = False,
+        segment_ids: torch.LongTensor | None = None,
+    ) -> tuple[torch.Tensor, RecurrentCache | None, tuple[torch.Tensor, ...] | None]:
+        """As in [`VRAEDecoder`], of flat latents [K * B, W]. The outputs are [K * B, T, H], or [h; c_s; z_s] where
+        `latent_conditioning` names output."""
+        tokens = input_ids
+        if inputs_embeds is None:
+            check_token_ids("decoder_input_ids", input_ids, self.embed_tokens.num_embeddings)
+            if self.training and self.config.word_dropout > 0:
+                input_ids = self.drop_words(input_ids)
+            inputs_embeds = self.embed_tokens(input_ids)  # [B, T, E]
+        mask = torch.ones_like(inputs_embeds[..., 0]) if attention_mask is None else attention_mask
+        if use_cache or past_key_values is not None and past_key_values.get_seq_length() > 0:
+            outputs, cache, states = self._walk_on(latents, inputs_embeds, tokens, mask.bool(), past_key_values)
+            hidden_states = states if output_hidden_states else None
+            return outputs, cache if use_cache else None, hidden_states
+        order, back, lengths = left_align(mask)
+        real = torch.arange(order.shape[1], device=order.device) < lengths.unsqueeze(1)
+        tokens, given = (None if ids is None else ids.gather(1, order) for ids in (tokens, segment_ids))
+        segments = find_segments(self.config, real, tokens, given)
+        inputs = take_time(inputs_embeds, order)
+        count = segments.lengths.shape[1]
+        nodes = self.nodes(latents, count)[:, :count]  # [K * B, S, U]
+        run = self._carry_on if self.config.autoregressive_segments else self._run_apart
+        outputs, hidden_states = run(inputs, nodes, segments, output_hidden_states)
+        back = back.repeat(len(latents) // len(back), 1)
+        ids = segments.ids.repeat(len(back) // len(order), 1)
+        outputs = take_time(self._beside(outputs, take_time(nodes, ids)), back)
+        if output_hidden_states:
+            hidden_states = (inputs_embeds, *(take_time(h, back) for h in hidden_states))
+        return outputs, None, hidden_states if output_hidden_states else None
+
+    def _run_apart(self, inputs, nodes, segments: Segments, output_hidden_states: bool):
+        """All segments as rows of one batch, each from its first state and the learnt start: outputs [K * B, T, H]."""
+        (batch, time), width = segments.ids.shape, int(segments.lengths.max())
+        steps = torch.arange(time, device=inputs.device)
+        offset = steps - segments.starts.gather(1, segments.ids)  # [B, T]
+        inputs = self.dropout(torch.where((offset == 0).unsqueeze(-1), self.start().to(inputs.dtype), inputs))
+        grid = (segments.starts.unsqueeze(2) + steps[:width]).flatten(1).clamp(max=time - 1)  # [B, S * L]
+        inputs = take_time(inputs, grid).unflatten(1, (-1, width)).flatten(0, 1)  # [B * S, L, E]
+        rows = nodes.flatten(0, 1)  # [K * B * S, U]
+        outputs, _, hidden_states = self.rnn(
+            inputs, self.first_states(rows), self.seen_at_every_step(rows), None, False, output_hidden_states
+        )
+        place = segments.ids * width + offset.clamp(max=width - 1)  # [B, T]
+        place = place.repeat(len(nodes) // batch, 1)
+
+        def in_time(outputs):  # [K * B * S, L, H]
+            return take_time(outputs.reshape(len(nodes), -1, outputs.shape[-1]), place)
+
+        return in_time(outputs), [in_time(h) for h in hidden_states]
+
+    def _carry_on(self, inputs, nodes, segments: Segments, output_hidden_states: bool):
+        """One run through time, told of each step's segment: outputs [K * B, T, H]."""
+        repeats = len(nodes) // len(inputs)
+        inputs = self.dropout(inputs).repeat(repeats, 1, 1)
+        seen = take_time(self.seen_at_every_step(nodes.flatten(0, 1)).view(*nodes.shape[:2], -1),
+                         segments.ids.repeat(repeats, 1))  # fmt: skip
+        inputs = torch.cat([inputs, seen.to(inputs.dtype)], dim=-1)
+        outputs, _, hidden_states = self.rnn(
+            inputs, self.first_states(nodes[:, 0]), None, None, False, output_hidden_states
+        )
+        return outputs, hidden_states
+
+    def _beside(self, outputs: torch.Tensor, nodes: torch.Tensor) -> torch.Tensor:
+        if "output" not in self.config.latent_conditioning:
+            return outputs
+        return torch.cat([outputs, nodes.to(outputs.dtype)], dim=-1)
+
+    # A step after the other.
+
+    def _walk_on(self, latents, inputs_embeds, tokens, mask, cache: RecurrentCache | None):
+        """Outputs [R, T, H], cache and hidden states, from where the cache is on."""
+        rows, time, layers = len(latents), inputs_embeds.shape[1], self.config.decoder_layers
+        if cache is not None and cache.get_seq_length() > 0:
+            *states, nodes, place = cache.states(rows)[0]
+            count = self.rnn.number_of_states
+            states = [tuple(states[i * count : (i + 1) * count]) for i in range(layers)]
+            walk = Walk(states, nodes, *place.unbind(1))
+        else:
+            walk = self.start_walk(latents, 1)
+        outputs, hidden = [], []
+        for t in range(time):
+            token = None if tokens is None else tokens[:, t]
+            begins = self.begins(walk, token) & mask[:, t]
+            out, of_layers = self.advance(walk, latents, inputs_embeds[:, t], begins, mask[:, t])
+            outputs.append(out)
+            hidden.append(of_layers)
+        if cache is None:
+            cache = RecurrentCache(1, layers * self.rnn.number_of_states + 2)
+        place = torch.stack([walk.segment, walk.step], dim=1)
+        cache.update_states([(*(s for state in walk.states for s in state), walk.nodes, place)], time)
+        hidden_states = (inputs_embeds, *(torch.stack(layer, dim=1) for layer in zip(*hidden, strict=True)))
+        return torch.stack(outputs, dim=1), cache, hidden_states
+
+    def start_walk(self, latents: torch.Tensor, num_segments: int) -> Walk:
+        """Before the first step, with flat latents [R, W]."""
+        nodes = self.nodes(latents, num_segments)
+        zeros = nodes.new_zeros(len(nodes), self.config.decoder_hidden_size)
+        states = [(zeros,) * self.rnn.number_of_states] * self.config.decoder_layers
+        nowhere = torch.zeros(len(nodes), dtype=torch.long, device=nodes.device)
+        return Walk(states, nodes, nowhere - 1, nowhere)
+
+    def begins(self, walk: Walk, tokens: torch.LongTensor | None) -> torch.Tensor:
+        """Whether the step that reads `tokens` [R] is the first of a segment, [R]."""
+        separators = self.config.segment_separator_ids
+        if separators is None:
+            ended = walk.step == self.config.segment_length
+        elif tokens is None:
+            raise ValueError(
+                "`segment_separator_ids` are looked for among tokens, and there are embeddings alone: pass the ids."
+            )
+        else:
+            ended = torch.isin(tokens, torch.tensor(separators, device=tokens.device))
+        return ended | (walk.segment < 0)
+
+    def advance(
+        self,
+        walk: Walk,
+        latents: torch.Tensor,
+        inputs: torch.Tensor,
+        begins: torch.Tensor,
+        real: torch.Tensor | None = None,
+    ) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        """One step of all rows.
+
+        Args:
+            walk: moved on.
+            latents: [R, W].
+            inputs: embedded, [R, E].
+            begins: whether it is the first of a segment, [R].
+            real: rows that are not move nothing, [R].
+
+        Returns:
+            the output [R, H], with [c_s; z_s] as in `forward`, and that of each layer.
+        """
+        segment, step = walk.segment + begins, torch.where(begins, 0, walk.step) + 1
+        if int(segment.max()) >= walk.nodes.shape[1]:
+            walk.nodes = self.nodes(latents, 2 * walk.nodes.shape[1])
+        node = walk.nodes[torch.arange(len(segment), device=segment.device), segment.clamp(min=0)]  # [R, U]
+        anew = begins & (segment == 0) if self.config.autoregressive_segments else begins
+        if not self.config.autoregressive_segments:
+            inputs = torch.where(begins.unsqueeze(-1), self.start().to(inputs.dtype), inputs)
+        states = walk.states
+        if anew.any():
+            first = [(torch.zeros_like(s[0]),) * len(s) if f is None else f
+                     for f, s in zip(self.first_states(node), states, strict=True)]  # fmt: skip
+            states = _chosen(anew, first, states)
+        outputs, states, hidden = self.rnn(
+            self.dropout(inputs).unsqueeze(1), states, self.seen_at_every_step(node), None, True, True
+        )
+        if real is not None and not real.all():
+            states = _chosen(real, states, walk.states)
+            segment, step = torch.where(real, segment, walk.segment), torch.where(real, step, walk.step)
+        walk.states, walk.segment, walk.step = states, segment, step
+        return self._beside(outputs.squeeze(1), node), [h.squeeze(1) for h in hidden]
+
+
+def _chosen(rows: torch.Tensor, states: list[tuple], others: list[tuple]) -> list[tuple]:
+    """Of each layer the first states in some rows [R], and the others in the rest."""
+    rows = rows.unsqueeze(-1)
+    return [
+        tuple(torch.where(rows, new, old.to(new.dtype)) for new, old in zip(*layer, strict=True))
+        for layer in zip(states, others, strict=True)
+    ]

@@ -1,0 +1,216 @@
+"""The VRAE with latents at several scales over token sequences, and what it shares with that over frames.
+
+    log p(x) >= E_q[log p(x|z) - KL(q(z_g|x) || p(z_g)) - sum_s KL(q(z_s|x) || p(z_s | z_g, z_<s))]
+
+`hierarchical` has the network, and what the flat vector of all z is; all else is as in `modeling_vrae`.
+
+Letters in shapes: B batch, K samples, N segments and sections, D size of z_g, W of the flat vector.
+"""
+
+import copy
+
+import torch
+from torch import nn
+from transformers import LogitsProcessorList
+from transformers.generation import GenerationMixin
+
+from .configuration_hierarchical import HierarchicalVRAEConfig
+from .distributions import DiagonalGaussian, kl_per_dimension
+from .generation import Draw
+from .hierarchical import (
+    HierarchicalDecoder,
+    HierarchicalEncoder,
+    JointGaussian,
+    JointPrior,
+    complete,
+    first_segments,
+)
+from .modeling_latent import OneLatentModel, check_latents
+from .modeling_vrae import VRAEForSequenceGeneration, VRAEModel, VRAEPreTrainedModel
+from .objectives import capacity_gap, free_bits, negative_elbo
+
+
+class HierarchicalVRAEPreTrainedModel(VRAEPreTrainedModel):
+    """What every class of this family is to transformers."""
+
+    config: HierarchicalVRAEConfig
+    _no_split_modules = ["HierarchicalEncoder", "HierarchicalDecoder"]
+
+    def _check_latents(self, latents: torch.Tensor, behind: int = 0) -> None:
+        """Of the flat vector z_g must be there; behind it NaN is what is not given."""
+        config = self.config
+        check_latents(latents[..., : config.latent_size], config.latent_size)
+        width = len(first_segments(config, config.segments_of_a_node))  # of a section with all that is in it
+        below = latents.shape[1] - config.latent_size
+        if below and (width == 0 or below % width):
+            raise ValueError(
+                f"`latents` must be {config.latent_size} numbers of z of the whole and {width} of each "
+                f"{'section' if config.section_sizes else 'segment'}, got {latents.shape[1]}. `join_latents` makes "
+                "them."
+            )
+
+
+class HierarchicalVRAEModel(HierarchicalVRAEPreTrainedModel, VRAEModel):
+    """Encoder and decoder without the projection to the vocabulary or to frames."""
+
+    def __init__(self, config: HierarchicalVRAEConfig):
+        VRAEPreTrainedModel.__init__(self, config)
+        self.encoder = HierarchicalEncoder(config)
+        self.decoder = HierarchicalDecoder(config)
+        if config.input_size is not None:
+            self._tied_weights_keys = {}
+        self.post_init()
+
+
+class ScalesOfLatents(OneLatentModel):
+    """The bounds of a model whose one flat vector z is of several scales with conditional priors."""
+
+    def prior(self, num_segments: int | None = None, **batch) -> torch.distributions.Distribution:
+        """p(z_g) = N(0, I), event shape [D]; of `num_segments` p(z) of all scales, event shape [W]; and of a batch
+        that of its sequences, batch shape [B]."""
+        if batch:
+            return self._prior_beside(self.encode(**batch))
+        if num_segments is None:
+            return super().prior()
+        config = self.config
+        whole = num_segments + -num_segments % config.segments_of_a_node
+        first = first_segments(config, whole).to(self.device)
+        present = torch.cat([first.new_ones(config.latent_size, dtype=torch.bool), first < num_segments])
+        return JointPrior(self.model.decoder.conductor, present, config.latent_size)
+
+    def _prior_beside(self, posterior: JointGaussian, condition=None) -> JointPrior:
+        return JointPrior(self.model.decoder.conductor, posterior.present, self.config.latent_size)
+
+    def _kl(self, posterior: JointGaussian, prior: JointPrior, latents: torch.Tensor) -> torch.Tensor:
+        """[B]: of each z in closed form, given those above and before it, which samples `latents` [K, B, W] are of."""
+        parts = [kl_per_dimension(posterior, prior.along(part)).sum(-1) for part in prior.parts(latents)]
+        return torch.cat(parts).mean(0)
+
+    def _bound(self, reconstruction, posterior: JointGaussian | None, latents: torch.Tensor, condition=None):
+        """As in [`OneLatentModel`], with each scale's own free bits, and the segments' own weight, in training."""
+        if posterior is None:
+            return reconstruction, None
+        config = self.config
+        of_each = kl_per_dimension(posterior, self._prior_beside(posterior).along(latents))  # [B, W]
+        kl = of_each.sum(1).mean()
+        if not self.training:
+            return negative_elbo(reconstruction, kl, self.kl_weight), kl
+        if self.kl_capacity is not None:
+            return negative_elbo(reconstruction, capacity_gap(kl, self.kl_capacity), self.kl_weight), kl
+
+        def charged(kl, amount):
+            return free_bits(kl, amount, config.free_bits_form) if amount else kl.sum(1).mean()
+
+        of_whole, below = of_each.tensor_split([config.latent_size], dim=1)
+        of_segments = config.segment_kl_weight * charged(below, config.segment_free_bits)
+        return negative_elbo(reconstruction, charged(of_whole, config.free_bits) + of_segments, self.kl_weight), kl
+
+    def evaluation_terms(self, num_samples, generators=None, svi_steps=0, **batch):
+        """As in [`OneLatentModel`], where `mean`, `latents` and `posterior` are z_g's; `kl_global` and `kl_segments`
+        [B] are parts of `kl`."""
+        terms = super().evaluation_terms(num_samples, generators, svi_steps, **batch)
+        q, p = terms["posterior"].global_scale, self.prior()
+        of_whole = kl_per_dimension(q, p).sum(-1).double()
+        latents = terms["latents"][:, : self.config.latent_size]
+        terms |= {"kl_global": of_whole, "kl_segments": terms["kl"] - of_whole}
+        return terms | {"mean": q.mean, "latents": latents, "posterior": q}
+
+    def refine(self, *args, **kwargs):
+        raise ValueError("`svi_steps` refines one z with a fixed prior, and a segment's prior is learnt. Set it to 0.")
+
+    def split_latents(self, latents: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """z_g [.., D] and z of the nodes below, [.., N, segment size]: each section, if there are any, before its
+        segments. To draw a scale anew, put NaN in its place."""
+        of_whole, below = latents.tensor_split([self.config.latent_size], dim=-1)
+        return of_whole, below.unflatten(-1, (-1, max(1, self.config.segment_latent_size)))
+
+    def join_latents(self, of_whole: torch.Tensor, of_segments: torch.Tensor | None = None) -> torch.Tensor:
+        """The flat vector [.., W] of what [`split_latents`][ScalesOfLatents.split_latents] gives."""
+        return of_whole if of_segments is None else torch.cat([of_whole, of_segments.flatten(-2)], dim=-1)
+
+    def complete_latents(
+        self,
+        latents: torch.Tensor,
+        num_segments: int = 0,
+        do_sample: bool = True,
+        generator: torch.Generator | None = None,
+    ) -> torch.Tensor:
+        """Fill in what is not given, which is NaN or not there, from the priors given what is.
+
+        Args:
+            latents: flat, [B, W], z_g among them.
+            num_segments: of which there shall be z at least.
+            do_sample: draw it; otherwise it is the mean.
+            generator: of the draw.
+
+        Returns:
+            [B, W] without NaN.
+        """
+        self._check_latents(latents)
+        config, conductor = self.config, self.model.decoder.conductor
+        if latents[:, : config.latent_size].isnan().any():
+            raise ValueError("`latents` must give z of the whole, which all else hangs on: the first numbers are NaN.")
+        count = -(-num_segments // config.segments_of_a_node)
+        lacking = config.latent_size + count * conductor.width - latents.shape[1]
+        latents = nn.functional.pad(latents, (0, max(0, lacking)), value=torch.nan)
+        zeros = torch.zeros_like(latents)
+        noise = DiagonalGaussian(zeros, zeros).sample(generator=generator) if do_sample else zeros
+        return complete(conductor, latents, noise)
+
+
+class HierarchicalVRAEForSequenceGeneration(
+    HierarchicalVRAEPreTrainedModel, ScalesOfLatents, VRAEForSequenceGeneration, GenerationMixin
+):
+    """The VRAE with latents at several scales over token sequences.
+
+    Its segments are of `segment_length` tokens, or end behind `segment_separator_ids`.
+
+    Example:
+
+    ```python
+    >>> q = model.encode(**tokenizer(["the king sold a letter . the queen did not ."], return_tensors="pt"))
+    >>> z_g, z_s = model.split_latents(q.mode)  # [1, D], [1, S, D_s]
+    >>> z = model.join_latents(z_g, z_s * torch.nan)  # the same whole, of other segments
+    >>> tokenizer.batch_decode(model.generate(latents=z, do_sample=True), skip_special_tokens=True)
+    ```
+    """
+
+    inner_class = HierarchicalVRAEModel
+
+    def generate(self, inputs: torch.Tensor | None = None, *args, latents: torch.Tensor | None = None, **kwargs):
+        """As in [`VRAEForSequenceGeneration`].
+
+        Args:
+            latents: z of the whole alone, [B, D], or the flat vector of all scales, [B, W]. What is not given, NaN or
+                not there, is drawn from its prior given the rest where tokens are drawn, and its mean otherwise.
+            inputs, args, kwargs: as there.
+        """
+        return super().generate(inputs, *args, latents=latents, **kwargs)
+
+    def _draw_segments(self, generation_config, model_kwargs: dict, beams: int = 1) -> None:
+        """Give all segments that there can be their z; the beams of a sequence share them."""
+        outputs = copy.copy(model_kwargs["encoder_outputs"])
+        length = 1 if self.config.segment_separator_ids is not None else self.config.segment_length
+        count = -(-generation_config.max_length // length)
+        given = outputs.last_hidden_state[::beams, 0]
+        latents = self.complete_latents(given, count, generation_config.do_sample)
+        outputs.last_hidden_state = latents.repeat_interleave(beams, dim=0).unsqueeze(1)
+        model_kwargs["encoder_outputs"] = outputs
+
+    def _sample(self, input_ids, logits_processor, stopping_criteria, generation_config, *args, **model_kwargs):
+        self._draw_segments(generation_config, model_kwargs)
+        plain = self.config.kernels == "plain" or input_ids.device.type != "cpu" or generation_config.output_scores
+        if generation_config.do_sample and not plain:
+            generation_config = copy.copy(generation_config)
+            generation_config.do_sample = False
+            logits_processor = LogitsProcessorList([*logits_processor, Draw()])
+        return GenerationMixin._sample(
+            self, input_ids, logits_processor, stopping_criteria, generation_config, *args, **model_kwargs
+        )
+
+    def _beam_search(self, input_ids, logits_processor, stopping_criteria, generation_config, **model_kwargs):
+        self._draw_segments(generation_config, model_kwargs, generation_config.num_beams)
+        return super()._beam_search(input_ids, logits_processor, stopping_criteria, generation_config, **model_kwargs)
+
+
+__all__ = ["HierarchicalVRAEForSequenceGeneration", "HierarchicalVRAEModel", "HierarchicalVRAEPreTrainedModel"]

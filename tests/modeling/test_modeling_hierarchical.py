@@ -1,0 +1,427 @@
+"""The hierarchical VRAE as a probability model: exact bounds, segments that are what they say, the same everywhere."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from datasets import Dataset
+from torch.distributions import MultivariateNormal
+from transformers import AutoModel, AutoModelForSeq2SeqLM, set_seed
+
+from hf_vrae import HierarchicalVRAEConfig, HierarchicalVRAEForFrameGeneration, HierarchicalVRAEForSequenceGeneration
+from hf_vrae.data.collators import AutoencodingCollator, FrameCollator
+from hf_vrae.data.frames import make_frames as make_split
+from hf_vrae.evaluation.free_running import evaluate_free_running
+from hf_vrae.modeling.distributions import kl_per_dimension
+from hf_vrae.modeling.hierarchical import JointGaussian
+from tests.models import (
+    HIERARCHICAL_VARIANTS,
+    SCALING,
+    SEPARATORS,
+    make_frames,
+    make_hierarchical_frame_model,
+    make_hierarchical_model,
+    make_tokens,
+)
+
+OF_TOKENS = HIERARCHICAL_VARIANTS | SEPARATORS
+OF_FRAMES = HIERARCHICAL_VARIANTS | {
+    "segments": {"segment_length": 3, "head": "bernoulli", "predict_length": True},
+    "sections": {**HIERARCHICAL_VARIANTS["sections"], **SCALING},
+}
+FAMILIES = [("tokens", name) for name in OF_TOKENS] + [("frames", name) for name in OF_FRAMES]
+
+
+@pytest.fixture(params=FAMILIES, ids=" ".join)
+def model(request):
+    kind, name = request.param
+    return make_hierarchical_model(**OF_TOKENS[name]) if kind == "tokens" else (
+        make_hierarchical_frame_model(**OF_FRAMES[name])
+    )  # fmt: skip
+
+
+@pytest.fixture
+def batch(model):
+    return make_tokens() if model.config.input_size is None else make_frames(model)
+
+
+@pytest.fixture(params=OF_TOKENS.values(), ids=OF_TOKENS.keys())
+def language(request):
+    return make_hierarchical_model(**request.param)
+
+
+def of_input(batch):
+    return {name: batch[name] for name in ("input_ids", "input_features", "attention_mask") if name in batch}
+
+
+def row_of(batch, row, length):
+    """One row without its padding."""
+    return {name: t[row : row + 1, : length - (name == "labels" and t.dim() == 2)] for name, t in batch.items()}
+
+
+# The bound.
+
+
+def test_loss_is_the_bound_and_no_larger_than_the_importance_weighted_one(model, batch):
+    outputs = model(**batch)
+    torch.testing.assert_close(outputs.loss, outputs.reconstruction_loss + outputs.kl)
+    torch.manual_seed(1)
+    with torch.no_grad():
+        log_weights = model.log_importance_weights(100, **batch)  # [K, B]
+    elbo, bound = log_weights.mean(0), log_weights.logsumexp(0) - math.log(100)
+    assert (elbo < bound).all()
+    assert abs(elbo.mean() + outputs.loss) < 0.5 * (1 + log_weights.std())
+    # The KL, of each z in closed form given those above it, is the mean of log q - log p.
+    q = model.encode(**batch)
+    p, z = model._prior_beside(q), q.sample((4000,))
+    ratio = q.log_prob(z) - p.log_prob(z)  # [K, B]
+    error = ratio.std(0) / math.sqrt(4000)
+    assert ((model._kl(q, p, z[:1000]) - ratio.mean(0)).abs() < 6 * error + 0.05).all()
+
+
+def test_bounds_from_different_posteriors_meet_at_the_likelihood():
+    set_seed(0)
+    model = make_hierarchical_frame_model(
+        segment_length=2, latent_size=1, segment_latent_size=1, initializer_range=0.4
+    )
+    x = torch.randn(2, 4, 3)
+    q = model.encode(x)
+    wide = JointGaussian(torch.zeros(2, 3), torch.full((2, 3), 0.4), 1)
+    with torch.no_grad():
+        weights = [model.log_importance_weights(20_000, input_features=x, posterior=p) for p in (q, wide)]
+    bounds = [w.logsumexp(0) - math.log(20_000) for w in weights]
+    torch.testing.assert_close(*bounds, rtol=0, atol=0.03)
+
+
+def test_likelihood_of_a_linear_model_by_hand():
+    """x_t = w z_s + b + noise in each segment, and q the true posterior: each importance weight is log p(x) itself."""
+    model = make_hierarchical_frame_model(segment_length=2, segment_latent_size=1, latent_conditioning=["output"])
+    model = model.double()
+    with torch.no_grad():
+        for part in (model.model.decoder.rnn, model.model.decoder.conductor):
+            for parameter in part.parameters():
+                parameter.zero_()  # h = 0 and c = 0: p(z_s | ...) = N(0, 1)
+        projection = model.head.projection
+        projection.weight[3:] = 0
+        w, loc = projection.weight[:3, -1], projection.bias[:3]
+        scale = torch.nn.functional.softplus(projection.bias[3:]) + model.config.min_scale
+    x = torch.randn(1, 5, 3).double()  # segments of 2, 2 and 1 frames
+    log_p, moments = 0, []
+    for segment in x[0].split(2):
+        w_s, loc_s, scale_s = (t.repeat(len(segment)) for t in (w, loc, scale))
+        log_p += MultivariateNormal(loc_s, w_s.outer(w_s) + scale_s.square().diag()).log_prob(segment.flatten())
+        variance = 1 / (1 + (w_s / scale_s).square().sum())
+        moments.append((variance * (w_s * (segment.flatten() - loc_s) / scale_s.square()).sum(), variance.log()))
+    mean, logvar = (torch.cat([torch.zeros(4), torch.stack(m)]).view(1, -1) for m in zip(*moments, strict=True))
+    q = JointGaussian(mean, logvar, 4)
+    weights = model.log_importance_weights(3, input_features=x, posterior=q)
+    torch.testing.assert_close(weights, log_p.expand(3, 1))
+
+
+def test_the_prior_is_what_it_samples(model):
+    p = model.prior(num_segments=3)
+    set_seed(1)
+    z = p.sample((50,))
+    noise = torch.empty_like(z)
+    set_seed(1)
+    noise = torch.randn(z.shape)
+    along = p.along(z)
+    # Step by step it drew, and in one run it is evaluated.
+    torch.testing.assert_close((z - along.mean) / along.stddev, noise, rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(p.log_prob(z), along.log_prob(z))
+    torch.testing.assert_close(p.log_prob(z[0]), p.log_prob(z)[0])
+    torch.testing.assert_close(p.along(p.mean).mean, p.mean, rtol=1e-4, atol=1e-5)
+    if model.config.segment_latent_size:
+        other = z.clone()
+        other[:, : model.config.latent_size] += 1
+        assert not torch.allclose(p.along(other).mean, along.mean)  # z_g matters to the segments
+        assert model.prior().event_shape == (model.config.latent_size,)
+
+
+# Sequences of different lengths in one batch.
+
+
+def test_a_row_is_the_same_alone(model, batch):
+    model = model.double()
+    batch = {name: t.double() if t.is_floating_point() else t for name, t in batch.items()}
+    generators = [torch.Generator().manual_seed(row) for row in range(4)]
+    terms = model.evaluation_terms(3, generators, **batch)
+    for row in (1, 2, 3):
+        length = int(batch["attention_mask"][row].sum())
+        alone = model.evaluation_terms(3, [torch.Generator().manual_seed(row)], **row_of(batch, row, length))
+        for name, dim in (("log_weights", 1), ("reconstruction", 0), ("kl", 0), ("kl_segments", 0), ("mean", 0)):
+            torch.testing.assert_close(alone[name], terms[name].narrow(dim, row, 1), msg=name)
+    torch.testing.assert_close(terms["kl_global"] + terms["kl_segments"], terms["kl"])
+    assert terms["mean"].shape == terms["latents"].shape == (4, model.config.latent_size)
+
+
+@pytest.mark.parametrize("side", ["left", "holes"])
+def test_padding_anywhere_changes_nothing(model, batch, side):
+    model = model.double()
+    wanted = model(**batch)
+    time = batch["attention_mask"].shape[1]
+    columns = list(range(3, 3 + time)) if side == "left" else [i + (i > 1) + (i > 4) for i in range(time)]
+
+    def spread(name, tensor):
+        filler = {"labels": -100 if tensor.dim() == 2 else torch.nan}.get(name, 0)
+        wide = torch.full((4, time + 3, *tensor.shape[2:]), filler, dtype=tensor.dtype)
+        wide[:, columns[: tensor.shape[1]]] = tensor
+        return wide
+
+    got = model(**{name: spread(name, tensor) for name, tensor in batch.items()})
+    torch.testing.assert_close([got.loss, got.latents], [wanted.loss, wanted.latents])
+
+
+@pytest.mark.parametrize("kind", ["tokens", "frames"])
+def test_free_running_reconstruction_of_a_row_is_its_own(kind):
+    options = {"segment_length": 2, "section_sizes": [2]}
+    lengths = (9, 4, 2, 6)
+    if kind == "tokens":
+        model, collator = make_hierarchical_model(**options), AutoencodingCollator(0)
+        ids = [row[row > 0].tolist() for row in make_tokens(lengths)["input_ids"]]
+        data = Dataset.from_dict({"input_ids": ids, "length": lengths})
+    else:
+        model, collator = make_hierarchical_frame_model(head="bernoulli", **options), FrameCollator()
+        data = make_split(torch.randint(0, 2, (sum(lengths), 3)).float().numpy(), np.array(lengths))
+    together, alone = (evaluate_free_running(model, data, collator, batch_size=n) for n in (4, 1))
+    assert together == alone and 0 < min(together.values())
+
+
+# Segments.
+
+
+@pytest.mark.parametrize("kind", ["tokens", "frames"])
+@pytest.mark.parametrize("carries", [False, True])
+def test_segments_are_independent_given_their_latents(kind, carries):
+    options = {"segment_length": 3, "autoregressive_segments": carries}
+    make = make_hierarchical_model if kind == "tokens" else make_hierarchical_frame_model
+    model = make(**options)
+    z = model.prior(num_segments=3).sample((2,))
+    labels = torch.randint(4, 40, (2, 9)) if kind == "tokens" else torch.randn(2, 9, 3)
+    other = labels.clone()
+    other[:, 1:3] = labels[:, 1:3].flip(1) + 1
+    a, b = (model(latents=z, labels=x) for x in (labels, other))
+    a, b = (o.logits if kind == "tokens" else o.predictions for o in (a, b))
+    torch.testing.assert_close(a[:, :2], b[:, :2])
+    assert not torch.allclose(a[:, 2], b[:, 2])
+    assert torch.allclose(a[:, 3:], b[:, 3:]) == (not carries)
+    # Each z is of its own segment, and with a conductor of those behind it.
+    moved = z.clone()
+    moved[:, -3:] += 1
+    c = model(latents=moved, labels=labels)
+    c = c.logits if kind == "tokens" else c.predictions
+    torch.testing.assert_close(c[:, :6], a[:, :6])
+    assert not torch.allclose(c[:, 6:], a[:, 6:])
+
+
+def test_segments_at_given_boundaries():
+    model = make_hierarchical_frame_model(segment_length=3)
+    x = torch.randn(2, 7, 3)
+    mask = torch.tensor([[1] * 7, [1] * 5 + [0] * 2])
+    same = torch.tensor([[4, 4, 4, 7, 7, 7, 8]]).expand(2, -1)  # what `segment_length` makes, by any numbers
+    wanted = model(x, mask, labels=x)
+    got = model(x, mask, labels=x, segment_ids=same)
+    torch.testing.assert_close([got.loss, got.latents], [wanted.loss, wanted.latents])
+    uneven = torch.tensor([[0, 1, 1, 1, 1, 2, 2], [0, 0, 0, 0, 1, 1, 1]])
+    q = model.encode(x, mask, segment_ids=uneven)
+    assert q.present.sum(1).tolist() == [4 + 3 * 3, 4 + 2 * 3]
+    z = q.sample((2,))
+    weights = model.log_importance_weights(latents=z, input_features=x, attention_mask=mask, segment_ids=uneven)
+    alone = {"input_features": x[1:, :5], "segment_ids": uneven[1:, :5]}
+    torch.testing.assert_close(model.log_importance_weights(latents=z[:, 1:, :10], **alone), weights[:, 1:])
+    generated = model.generate(latents=q.mode, lengths=[7, 5], segment_ids=uneven).sequences
+    predictions = model(latents=model.complete_latents(q.mode, do_sample=False), labels=generated, attention_mask=mask,
+                        segment_ids=uneven).predictions  # fmt: skip
+    torch.testing.assert_close(generated[mask.bool()], predictions[mask.bool()], rtol=1e-4, atol=1e-5)
+    with pytest.raises(ValueError, match="`segment_ids` must number each frame"):
+        model(x, labels=x, segment_ids=uneven[:, :4])
+
+
+def test_a_separator_ends_its_segment():
+    model = make_hierarchical_model(segment_separator_ids=[7])
+    ids = torch.tensor([[2, 9, 7, 7, 8, 8, 3], [2, 9, 9, 9, 9, 9, 3]])
+    q = model.encode(ids)
+    assert q.present.sum(1).tolist() == [6 + 3 * 3, 6 + 3]  # 9 7, 7, 8 8 </s>
+    z = q.sample()
+    other = ids.clone()
+    other[0, 1] = 10
+    a, b = (model(latents=z, labels=x[:, 1:]).logits[0] for x in (ids, other))
+    assert not torch.allclose(a[1], b[1])
+    torch.testing.assert_close(a[2:], b[2:])
+    with pytest.raises(ValueError, match="there are embeddings alone: pass the ids"):
+        model.encode(inputs_embeds=model.get_input_embeddings()(ids))
+
+
+# Loading, saving, training.
+
+
+def test_saved_and_loaded_it_is_the_same(model, batch, tmp_path):
+    model.save_pretrained(tmp_path)
+    of_tokens = model.config.input_size is None
+    again = (AutoModelForSeq2SeqLM if of_tokens else AutoModel).from_pretrained(tmp_path).eval()
+    assert type(again) is (HierarchicalVRAEForSequenceGeneration if of_tokens else HierarchicalVRAEForFrameGeneration)
+    torch.testing.assert_close(again(**batch).loss, model(**batch).loss, rtol=0, atol=0)
+
+
+def trained_once(model, batch):
+    set_seed(3)
+    model.zero_grad()
+    outputs = model.train()(**batch)
+    outputs.loss.backward()
+    return outputs, {name: p.grad.clone() for name, p in model.named_parameters()}
+
+
+def test_one_step_lowers_the_loss_and_every_gradient_is_finite(model, batch):
+    before, gradients = trained_once(model, batch)
+    for name, gradient in gradients.items():
+        assert gradient.isfinite().all() and gradient.abs().max() > 0, name
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            parameter -= 1e-4 * gradients[name]
+    assert trained_once(model, batch)[0].loss < before.loss
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        outputs, gradients = trained_once(model, batch)
+    assert outputs.loss.dtype == outputs.kl.dtype == torch.float32
+    assert all(gradient.isfinite().all() for gradient in gradients.values())
+
+
+def test_each_scale_has_its_own_price():
+    options = {"segment_length": 3, "free_bits": 2.0, "segment_free_bits": 0.5, "free_bits_form": "example"}
+    model = make_hierarchical_model(**options, segment_kl_weight=0.25)
+    batch = make_tokens()
+    model.kl_weight = 0.5
+    outputs, _ = trained_once(model, batch)
+    q = model.encode(**batch)
+    of_each = kl_per_dimension(q, model._prior_beside(q).along(outputs.latents))
+    of_whole, below = of_each[:, :6].sum(1), of_each[:, 6:].sum(1)
+    charged = of_whole.clamp(min=2).mean() + 0.25 * below.clamp(min=0.5).mean()
+    torch.testing.assert_close(outputs.loss, outputs.reconstruction_loss + 0.5 * charged)
+    torch.testing.assert_close(outputs.kl, (of_whole + below).mean())  # reported as it is
+    model.kl_capacity = 30.0
+    outputs, _ = trained_once(model, batch)
+    torch.testing.assert_close(outputs.loss, outputs.reconstruction_loss + 0.5 * (outputs.kl - 30).abs())
+
+
+def test_the_importance_weighted_loss_is_its_bound():
+    model = make_hierarchical_model(segment_length=3, num_train_samples=5)
+    batch = make_tokens()
+    outputs, gradients = trained_once(model, batch)
+    set_seed(3)
+    q = model.encode(**batch)
+    z = q.rsample((5,)).detach()
+    log_weights = model.log_importance_weights(latents=z, posterior=q, **batch)
+    bound = -(log_weights.logsumexp(0) - math.log(5)).mean()
+    torch.testing.assert_close(outputs.loss, bound)
+    model.zero_grad()
+    bound.backward()
+    for name, parameter in model.named_parameters():
+        if "encoder" not in name:
+            torch.testing.assert_close(gradients[name], parameter.grad, rtol=1e-3, atol=1e-5, msg=name)
+
+
+# Generation.
+
+
+def test_cached_is_uncached(language):
+    ids = torch.randint(4, 40, (3, 10))
+    ids[:, 0] = 2
+    mask = torch.ones_like(ids)
+    mask[1, :2], mask[2, 5] = 0, 0
+    z = language.prior(num_segments=10).sample((3,))
+    z[:, 6:][:, -3:] = torch.nan  # the prior's mean
+    whole = language(latents=z, decoder_input_ids=ids, decoder_attention_mask=mask, use_cache=False)
+    cache, logits = None, []
+    for part in ids.split([1, 4, 1, 1, 3], dim=1):
+        done = sum(part.shape[1] for part in logits)
+        read = mask[:, : done + part.shape[1]]
+        outputs = language(
+            latents=z, decoder_input_ids=part, decoder_attention_mask=read, past_key_values=cache, use_cache=True
+        )
+        cache = outputs.past_key_values
+        logits.append(outputs.logits)
+    real = mask.bool()
+    torch.testing.assert_close(torch.cat(logits, dim=1)[real], whole.logits[real], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("options", [{}, {"num_beams": 3}, {"do_sample": True}, {"num_beams": 2, "do_sample": True}],
+                         ids=["greedy", "beams", "sampled", "sampled beams"])  # fmt: skip
+def test_generation_with_and_without_a_cache(language, options):
+    z = language.prior().sample((2,))
+    generated = []
+    for use_cache in (True, False):
+        set_seed(5)
+        generated.append(language.generate(latents=z, max_length=12, use_cache=use_cache, **options))
+    assert torch.equal(*generated)
+    given = of_input(make_tokens())
+    assert language.generate(**given, max_length=9, num_return_sequences=2, do_sample=True).shape[0] == 8
+
+
+def test_what_is_given_is_held_and_the_rest_is_drawn(model):
+    z = model.prior(num_segments=4).sample((3,))
+    of_whole, below = model.split_latents(z)
+    torch.testing.assert_close(model.join_latents(of_whole, below), z)
+    torch.testing.assert_close(model.complete_latents(z), z)
+    partly = z.clone()
+    partly[:, model.config.latent_size + 3 :] = torch.nan
+    drawn = model.complete_latents(partly, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(drawn[~partly.isnan()], z[~partly.isnan()])
+    assert drawn.isfinite().all()
+    longer = model.complete_latents(of_whole, num_segments=8, do_sample=False)
+    torch.testing.assert_close(longer, model.complete_latents(of_whole, num_segments=8, do_sample=False))
+    conditional = model.prior(num_segments=8).along(longer)
+    torch.testing.assert_close(longer[:, of_whole.shape[1] :], conditional.mean[:, of_whole.shape[1] :])
+    for wrong, message in ((torch.randn(3, 5000), "`latents` must be"), (z * torch.nan, "must give z of the whole")):
+        with pytest.raises(ValueError, match=message):
+            model.complete_latents(wrong)
+
+
+@pytest.mark.parametrize("do_sample", [False, True])
+@pytest.mark.parametrize("options", OF_FRAMES.values(), ids=OF_FRAMES.keys())
+def test_frames_step_by_step_are_the_whole_decoder(options, do_sample):
+    model = make_hierarchical_frame_model(**options)
+    batch = make_frames(model)
+    latents, steps, whole = model.prior(num_segments=6).sample((4,)), [], []
+
+    def record(seen):
+        return model.head.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
+
+    beginning = batch["labels"][:, :3]
+    with record(steps):
+        generated = model.generate(latents=latents, lengths=[9, 4, 3, 6], do_sample=do_sample, beginning=beginning)
+    assert generated.lengths.tolist() == [9, 4, 3, 6] and generated.sequences.isfinite().all()
+    mask = torch.arange(9) < generated.lengths.unsqueeze(1)
+    with record(whole):
+        model(latents=latents, labels=generated.sequences, attention_mask=mask)
+    torch.testing.assert_close(torch.stack(steps, 1)[mask], whole[0][mask], rtol=1e-4, atol=1e-5)
+    again = model.generate(**of_input(batch))
+    if not model.config.predict_length:
+        assert torch.equal(again.lengths, batch["attention_mask"].sum(1))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"latent_size": 0}, "`latent_size` 0 leaves out z of the whole"),
+        ({"decoder_type": "transformer"}, "must be rnn: a segment is summarised by a state"),
+        ({"posterior": "vmf"}, "a segment's prior is learnt"),
+        ({"mmd_weight": 1.0}, "say something of one z for the whole sequence"),
+        ({"section_sizes": [1]}, "`section_sizes` must each be at least 2"),
+        ({"segment_separator_ids": [99]}, "must be one or more of the 40 tokens"),
+        ({"autoregressive_segments": True, "latent_conditioning": ["initial_state"]}, "Add input or output"),
+        ({"segment_latent_size": 0, "segment_free_bits": 1.0}, "leaves no KL for"),
+        ({"num_train_samples": 2, "segment_kl_weight": 0.5}, "knows one weight of the KL"),
+        ({"segment_length": 0}, "`segment_length` must be at least 1"),
+    ],
+)
+def test_what_makes_no_sense_is_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        HierarchicalVRAEConfig(**({"vocab_size": 40} | options))
+
+
+def test_separators_are_no_frames_and_a_learnt_prior_is_not_refined():
+    with pytest.raises(ValueError, match="give the batch `segment_ids`"):
+        HierarchicalVRAEConfig(input_size=3, segment_separator_ids=[5])
+    model = make_hierarchical_model(segment_length=3)
+    with pytest.raises(ValueError, match="`svi_steps` refines one z with a fixed prior"):
+        model.evaluation_terms(2, None, 3, **make_tokens())
