@@ -11,9 +11,11 @@ import numpy as np
 import pytest
 import yaml
 from datasets import Dataset
+from transformers import GPT2Config, GPT2LMHeadModel
 
 from hf_vrae import VRAEConfig
 from hf_vrae.data.grammar import generate_corpus
+from hf_vrae.data.tokenization import train_tokenizer
 from hf_vrae.training import comparison
 from hf_vrae.training.arguments import parse_recipe
 from hf_vrae.training.run import run
@@ -62,6 +64,11 @@ def desk(tmp_path_factory):
         (folder / f"{name}.tsv").write_text("\n".join(["label\ttext", *rows]))
     rolls = np.random.default_rng(0).integers(0, 2, (12, 9, 6))
     np.savez(folder / "rolls.npz", x=rolls, y=rolls[:, 0, 0])
+    tokenizer = train_tokenizer(texts, "word", 1000)
+    tokenizer.save_pretrained(folder / "gpt2")
+    GPT2LMHeadModel(GPT2Config(vocab_size=len(tokenizer), n_layer=1, n_embd=16, n_head=2)).save_pretrained(
+        folder / "gpt2"
+    )
     (folder / "recipes").symlink_to(ROOT / "recipes")
     return folder
 

@@ -557,7 +557,8 @@ def _recipe_flags(path: str) -> list[str]:
         raise ValueError(f"The recipe {path!r} cannot be read: {' '.join(str(error).split())}") from error
     if not isinstance(recipe, dict):
         raise ValueError(f"The recipe {path!r} must have the sections {', '.join(SECTIONS)}.")
-    base, *_ = (recipe.pop(key, None) for key in ("base", "title", "published"))  # the last two are for readers
+    # The last three are for readers and for a comparison.
+    base, *_ = (recipe.pop(key, None) for key in ("base", "title", "published", "begins_at"))
     flags = [] if base is None else _recipe_flags(str(Path(path).parent / base))
     for section, values in recipe.items():
         if section not in SECTIONS:

@@ -36,6 +36,7 @@ COLUMNS_OF_FRAMES = [
     ("FIVO (mean)", "nll_fivo_mean_of_means", 3),
     ("KL", "kl_per_step", 3),
 ]
+COLUMNS_OF_LEVELS = [("bits a value (IW)", "bits_per_value", 3)]  # beside them, of one value on a grid a frame
 # What `num_quality_samples` adds to a row, in the units of its name.
 COLUMNS_OF_QUALITY = [
     ("accuracy, teacher-forced", "teacher_forced_accuracy", 3),
@@ -81,7 +82,8 @@ def train_rows(
 ) -> None:
     """Train and evaluate each recipe with each seed in `output_dir/NAME-SEED`, unless that is done already.
 
-    An interrupted row goes on from its last checkpoint.
+    An interrupted row goes on from its last checkpoint. A recipe with `begins_at: NAME` starts from the model of that
+    row, of the same seed.
 
     Args:
         recipes: paths.
@@ -91,6 +93,7 @@ def train_rows(
 
     Raises:
         SystemExit: with the code of a process that failed.
+        ValueError: where the row that another begins at has not been trained.
     """
     for path in recipes:
         for seed in seeds:
@@ -98,6 +101,8 @@ def train_rows(
             if (folder / "results.json").is_file():
                 continue
             own = ["--config", str(path), *flags, "--output_dir", str(folder), "--seed", str(seed)]
+            if first := _read(path).get("begins_at"):
+                own += ["--model_name_or_path", str(_trained(Path(output_dir) / f"{first}-{seed}", path.stem))]
             if checkpoints(folder) or checkpoints(folder / "autoencoder"):
                 own += ["--resume_from_checkpoint", "latest"]
             elif any((folder / name).exists() for name in RUN_FILES):
@@ -108,6 +113,14 @@ def train_rows(
             else:
                 run(recipe)
                 PartialState().wait_for_everyone()
+
+
+def _trained(folder: Path, name: str) -> Path:
+    if not (folder / "results.json").is_file():
+        raise ValueError(
+            f"The row {name!r} begins at the model in {str(folder)!r}, which is not trained yet. Train that row first."
+        )
+    return folder
 
 
 def _run_apart(command: Sequence[str]) -> None:
@@ -170,12 +183,12 @@ def _columns(rows: Sequence[dict]) -> list[tuple[str, str, int]]:
     """Those of the likelihood; where some row has quality, fewer of them, and those of quality that some row has."""
     columns = COLUMNS_OF_FRAMES if _of_frames(rows) else COLUMNS
     known = {key for row in rows for run in row["runs"] for key in run | run["run"]}
-    quality = [column for column in COLUMNS_OF_QUALITY if column[1] in known]
+    levels, quality = ([c for c in some if c[1] in known] for some in (COLUMNS_OF_LEVELS, COLUMNS_OF_QUALITY))
     if quality and not _of_frames(rows):
         fivo = [column for column in COLUMNS_OF_FIVO if column[1] in known]
         rest = [column for column in columns if column[1] not in ("reconstruction", "mutual_information_32")]
         columns = rest[:2] + fivo + rest[2:]
-    return columns + quality
+    return columns + levels + quality
 
 
 def comparison_notes(rows: Sequence[dict]) -> str:

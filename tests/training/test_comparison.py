@@ -5,6 +5,8 @@ import signal
 import sys
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from hf_vrae.data.grammar import generate_corpus
 from hf_vrae.data.tokenization import train_tokenizer
@@ -57,6 +59,18 @@ def test_rows_are_trained_once_and_interrupted_ones_go_on(folder, tmp_path, monk
     assert [row["name"] for row in rows] == ["LM", "VAE"]
     assert [run["run"]["seed"] for row in rows for run in row["runs"]] == [1, 1]
     assert rows[0]["runs"][0]["kl"] == 0 < rows[1]["runs"][0]["kl"]
+
+
+def test_a_row_begins_where_another_ended(folder, tmp_path):
+    (folder / "vae_more.yaml").write_text("base: vae.yaml\ntitle: more\nbegins_at: vae\n")
+    more, vae = folder / "vae_more.yaml", folder / "vae.yaml"
+    with pytest.raises(ValueError, match="'vae_more' begins at the model in .*vae-1'"):
+        comparison.train_rows([more], tmp_path / "out", [1], FLAGS)
+    for recipe in (vae, more):
+        fresh_accelerator()
+        comparison.train_rows([recipe], tmp_path / "out", [1], [*FLAGS, "--learning_rate", "1e-12"])
+    first, second = (load_file(tmp_path / "out" / name / "model.safetensors") for name in ("vae-1", "vae_more-1"))
+    torch.testing.assert_close(first, second)
 
 
 def test_the_table_has_means_deviations_published_numbers_and_empty_rows(folder, tmp_path):
