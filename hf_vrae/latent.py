@@ -54,7 +54,7 @@ def conditions_of(model, batch: dict) -> dict[str, torch.Tensor]:
     """What of a batch its latents stand under, for `generate`; a missing label is inferred where the model can."""
     under = {name: batch[name] for name in WORDS if batch.get(name) is not None}
     if model.config.model_type == "vrae" and model.config.label_classifier:
-        under["class_labels"] = model.infer_labels(**batch)
+        under["class_ids"] = model.infer_labels(**batch)
     return under
 
 
@@ -90,7 +90,7 @@ def encode_texts(model, tokenizer, texts: list[str], batch_size: int = 64, label
         raise ValueError("A vrnn has a latent a token, so texts of different lengths have no latents in common.")
     means, own = [], {}
     if labels is not None:
-        own = {"class_labels": model.label_ids(labels).expand(len(texts), -1)}
+        own = {"class_ids": model.label_ids(labels).expand(len(texts), -1)}
     for start in range(0, len(texts), batch_size):
         part = slice(start, start + batch_size)
         batch = tokenizer(texts[part], return_tensors="pt", padding=True)
@@ -154,7 +154,7 @@ def reconstruct_texts(model, tokenizer, texts: list[str], source_labels=None, **
         options["labels"] = labels
     elif model.config.model_type == "vrae" and model.config.label_classifier:
         batch = tokenizer(texts, return_tensors="pt", padding=True)
-        options["class_labels"] = model.infer_labels(**batch.to(model.device))
+        options["class_ids"] = model.infer_labels(**batch.to(model.device))
     decoded = decode_latents(model, tokenizer, latents, **options)
     return [{"text": text, "reconstruction": new} for text, new in zip(texts, decoded, strict=True)]
 

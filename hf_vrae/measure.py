@@ -340,7 +340,7 @@ def label_agreement(
     classifier = train_text_classifier([text for text, _ in pairs], [name for _, name in pairs])
     options, results, drawn = {"guidance_scale": guidance_scale, **options}, {}, {}
     for value in names[label]:
-        under = {"class_labels": model.label_ids({label: [value] * num_samples})}
+        under = {"class_ids": model.label_ids({label: [value] * num_samples})}
         drawn[value] = texts = draw_samples(model, tokenizer, num_samples, seed=seed, conditions=under, **options)
         right = float((classifier.pipeline.predict(texts) == np.array(value)).mean())
         results[value] = {"agreement": right, "self_bleu": self_bleu(texts)["self_bleu"]}

@@ -96,11 +96,11 @@ class FrameCollator:
 
 
 def conditions(examples: Sequence) -> dict[str, torch.Tensor]:
-    """What sequences stand under, as far as their rows have it: `class_labels` [B, L], `attributes` [B, A] and
+    """What sequences stand under, as far as their rows have it: `class_ids` [B, L], `attributes` [B, A] and
     `condition` [B, V]."""
     if not isinstance(examples[0], dict):
         return {}
-    kinds = {"class_labels": np.int64, "attributes": np.float32, "condition": np.float32}
+    kinds = {"class_ids": np.int64, "attributes": np.float32, "condition": np.float32}
     return {
         name: torch.from_numpy(np.stack([np.asarray(row[name], dtype=kind) for row in examples]))
         for name, kind in kinds.items()

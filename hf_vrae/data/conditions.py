@@ -10,7 +10,7 @@ from .frames import sequence_rows
 
 MISSING = -100
 PREFIX = "condition."  # of the columns made here: a user's own "attributes" is none of them
-WORDS = ("class_labels", "attributes", "condition")  # of a batch
+WORDS = ("class_ids", "attributes", "condition")  # of a batch
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ class Conditions:
         """
         columns = {}
         if self.labels:
-            columns["class_labels"] = np.stack([self._ids(split, name, split_name) for name in self.labels], axis=1)
+            columns["class_ids"] = np.stack([self._ids(split, name, split_name) for name in self.labels], axis=1)
         if self.attributes:
             columns["attributes"] = np.stack([_numbers(split, name) for name in self.attributes], axis=1)
         if self.vector is not None:
@@ -110,7 +110,7 @@ class Conditions:
             spread = np.nanstd(values, axis=0)
             fields["attribute_scale"] = np.where(spread > 0, spread, 1.0).tolist()
         if frequencies and len(self.labels) == 1:
-            ids = np.stack(columns[PREFIX + "class_labels"][:])[:, 0]
+            ids = np.stack(columns[PREFIX + "class_ids"][:])[:, 0]
             counts = np.bincount(ids[ids != MISSING], minlength=len(next(iter(self.labels.values())))) + 1
             fields["label_frequencies"] = (counts / counts.sum()).tolist()
         return fields
@@ -122,7 +122,7 @@ def hide_labels(split: Dataset, keep: int, seed: int) -> Dataset:
     Raises:
         ValueError: where there is not exactly one label, or fewer labelled rows.
     """
-    column = PREFIX + "class_labels"
+    column = PREFIX + "class_ids"
     ids = np.stack(split.with_format("numpy")[column][:]) if column in split.column_names else np.zeros((0, 0), int)
     if ids.shape[1] != 1 or keep > (ids != MISSING).sum():
         raise ValueError(

@@ -27,7 +27,7 @@ class ConditionEmbedding(nn.Module):
 
     def forward(
         self,
-        class_labels: torch.LongTensor | None = None,
+        class_ids: torch.LongTensor | None = None,
         attributes: torch.FloatTensor | None = None,
         condition: torch.FloatTensor | None = None,
     ) -> torch.Tensor:
@@ -36,13 +36,13 @@ class ConditionEmbedding(nn.Module):
         In training each row loses all of it with probability `config.condition_dropout` (Ho & Salimans 2022).
 
         Args:
-            class_labels: ids, [B, L], or of one label [B]; -100 where missing.
+            class_ids: ids, [B, L], or of one label [B]; -100 where missing.
             attributes: in their own units, [B, A]; NaN where missing.
             condition: [B, V]; a row with a NaN is missing.
         """
-        parts = self._checked(class_labels, attributes, condition)
+        parts = self._checked(class_ids, attributes, condition)
         rows = max((len(part) for part in parts if part is not None), default=1)
-        class_labels, attributes, condition = parts
+        class_ids, attributes, condition = parts
         device, dtype = self._device_and_dtype()
         lost = torch.zeros(rows, 1, dtype=torch.bool, device=device)
         if self.training and self.config.condition_dropout:
@@ -50,7 +50,7 @@ class ConditionEmbedding(nn.Module):
         embedded = []
         for i, table in enumerate(self.labels):
             none = table.num_embeddings - 1
-            ids = torch.full_like(lost, none, dtype=torch.long) if class_labels is None else class_labels[:, i : i + 1]
+            ids = torch.full_like(lost, none, dtype=torch.long) if class_ids is None else class_ids[:, i : i + 1]
             embedded.append(table(ids.masked_fill((ids == MISSING) | lost, none)).squeeze(1))
         if self.attributes is not None:
             embedded.append(self.attributes(self._attribute_features(attributes, lost).to(dtype)))
@@ -80,13 +80,13 @@ class ConditionEmbedding(nn.Module):
         weight = next(self.parameters())
         return weight.device, weight.dtype
 
-    def _checked(self, class_labels, attributes, condition) -> list[torch.Tensor | None]:
+    def _checked(self, class_ids, attributes, condition) -> list[torch.Tensor | None]:
         """The three on the model's device, two-dimensional, and as the configuration says."""
         config, device = self.config, self._device_and_dtype()[0]
-        if class_labels is not None and class_labels.dim() == 1:
-            class_labels = class_labels.unsqueeze(1)
+        if class_ids is not None and class_ids.dim() == 1:
+            class_ids = class_ids.unsqueeze(1)
         given = {
-            "class_labels": (class_labels, len(self.names), "`condition_labels`"),
+            "class_ids": (class_ids, len(self.names), "`condition_labels`"),
             "attributes": (attributes, len(config.condition_attributes or ()), "`condition_attributes`"),
             "condition": (condition, config.condition_size, "`condition_size`"),
         }
@@ -98,8 +98,8 @@ class ConditionEmbedding(nn.Module):
         rows = {name: len(tensor) for name, (tensor, _, _) in given.items() if tensor is not None}
         if len(set(rows.values()) - {1}) > 1:
             raise ValueError(f"All parts of a condition must have as many rows, or one for all; got {rows}.")
-        if class_labels is not None:
-            check_label_ids(class_labels, self.names)
+        if class_ids is not None:
+            check_label_ids(class_ids, self.names)
         most = max(rows.values(), default=1)
         return [None if tensor is None else tensor.to(device).expand(most, -1) for tensor, _, _ in given.values()]
 
@@ -109,7 +109,7 @@ def check_label_ids(ids: torch.LongTensor, names: dict[str, list[str]]) -> None:
     if ids.device.type != "cpu" or torch.compiler.is_compiling():
         return
     if ids.is_floating_point() or ids.is_complex():
-        raise ValueError(f"`class_labels` must be integers, -100 where missing; got {ids.dtype}.")
+        raise ValueError(f"`class_ids` must be integers, -100 where missing; got {ids.dtype}.")
     for column, (name, values) in zip(ids.unbind(1), names.items(), strict=True):
         wrong = column[(column != MISSING) & ((column < 0) | (column >= len(values)))]
         if wrong.numel():

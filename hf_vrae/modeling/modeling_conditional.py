@@ -15,7 +15,8 @@ from .conditioning import MISSING, check_label_ids, join, label_ids
 from .distributions import kl_divergence
 from .modeling_latent import OneLatentModel, at_least_float32, check_latents
 
-CONDITIONS = ("class_labels", "attributes", "condition")  # what a batch has of them
+# What a batch has of them. No name holds "label": Trainer would take that argument of `forward` for a target.
+CONDITIONS = ("class_ids", "attributes", "condition")
 
 
 class ConditionalModel(OneLatentModel):
@@ -25,31 +26,29 @@ class ConditionalModel(OneLatentModel):
     - `_rows_of(target, rows)`: a target's rows, [N], by index.
     """
 
-    def condition(
-        self, class_labels=None, attributes=None, condition=None, labels=None, **batch
-    ) -> torch.Tensor | None:
+    def condition(self, class_ids=None, attributes=None, condition=None, labels=None, **batch) -> torch.Tensor | None:
         """c of a batch, [B, C], or where nothing is said [C]; None of a model without.
 
         A label that is missing, in a model with `label_classifier`, is the likeliest one of q(c|x).
 
         Args:
-            class_labels: ids, [B] or of several labels [B, L], -100 where missing.
+            class_ids: ids, [B] or of several labels [B, L], -100 where missing.
             attributes: [B, A], NaN where missing.
             condition: a vector, [B, V]; a row with a NaN is missing.
-            labels: by name or id, as in `generate`, in place of `class_labels`. A tensor of more than one dimension is
+            labels: by name or id, as in `generate`, in place of `class_ids`. A tensor of more than one dimension is
                 a batch's target.
         """
         named = None if isinstance(labels, torch.Tensor) and labels.dim() > 1 else labels
-        given = {"class_labels": class_labels, "attributes": attributes, "condition": condition}
+        given = {"class_ids": class_ids, "attributes": attributes, "condition": condition}
         if not self.config.condition_width:
             for name, value in (given | {"labels": named}).items():
                 if value is not None:
                     raise ValueError(f"`{name}` says something to a conditional model, and this one has no condition.")
             return None
         if named is not None:
-            given["class_labels"] = self.label_ids(named)
+            given["class_ids"] = self.label_ids(named)
         if self.config.label_classifier:
-            given["class_labels"] = self.infer_labels(given["class_labels"], **batch)
+            given["class_ids"] = self.infer_labels(given["class_ids"], **batch)
         return self.model.embed_condition(**given)
 
     @property
@@ -61,23 +60,23 @@ class ConditionalModel(OneLatentModel):
         return self.config.condition_labels
 
     def label_ids(self, labels) -> torch.LongTensor:
-        """Labels, by name or id as `generate` takes them, as `class_labels` [B, L], or [1, L] where said once."""
+        """Labels, by name or id as `generate` takes them, as `class_ids` [B, L], or [1, L] where said once."""
         return label_ids(labels, self._names)
 
-    def infer_labels(self, class_labels: torch.LongTensor | None = None, **batch) -> torch.LongTensor:
+    def infer_labels(self, class_ids: torch.LongTensor | None = None, **batch) -> torch.LongTensor:
         """Ids [B, 1] of a batch's label, and where it is missing of the likeliest one of q(c|x)."""
-        if class_labels is not None:
-            check_label_ids(class_labels.view(-1, 1), self._names)
-            class_labels = class_labels.view(-1, 1).to(self.device)
-            if not (class_labels == MISSING).any():
-                return class_labels
+        if class_ids is not None:
+            check_label_ids(class_ids.view(-1, 1), self._names)
+            class_ids = class_ids.view(-1, 1).to(self.device)
+            if not (class_ids == MISSING).any():
+                return class_ids
         if all(batch.get(name) is None for name in ("input_ids", "inputs_embeds", "input_features")):
             raise ValueError(
                 f"A label is missing, and there is no input to tell it from: say one of {list(self._names)} in "
-                "`labels`, or in `class_labels`."
+                "`labels`, or in `class_ids`."
             )
         likeliest = self.classify(**batch).probs.argmax(-1, keepdim=True)  # [B, 1]
-        return likeliest if class_labels is None else torch.where(class_labels == MISSING, likeliest, class_labels)
+        return likeliest if class_ids is None else torch.where(class_ids == MISSING, likeliest, class_ids)
 
     def _prior(self, condition: torch.Tensor | None) -> torch.distributions.Distribution:
         """p(z|c), batch shape [B], or [] where all rows have the same; without a learnt one as of no condition."""
@@ -89,7 +88,7 @@ class ConditionalModel(OneLatentModel):
         """q(c|x), batch shape [B], over the values of the label.
 
         Args:
-            batch: what [`encode`] takes; its `class_labels` are not looked at.
+            batch: what [`encode`] takes; its `class_ids` are not looked at.
         """
         if not self.config.label_classifier:
             raise ValueError("`classify` needs a model with `label_classifier`, which this one has not.")
@@ -105,7 +104,7 @@ class ConditionalModel(OneLatentModel):
         return torch.tensor(self.config.label_frequencies or counts, device=self.device).log().log_softmax(0)
 
     def log_importance_weights(
-        self, num_samples=1, latents=None, generator=None, labels=None, posterior=None, class_labels=None, **batch
+        self, num_samples=1, latents=None, generator=None, labels=None, posterior=None, class_ids=None, **batch
     ) -> torch.Tensor:
         """As in [`OneLatentModel`], of log p(x, z_k|c).
 
@@ -114,11 +113,11 @@ class ConditionalModel(OneLatentModel):
         """
         given = {"latents": latents, "generator": generator, "labels": labels, "posterior": posterior}
         if not self.config.label_classifier:
-            return super().log_importance_weights(num_samples, class_labels=class_labels, **given, **batch)
+            return super().log_importance_weights(num_samples, class_ids=class_ids, **given, **batch)
         target = self.target(labels, **batch)
-        q = self.encode(class_labels=class_labels, **batch) if posterior is None else posterior
+        q = self.encode(class_ids=class_ids, **batch) if posterior is None else posterior
         z = q.rsample((num_samples,), generator) if latents is None else latents  # [K, B, D]
-        known = self.condition_ids(class_labels, z.shape[1])
+        known = self.condition_ids(class_ids, z.shape[1])
         missing = known == MISSING  # [B]
         others = {name: batch.get(name) for name in ("attributes", "condition")}
         log_joint = []
@@ -132,24 +131,24 @@ class ConditionalModel(OneLatentModel):
         summed = torch.stack(log_joint)  # [values, K, B]
         return torch.where(missing, summed.logsumexp(0), summed[0]) - q.log_prob(z)
 
-    def condition_ids(self, class_labels: torch.LongTensor | None, rows: int) -> torch.LongTensor:
+    def condition_ids(self, class_ids: torch.LongTensor | None, rows: int) -> torch.LongTensor:
         """Ids of the single label, [B], -100 where missing."""
-        if class_labels is None:
+        if class_ids is None:
             return torch.full((rows,), MISSING, device=self.device)
-        check_label_ids(class_labels.view(-1, 1), self._names)
-        return class_labels.view(-1).to(self.device)
+        check_label_ids(class_ids.view(-1, 1), self._names)
+        return class_ids.view(-1).to(self.device)
 
     def evaluation_terms(self, num_samples, generators=None, svi_steps=0, **batch):
         """As in [`OneLatentModel`], and with `label_classifier` `label_known` and `label_right` [B]: whether the row
         has a label, and whether that is the likeliest of q(c|x)."""
         terms = super().evaluation_terms(num_samples, generators, svi_steps, **batch)
         if self.config.label_classifier:
-            known = self.condition_ids(batch.get("class_labels"), len(terms["kl"]))
+            known = self.condition_ids(batch.get("class_ids"), len(terms["kl"]))
             right = self.classify(**batch).probs.argmax(-1) == known
             terms |= {"label_known": known != MISSING, "label_right": right}
         return terms
 
-    def _semi_supervised_loss(self, target, class_labels=None, attributes=None, condition=None, **batch) -> dict:
+    def _semi_supervised_loss(self, target, class_ids=None, attributes=None, condition=None, **batch) -> dict:
         """The loss of rows with and without their label (Kingma et al. 2014, eq. 6 to 9), as the fields of an output.
 
             labelled    -ELBO(x, c) - log p(c) - alpha log q(c|x)
@@ -158,7 +157,7 @@ class ConditionalModel(OneLatentModel):
         An unlabelled row costs a pass of the decoder for each value, and one of the encoder.
         """
         summary = self._encoder_outputs(self.model.embed_condition(), **batch).summary  # [B, H]
-        known = self.condition_ids(class_labels, len(summary))
+        known = self.condition_ids(class_ids, len(summary))
         missing, values = known == MISSING, torch.arange(self.config.num_labels, device=self.device)
         wanted = missing.unsqueeze(1) | (known.unsqueeze(1) == values)
         rows, ids = wanted.nonzero(as_tuple=True)  # [N], N the labelled rows and so many times the others
@@ -205,11 +204,11 @@ class ConditionalModel(OneLatentModel):
             latents = self.encode(**batch).mode
         under = {name: batch.get(name) for name in CONDITIONS}
         if labels is not None:
-            wanted, own = self.label_ids(labels), under["class_labels"]
+            wanted, own = self.label_ids(labels), under["class_ids"]
             if own is not None:
                 own = own.cpu().reshape(len(own), -1)
                 wanted = torch.where(wanted == MISSING, own, wanted)
-            under["class_labels"] = wanted
+            under["class_ids"] = wanted
         inputs = {name: value for name, value in batch.items() if name not in CONDITIONS} if has_input else {}
         c = self.condition(**under, **inputs)
         if latents is None:

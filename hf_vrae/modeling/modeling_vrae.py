@@ -279,7 +279,7 @@ class VRAEForSequenceGeneration(VRAEPreTrainedModel, ConditionalModel, Generatio
         use_cache: bool | None = None,
         output_hidden_states: bool | None = None,
         logits_to_keep: int = 0,
-        class_labels: torch.LongTensor | None = None,
+        class_ids: torch.LongTensor | None = None,
         attributes: torch.FloatTensor | None = None,
         condition: torch.FloatTensor | None = None,
     ) -> VRAEOutput:
@@ -296,7 +296,7 @@ class VRAEForSequenceGeneration(VRAEPreTrainedModel, ConditionalModel, Generatio
             past_key_values: decoder state to go on from.
             labels: `w1 .. wn </s>` with -100 where there is none, [B, S].
             logits_to_keep: compute only the last so many logits; 0 is all.
-            class_labels, attributes, condition: of a conditional model, as in [`ConditionalModel.condition`].
+            class_ids, attributes, condition: of a conditional model, as in [`ConditionalModel.condition`].
 
         Returns:
             [`VRAEOutput`]; `loss` and its parts only with `labels`, `kl` only where there is a posterior.
@@ -304,7 +304,7 @@ class VRAEForSequenceGeneration(VRAEPreTrainedModel, ConditionalModel, Generatio
         posterior = c = None
         if encoder_outputs is None:
             inputs = {"input_ids": input_ids, "attention_mask": attention_mask, "inputs_embeds": inputs_embeds}
-            inputs |= {"class_labels": class_labels, "attributes": attributes, "condition": condition}
+            inputs |= {"class_ids": class_ids, "attributes": attributes, "condition": condition}
             if labels is not None and latents is None and self.training and self.config.label_classifier:
                 return VRAEOutput(**self._semi_supervised_loss(labels, **inputs))
             c = self.condition(**inputs)
@@ -536,7 +536,7 @@ class VRAEForSequenceGeneration(VRAEPreTrainedModel, ConditionalModel, Generatio
             decoder_input_ids: a beginning to go on from, [B, S] or [1, S]; padding in it is skipped.
             past_key_values: the state an earlier call returned; `decoder_input_ids` are then all its tokens.
             labels: what to decode under, by name or id: one for all rows or a list of one a row, of several labels a
-                dictionary of these. What is not said here is as in `class_labels`, `attributes` and `condition`, those
+                dictionary of these. What is not said here is as in `class_ids`, `attributes` and `condition`, those
                 of the input (see [`ConditionalModel.condition`]), or missing.
             guidance_scale: s of log p = log p(without c) + s (log p(with c) - log p(without c)), classifier-free
                 guidance (Ho & Salimans 2022) of a model trained with `condition_dropout`; both read the same z.

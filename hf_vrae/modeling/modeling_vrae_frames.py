@@ -87,7 +87,7 @@ class VRAEForFrameGeneration(VRAEPreTrainedModel, ConditionalModel, FrameModel):
         latents: torch.FloatTensor | None = None,
         encoder_outputs: VRAEEncoderOutput | None = None,
         output_hidden_states: bool | None = None,
-        class_labels: torch.LongTensor | None = None,
+        class_ids: torch.LongTensor | None = None,
         attributes: torch.FloatTensor | None = None,
         condition: torch.FloatTensor | None = None,
         **boundaries,
@@ -101,7 +101,7 @@ class VRAEForFrameGeneration(VRAEPreTrainedModel, ConditionalModel, FrameModel):
             latents: z to decode in place of an input, [B, D]. By default a sample of q(z|x) with `labels` (in
                 evaluation always the same noise), and the mean of q(z|x) otherwise.
             encoder_outputs: an earlier output of the encoder, whose `last_hidden_state` [B, 1, D] is decoded as is.
-            class_labels, attributes, condition: of a conditional model, as in [`ConditionalModel.condition`].
+            class_ids, attributes, condition: of a conditional model, as in [`ConditionalModel.condition`].
             boundaries: of segments, in the families that have some.
 
         Returns:
@@ -120,7 +120,7 @@ class VRAEForFrameGeneration(VRAEPreTrainedModel, ConditionalModel, FrameModel):
         target = self.target(labels, input_features, attention_mask, **boundaries)
         posterior = c = None
         if encoder_outputs is None:
-            given = {"class_labels": class_labels, "attributes": attributes, "condition": condition}
+            given = {"class_ids": class_ids, "attributes": attributes, "condition": condition}
             given |= {"input_features": input_features, "attention_mask": attention_mask}
             if labels is not None and latents is None and self.training and self.config.label_classifier:
                 return VRAEFrameOutput(**self._semi_supervised_loss(target, **given))
@@ -247,7 +247,7 @@ class VRAEForFrameGeneration(VRAEPreTrainedModel, ConditionalModel, FrameModel):
         lengths: torch.LongTensor | None = None,
         beginning: torch.FloatTensor | None = None,
         labels=None,
-        class_labels: torch.LongTensor | None = None,
+        class_ids: torch.LongTensor | None = None,
         attributes: torch.FloatTensor | None = None,
         condition: torch.FloatTensor | None = None,
     ) -> GeneratedFrames:
@@ -265,7 +265,7 @@ class VRAEForFrameGeneration(VRAEPreTrainedModel, ConditionalModel, FrameModel):
             lengths: how many frames of each row, [B], in place of all that.
             beginning: frames to go on from, [B, S, F] or [1, S, F], raw. The model fills in what is NaN there, given
                 the frames before; beginnings of different lengths have NaN frames at their ends.
-            labels, class_labels, attributes, condition: of a conditional model, as in
+            labels, class_ids, attributes, condition: of a conditional model, as in
                 [`VRAEForSequenceGeneration.generate`]. There is no guidance: the density p(x|c)^s p(x)^(1 - s) is none
                 of the head's family, but for a Gaussian one whose variance need not be positive.
 
@@ -278,7 +278,7 @@ class VRAEForFrameGeneration(VRAEPreTrainedModel, ConditionalModel, FrameModel):
         if input_features is not None and attention_mask is None:
             attention_mask = torch.ones_like(input_features[..., 0], dtype=torch.long)
         batch = {"input_features": input_features, "attention_mask": attention_mask}
-        conditions = {"class_labels": class_labels, "attributes": attributes, "condition": condition}
+        conditions = {"class_ids": class_ids, "attributes": attributes, "condition": condition}
         if conditional:
             latents = self._decoded_of(labels, latents, batch | conditions)
         else:

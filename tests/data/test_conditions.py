@@ -34,10 +34,10 @@ def test_columns_become_what_a_batch_has():
     assert conditions.labels == {"mood": ["glad", "sad"], "stars": ["2", "9", "10"]}  # labels in order, as a config
     split = conditions.add_to(train, "train")
     batch = batch_of(split)
-    assert batch["class_labels"].tolist() == [[1, 2], [-100, 1], [0, 0], [-100, 1]]
+    assert batch["class_ids"].tolist() == [[1, 2], [-100, 1], [0, 0], [-100, 1]]
     np.testing.assert_array_equal(batch["attributes"].numpy(), [[1], [2], [math.nan], [3]])
     np.testing.assert_array_equal(batch["condition"].numpy()[[0, 2]], [[1, 2], [math.nan] * 2])
-    assert batch["input_ids"].shape == (4, 6) and batch["class_labels"].dtype == torch.int64
+    assert batch["input_ids"].shape == (4, 6) and batch["class_ids"].dtype == torch.int64
     fields = conditions.fields(split, frequencies=False)
     assert fields["condition_size"] == 2 and "label_frequencies" not in fields
     assert fields["attribute_mean"] == [2.0] and fields["attribute_scale"] == pytest.approx([math.sqrt(2 / 3)])
@@ -55,7 +55,7 @@ def test_classes_keep_their_order_and_what_lacks_a_column_is_missing():
     conditions = Conditions.fit(train, ["kind"], None, None)
     assert conditions.labels == {"kind": ["z", "a"]}
     test = conditions.add_to(rows(other=[1, 2]))
-    assert batch_of(test)["class_labels"].tolist() == [[-100], [-100]]
+    assert batch_of(test)["class_ids"].tolist() == [[-100], [-100]]
     with pytest.raises(ValueError, match="'kind' has the values z, a, but the test split has 'new'"):
         conditions.add_to(rows(kind=["a", "new"]), "test")
     with pytest.raises(ValueError, match="must be a column of the training data"):
@@ -66,11 +66,11 @@ def test_hidden_labels_are_as_many_of_each_value():
     train = rows(kind=["a"] * 30 + ["b"] * 6 + ["c"] * 4 + [None] * 5)
     conditions = Conditions.fit(train, ["kind"], None, None)
     split = conditions.add_to(train)
-    hidden = batch_of(hide_labels(split, 15, seed=1))["class_labels"][:, 0]
-    own = batch_of(split)["class_labels"][:, 0]
+    hidden = batch_of(hide_labels(split, 15, seed=1))["class_ids"][:, 0]
+    own = batch_of(split)["class_ids"][:, 0]
     kept = hidden != -100
     assert torch.equal(hidden[kept], own[kept]) and torch.bincount(hidden[kept]).tolist() == [6, 5, 4]
-    again, other = (batch_of(hide_labels(split, 15, seed=s))["class_labels"][:, 0] for s in (1, 2))
+    again, other = (batch_of(hide_labels(split, 15, seed=s))["class_ids"][:, 0] for s in (1, 2))
     assert torch.equal(again, hidden) and not torch.equal(other, hidden)
     frequencies = conditions.fields(hide_labels(split, 15, seed=1), frequencies=True)["label_frequencies"]
     assert frequencies == pytest.approx([7 / 18, 6 / 18, 5 / 18])
@@ -88,4 +88,4 @@ def test_labels_of_files(tmp_path):
     train = load_frames(str(tmp_path / "a.npz"))["train"]
     split = Conditions.fit(train, ["label"], None, None).add_to(train)
     batch = batch_of(split, FrameCollator())
-    assert batch["class_labels"].tolist() == [[1], [0], [1]] and batch["input_features"].shape == (3, 4, 2)
+    assert batch["class_ids"].tolist() == [[1], [0], [1]] and batch["input_features"].shape == (3, 4, 2)

@@ -26,9 +26,9 @@ def conditions_of(model, rows=4) -> dict[str, torch.Tensor]:
     """Something for every part, here and there missing."""
     config, given = model.config, {}
     sizes = [len(values) for values in config.condition_labels.values()]
-    given["class_labels"] = torch.stack([torch.arange(rows) % size for size in sizes], dim=1)
+    given["class_ids"] = torch.stack([torch.arange(rows) % size for size in sizes], dim=1)
     if not config.label_classifier:
-        given["class_labels"][1, 0] = -100
+        given["class_ids"][1, 0] = -100
     if config.condition_attributes:
         given["attributes"] = torch.randn(rows, len(config.condition_attributes))
         given["attributes"][0, 1] = given["attributes"][2] = torch.nan
@@ -73,7 +73,7 @@ def generated(model, length=6, **options):
 
 def test_everything_stands_under_the_condition(model, example):
     """Another condition changes the likelihood, the prior where it is learnt, and q where there is one."""
-    other = example | {"class_labels": (example["class_labels"].clamp(min=0) + 1) % 2}
+    other = example | {"class_ids": (example["class_ids"].clamp(min=0) + 1) % 2}
     size = model.config.latent_size
     z = torch.randn(4, size)
     losses = [model(latents=z, **without(x, "input_ids", "input_features")).loss for x in (example, other)]
@@ -126,7 +126,7 @@ def test_one_step_lowers_the_loss_and_every_parameter_has_its_gradient(model, ex
     if options and (config.label_classifier or not config.latent_size or config.posterior != "gaussian"):
         pytest.skip("refused, with its reason")
     model = type(model)(type(config)(**config.to_dict() | options)).train()
-    for i, x in enumerate((example, without(example, "class_labels", "attributes", "condition"))):
+    for i, x in enumerate((example, without(example, "class_ids", "attributes", "condition"))):
         model.zero_grad()
         torch.manual_seed(i)
         before = model(**x).loss
@@ -166,7 +166,7 @@ def test_the_same_z_under_another_label(model, example):
     first, second = (generated(model, latents=z, labels=said(model, value)) for value in (0, 1))
     assert not torch.equal(first, second)
     ids = torch.zeros(3, len(model.config.condition_labels), dtype=torch.long)
-    assert torch.equal(first, generated(model, latents=z, class_labels=ids))
+    assert torch.equal(first, generated(model, latents=z, class_ids=ids))
     if len(model.config.condition_labels) == 1:  # one z, every label; by name, by id
         several = generated(model, latents=z[:1], labels=["a", "b", "c"])
         assert torch.equal(several[:2], torch.cat([first[:1], second[:1]]))
@@ -174,8 +174,8 @@ def test_the_same_z_under_another_label(model, example):
         by_name, by_id = (model.prior(labels=said).mean for said in (["c", "a"], torch.tensor([2, 0])))
         assert torch.equal(by_name, by_id)
     else:  # what is not said is as in the batch
-        mood = generated(model, latents=z, labels={"mood": "question"}, class_labels=ids)
-        assert torch.equal(mood, generated(model, latents=z, class_labels=ids + torch.tensor([1, 0])))
+        mood = generated(model, latents=z, labels={"mood": "question"}, class_ids=ids)
+        assert torch.equal(mood, generated(model, latents=z, class_ids=ids + torch.tensor([1, 0])))
 
 
 def test_an_input_is_decoded_under_its_own_label_or_another(model, example):
@@ -183,7 +183,7 @@ def test_an_input_is_decoded_under_its_own_label_or_another(model, example):
     z = model.encode(**x).mode
     own = generated(model, latents=z, **without(x, "input_ids", "input_features", "attention_mask"))
     assert torch.equal(generated(model, **x), own)
-    attributes = without(x, "input_ids", "input_features", "attention_mask", "class_labels")
+    attributes = without(x, "input_ids", "input_features", "attention_mask", "class_ids")
     moved = generated(model, latents=z, labels=said(model, 1), **attributes)
     assert torch.equal(generated(model, labels=said(model, 1), **x), moved)
     one = rows_of(x, slice(0, 1))
@@ -203,11 +203,11 @@ def test_without_input_and_latents_z_is_drawn(model):
 
 def test_unconditional_models_have_no_conditions(batch):
     model = make_model()
-    for bad in ({"labels": "past"}, {"class_labels": torch.tensor([1])}):
+    for bad in ({"labels": "past"}, {"class_ids": torch.tensor([1])}):
         with pytest.raises(ValueError, match="no condition"):
             model.generate(latents=torch.randn(1, 6), **bad)
     with pytest.raises(ValueError, match="no condition"):
-        model(**batch, class_labels=torch.zeros(4, dtype=torch.long))
+        model(**batch, class_ids=torch.zeros(4, dtype=torch.long))
     with pytest.raises(ValueError, match="no condition"):
         model.prior(labels="past")
 
@@ -231,9 +231,9 @@ def test_unknown_labels_are_named(labels, message):
 def test_bad_conditions_are_named(batch):
     model = make_model(**CONDITIONAL["conditional"])
     for bad, message in [
-        ({"class_labels": torch.tensor([[0, 5]] * 4)}, "'tense' has the ids 0 to 2"),
-        ({"class_labels": torch.tensor([0] * 4)}, r"\[batch, 2\] for the model's `condition_labels`"),
-        ({"class_labels": torch.zeros(4, 2)}, "must be integers"),
+        ({"class_ids": torch.tensor([[0, 5]] * 4)}, "'tense' has the ids 0 to 2"),
+        ({"class_ids": torch.tensor([0] * 4)}, r"\[batch, 2\] for the model's `condition_labels`"),
+        ({"class_ids": torch.zeros(4, 2)}, "must be integers"),
         ({"attributes": torch.zeros(4, 3)}, r"\[batch, 2\] for the model's `condition_attributes`"),
         ({"condition": torch.zeros(3, 3), "attributes": torch.zeros(4, 2)}, "as many rows"),
         ({"condition": torch.zeros(3, 3)}, "one a row of the 4; got 3"),
@@ -254,7 +254,7 @@ def test_attributes_are_standardised_and_missing_is_a_value_of_its_own():
 
 def test_condition_dropout_takes_all_of_a_row_and_in_training_only():
     embed = make_model(**CONDITIONAL["conditional"] | {"condition_dropout": 0.5}).model.embed_condition
-    given = {"class_labels": torch.ones(400, 2, dtype=torch.long), "attributes": torch.zeros(400, 2)}
+    given = {"class_ids": torch.ones(400, 2, dtype=torch.long), "attributes": torch.zeros(400, 2)}
     given["condition"] = torch.ones(400, 3)
     kept = embed(**given)[0]
     assert torch.equal(embed(**given), kept.expand(400, -1))
@@ -278,16 +278,16 @@ def test_a_missing_label_is_summed_over(make, batch):
     q = model.encode(**x)
     z = q.sample((5,))
     of_each = [
-        model.log_importance_weights(latents=z, posterior=q, class_labels=torch.full((4,), c), **x) for c in range(3)
+        model.log_importance_weights(latents=z, posterior=q, class_ids=torch.full((4,), c), **x) for c in range(3)
     ]
     expected = torch.stack([w + p for w, p in zip(of_each, log_p, strict=True)]).logsumexp(0)
     known = torch.tensor([-100, 2, -100, 0])
     for labels in (None, known):
-        weights = model.log_importance_weights(latents=z, posterior=q, class_labels=labels, **x)
+        weights = model.log_importance_weights(latents=z, posterior=q, class_ids=labels, **x)
         torch.testing.assert_close(weights[:, 0], expected[:, 0])
     torch.testing.assert_close(weights[:, 1], of_each[2][:, 1])
-    terms = model.evaluation_terms(4, class_labels=known, **x)
-    again = model.log_importance_weights(latents=z[:4], posterior=q, class_labels=known, **x)
+    terms = model.evaluation_terms(4, class_ids=known, **x)
+    again = model.log_importance_weights(latents=z[:4], posterior=q, class_ids=known, **x)
     assert terms["log_weights"].shape == again.shape
     assert terms["label_known"].tolist() == [False, True, False, True]
 
@@ -309,27 +309,27 @@ def test_the_semi_supervised_loss_by_hand(make, learn_prior, batch, monkeypatch)
         one = rows_of(x, slice(row, row + 1))
         bounds = []
         for c in range(3):
-            q = model.encode(class_labels=torch.tensor([c]), **one)
+            q = model.encode(class_ids=torch.tensor([c]), **one)
             z = q.rsample()
-            outputs = model(latents=z, class_labels=torch.tensor([c]), **without(one, "input_ids", "input_features"))
-            bounds.append(outputs.loss + 0.6 * kl_divergence(q, model.prior(class_labels=torch.tensor([c])))[0])
+            outputs = model(latents=z, class_ids=torch.tensor([c]), **without(one, "input_ids", "input_features"))
+            bounds.append(outputs.loss + 0.6 * kl_divergence(q, model.prior(class_ids=torch.tensor([c])))[0])
         if known[row] >= 0:
             c = known[row]
             total += bounds[c] - log_p[c] - 0.7 * q_c[row, c]
         else:
             q = q_c[row].exp()
             total += (q * (torch.stack(bounds) + q_c[row] - log_p)).sum()
-    outputs = model.train()(class_labels=known, **x)
+    outputs = model.train()(class_ids=known, **x)
     torch.testing.assert_close(outputs.loss, total / 4, rtol=1e-4, atol=1e-4)
 
 
 def test_a_missing_label_is_inferred_or_asked_for(batch):
     model, x, _ = marginal_setup(make_model, batch)
     likeliest = model.classify(**x).probs.argmax(-1)
-    assert torch.equal(model.encode(**x).mean, model.encode(class_labels=likeliest, **x).mean)
+    assert torch.equal(model.encode(**x).mean, model.encode(class_ids=likeliest, **x).mean)
     known = torch.where(torch.tensor([True, False, True, False]), -100, (likeliest + 1) % 3)
     mixed = torch.where(known == -100, likeliest, known)
-    assert torch.equal(model.encode(class_labels=known, **x).mean, model.encode(class_labels=mixed, **x).mean)
+    assert torch.equal(model.encode(class_ids=known, **x).mean, model.encode(class_ids=mixed, **x).mean)
     for ask in (model.prior, lambda: model.generate(latents=torch.randn(2, 6))):
         with pytest.raises(ValueError, match="say one of"):
             ask()
@@ -348,7 +348,7 @@ def guided_step(model, ids, z, labels, scale):
     """The scores of the next token by two whole passes."""
     with torch.no_grad():
         given = {"latents": z, "decoder_input_ids": ids}
-        c = model(class_labels=labels, **given).logits[:, -1].log_softmax(-1)
+        c = model(class_ids=labels, **given).logits[:, -1].log_softmax(-1)
         u = model(**given).logits[:, -1].log_softmax(-1)
     return (u + scale * (c - u)).log_softmax(-1)
 

@@ -101,7 +101,7 @@ def test_recipes_list_only_what_differs_from_the_defaults(path):
     import yaml
 
     recipe = yaml.safe_load(path.read_text())
-    assert set(recipe) <= {"base", "title", "published", *SECTIONS}
+    assert set(recipe) <= {"base", "title", "published", "begins_at", *SECTIONS}
     base = ["--config", str(path.parent / recipe["base"])] if "base" in recipe else []
     defaults = {name: vars(section) for name, section in vars(parse_recipe(base)).items()}
     for section in SECTIONS.keys() & recipe.keys():

@@ -202,7 +202,7 @@ def test_a_table_of_sensors_with_missing_values(family, recipe, tmp_path):
         ("vrae", "--window 3", "`window` says how to read data, and none are named"),
         ("vrae", f"{FRAMES} --head bernoulli", "0 or 1 for this head"),
         ("vrae", f"{FRAMES} --tie_word_embeddings", "ties tables of words"),
-        ("vrae", f"{FRAMES} --autoregressive False --scheduled_sampling 0.5", "without `autoregressive` it reads"),
+        ("vrae", f"{FRAMES} --autoregressive False --scheduled_sampling 0.5", "without `autoregressive`, or with"),
         ("vrae", "--num_train_samples 3 --resampling True", "Take `model_type` vrnn"),
         ("vrnn", "--resampling True --kl_schedule constant", "raise `num_train_samples` above 1, got 1"),
         (
