@@ -36,7 +36,8 @@ COLUMNS_OF_FRAMES = [
     ("FIVO (mean)", "nll_fivo_mean_of_means", 3),
     ("KL", "kl_per_step", 3),
 ]
-COLUMNS_OF_LEVELS = [("bits a value (IW)", "bits_per_value", 3)]  # beside them, of one value on a grid a frame
+# Beside them where some row has it: of one value on a grid a frame, and of q(c|x) with few labels.
+COLUMNS_OF_SOME = [("bits a value (IW)", "bits_per_value", 3), ("label accuracy", "label_accuracy", 3)]
 # What `num_quality_samples` adds to a row, in the units of its name.
 COLUMNS_OF_QUALITY = [
     ("accuracy, teacher-forced", "teacher_forced_accuracy", 3),
@@ -180,15 +181,15 @@ def comparison_table(rows: Sequence[dict]) -> str:
 
 
 def _columns(rows: Sequence[dict]) -> list[tuple[str, str, int]]:
-    """Those of the likelihood; where some row has quality, fewer of them, and those of quality that some row has."""
+    """Those of the likelihood, where some row has quality fewer of them, and what else some row has."""
     columns = COLUMNS_OF_FRAMES if _of_frames(rows) else COLUMNS
     known = {key for row in rows for run in row["runs"] for key in run | run["run"]}
-    levels, quality = ([c for c in some if c[1] in known] for some in (COLUMNS_OF_LEVELS, COLUMNS_OF_QUALITY))
+    more, quality = ([c for c in some if c[1] in known] for some in (COLUMNS_OF_SOME, COLUMNS_OF_QUALITY))
     if quality and not _of_frames(rows):
         fivo = [column for column in COLUMNS_OF_FIVO if column[1] in known]
         rest = [column for column in columns if column[1] not in ("reconstruction", "mutual_information_32")]
         columns = rest[:2] + fivo + rest[2:]
-    return columns + levels + quality
+    return columns + more + quality
 
 
 def comparison_notes(rows: Sequence[dict]) -> str:
