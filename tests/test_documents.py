@@ -118,9 +118,11 @@ def test_every_recipe_trains_a_step(path, desk, tmp_path):
         values = np.random.default_rng(0).integers(0, 2, (12, 9, 88))  # of every head
         data = tmp_path / "frames.npz"
         np.savez(data, x=values if head in ("bernoulli", "nade", "categorical") else values + np.arange(88) / 88)
-    elif parse_recipe(["--config", str(path)]).data.label_columns:
+    elif columns := parse_recipe(["--config", str(path)]).data.label_columns:
         data = tmp_path / "labelled.tsv"
-        data.write_text("label\ttext\n" + "".join(f"{i % 2}\tit was {'very ' * (i % 3)}good .\n" for i in range(1200)))
+        data.write_text(
+            f"{columns[0]}\ttext\n" + "".join(f"{i % 2}\tit was {'very ' * (i % 3)}good .\n" for i in range(1200))
+        )
     flags = f"--output_dir {tmp_path} --train_file {data} --max_steps 1 --num_importance_samples 2"
     recipe = parse_recipe(["--config", str(path), *flags.split()])
     recipe.training.num_quality_samples = 0  # tests/training/test_quality.py has them
