@@ -11,6 +11,7 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, gather_object
 
 from ..data.conditions import batch_rows
+from .likelihood import own_batches
 
 INPUTS = ("input_ids", "input_features", "attention_mask", "labels")
 
@@ -41,10 +42,8 @@ def evaluate_free_running(
     accelerator = accelerator or Accelerator()
     was_training = model.training
     model.eval()
-    order = np.argsort(-dataset.with_format("numpy")["length"][:], kind="stable")  # like lengths together
-    batches = [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
     sequences, counts = batch_rows(dataset), []
-    for indices in batches[accelerator.process_index :: accelerator.num_processes]:
+    for indices in own_batches(dataset, batch_size, accelerator):
         batch = collator(sequences.__getitems__(indices.tolist()))
         counts.append(_counts(model, {name: tensor.to(accelerator.device) for name, tensor in batch.items()}))
     model.train(was_training)

@@ -68,10 +68,7 @@ def evaluate(
     accelerator = accelerator or Accelerator()
     was_training = model.training
     model.eval()
-    # Like lengths together, long ones first: the same batches in whatever order the data come.
-    order = np.argsort(-dataset.with_format("numpy")["length"][:], kind="stable")
-    batches = [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
-    batches = batches[accelerator.process_index :: accelerator.num_processes]
+    batches = own_batches(dataset, batch_size, accelerator)
     sequences = batch_rows(dataset)
     rows, posterior = [], None
     for indices in tqdm(batches, desc=description, disable=not accelerator.is_local_main_process, leave=False):
@@ -88,6 +85,14 @@ def evaluate(
         columns = {name: np.concatenate([row[name] for row in rows])[inverse] for name in rows[0]}
         results = [_summarise(columns, type(posterior), dataset, model.config, num_samples, per_sequence)]
     return broadcast_object_list(results)[0]
+
+
+def own_batches(dataset, batch_size: int, accelerator: Accelerator) -> list[np.ndarray]:
+    """The rows of each batch that this process takes, like lengths together, long ones first: the same batches in
+    whatever order the data come."""
+    order = np.argsort(-dataset.with_format("numpy")["length"][:], kind="stable")
+    batches = [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
+    return batches[accelerator.process_index :: accelerator.num_processes]
 
 
 def noise_generators(seed: int, indices: np.ndarray) -> list[torch.Generator]:

@@ -59,6 +59,13 @@ class VRAEDecoder(nn.Module):
         """What the decoder reads, [B, T, E], of tokens [B, T]."""
         return self.embed_tokens(input_ids)
 
+    def read_dropped(self, input_ids: torch.LongTensor) -> torch.Tensor:
+        """The same after a check, and in training with words dropped."""
+        check_token_ids("decoder_input_ids", input_ids, self.config.vocab_size)
+        if self.training and self.config.word_dropout > 0 and self.config.reads_the_past:
+            input_ids = self.drop_words(input_ids)
+        return self.read_tokens(input_ids)
+
     def read_frames(self, frames: torch.Tensor, first: torch.Tensor) -> torch.Tensor:
         """What the decoder reads, [..., E]: scaled frames [..., F], where `first` [...] the learnt start."""
         embedded = self.embed_frames(frames)
@@ -108,10 +115,7 @@ class VRAEDecoder(nn.Module):
         """
         latents = latents.to(self.weight_dtype)
         if inputs_embeds is None:
-            check_token_ids("decoder_input_ids", input_ids, self.config.vocab_size)
-            if self.training and self.config.word_dropout > 0 and self.config.reads_the_past:
-                input_ids = self.drop_words(input_ids)
-            inputs_embeds = self.read_tokens(input_ids)  # [B, T, E]
+            inputs_embeds = self.read_dropped(input_ids)  # [B, T, E]
         outputs, past_key_values, hidden_states = self.decode(
             latents, inputs_embeds, attention_mask, past_key_values, use_cache, output_hidden_states
         )

@@ -42,7 +42,7 @@ class VRAEEncoderOutput(ModelOutput):
 
 
 class VRAEEncoder(nn.Module):
-    """Parameterises q(z|x) by a summary of x: a subclass makes its layers, then `posterior`, and gives `summarise`."""
+    """Parameterises q(z|x) by a summary of x: a subclass makes its layers, and gives `summarise`."""
 
     main_input_name = "input_ids"  # `generate` asks its encoder for it
 
@@ -51,6 +51,8 @@ class VRAEEncoder(nn.Module):
         self.config = config
         self.make_inputs(config)
         self.dropout = Dropout(config.encoder_dropout, config.kernels)
+        self.make_layers(config)
+        self.posterior = make_posterior(config)
 
     def make_inputs(self, config: VRAEConfig) -> None:
         """The table of words, or what embeds frames."""
@@ -59,8 +61,26 @@ class VRAEEncoder(nn.Module):
         else:
             self.embed_frames = make_frame_embedding(config)
 
+    def make_layers(self, config: VRAEConfig) -> None:
+        """Between the inputs and the summary; of a model of transformers the inputs are its own."""
+
     def set_embed_tokens(self, table: nn.Embedding) -> None:
         self.embed_tokens = table
+
+    def read(self, input_ids, attention_mask, inputs_embeds) -> tuple[torch.Tensor, torch.Tensor]:
+        """What is encoded, embedded [B, T, E], and where it is real, [B, T]; arguments as of [`forward`]."""
+        if (input_ids is None) == (inputs_embeds is None):
+            raise ValueError(
+                "Pass one of `input_ids` and `inputs_embeds` to the encoder, or give it `latents` instead."
+            )
+        if inputs_embeds is None:
+            check_token_ids("input_ids", input_ids, self.embed_tokens.num_embeddings)
+            inputs_embeds = self.embed_tokens(input_ids)  # [B, T, E]
+        if attention_mask is None:
+            attention_mask = torch.ones_like(inputs_embeds[..., 0])
+            if input_ids is not None and self.config.pad_token_id is not None:
+                attention_mask = input_ids != self.config.pad_token_id
+        return inputs_embeds, attention_mask
 
     def summarise(
         self, inputs: torch.Tensor, mask: torch.Tensor, output_hidden_states: bool
@@ -92,17 +112,7 @@ class VRAEEncoder(nn.Module):
             attention_mask: nonzero where a token is real, [B, T]; by default all but `pad_token_id`.
             condition: c, [B, C] or one for all [C]; of a conditional model.
         """
-        if (input_ids is None) == (inputs_embeds is None):
-            raise ValueError(
-                "Pass one of `input_ids` and `inputs_embeds` to the encoder, or give it `latents` instead."
-            )
-        if inputs_embeds is None:
-            check_token_ids("input_ids", input_ids, self.embed_tokens.num_embeddings)
-            inputs_embeds = self.embed_tokens(input_ids)  # [B, T, E]
-        if attention_mask is None:
-            attention_mask = torch.ones_like(inputs_embeds[..., 0])
-            if input_ids is not None and self.config.pad_token_id is not None:
-                attention_mask = input_ids != self.config.pad_token_id
+        inputs_embeds, attention_mask = self.read(input_ids, attention_mask, inputs_embeds)
         if output_hidden_states is None:
             output_hidden_states = self.config.output_hidden_states
         inputs = self.dropout(inputs_embeds)
@@ -128,8 +138,7 @@ class VRAEEncoder(nn.Module):
 class VRAERecurrentEncoder(VRAEEncoder):
     """The summary is the state at the last token of x."""
 
-    def __init__(self, config: VRAEConfig):
-        super().__init__(config)
+    def make_layers(self, config: VRAEConfig) -> None:
         self.rnn = RecurrentEncoder(
             config.rnn_type,
             config.layer_norm,
@@ -139,7 +148,6 @@ class VRAERecurrentEncoder(VRAEEncoder):
             config.bidirectional_encoder,
             config.kernels,
         )
-        self.posterior = make_posterior(config)
 
     def summarise(self, inputs, mask, output_hidden_states):
         return self.rnn(inputs, mask, output_hidden_states)
@@ -148,8 +156,7 @@ class VRAERecurrentEncoder(VRAEEncoder):
 class VRAETransformerEncoder(VRAEEncoder):
     """The summary is the mean over x of a transformer's outputs."""
 
-    def __init__(self, config: VRAEConfig):
-        super().__init__(config)
+    def make_layers(self, config: VRAEConfig) -> None:
         self.transformer = Transformer(
             config,
             config.embedding_size,
@@ -158,7 +165,6 @@ class VRAETransformerEncoder(VRAEEncoder):
             config.encoder_dropout,
             is_causal=False,
         )
-        self.posterior = make_posterior(config)
 
     def summarise(self, inputs, mask, output_hidden_states):
         outputs, hidden_states = self.transformer(
@@ -170,8 +176,7 @@ class VRAETransformerEncoder(VRAEEncoder):
 class VRAEIndependentEncoder(VRAEEncoder):
     """The summary is the mean of MLP([x_t; t]): no step of x meets another."""
 
-    def __init__(self, config: VRAEConfig):
-        super().__init__(config)
+    def make_layers(self, config: VRAEConfig) -> None:
         self.mlp = PositionwiseMLP(
             config.embedding_size,
             config.encoder_hidden_size,
@@ -180,7 +185,6 @@ class VRAEIndependentEncoder(VRAEEncoder):
             config.encoder_dropout,
             config.kernels,
         )
-        self.posterior = make_posterior(config)
 
     def summarise(self, inputs, mask, output_hidden_states):
         outputs, hidden_states = self.mlp(inputs, positions_of(mask))
@@ -189,10 +193,6 @@ class VRAEIndependentEncoder(VRAEEncoder):
 
 class VRAEPretrainedEncoder(VRAEEncoder):
     """The summary is the mean over x of the last layer of a model of transformers (`encoder_config`)."""
-
-    def __init__(self, config: VRAEConfig):
-        super().__init__(config)
-        self.posterior = make_posterior(config)
 
     def make_inputs(self, config: VRAEConfig) -> None:
         self.body = make_body(config, "encoder_config")

@@ -27,7 +27,6 @@ from .decoders import VRAERecurrentDecoder
 from .distributions import DiagonalGaussian
 from .encoders import VRAEEncoderOutput, VRAERecurrentEncoder
 from .generation import RecurrentCache
-from .modeling_latent import check_token_ids
 from .posteriors import GaussianPosterior
 from .recurrent import LAYERS, RecurrentEncoder, left_align, run_layer, take_time
 
@@ -65,12 +64,8 @@ def find_segments(config, real: torch.Tensor, tokens=None, segment_ids=None) -> 
     if segment_ids is not None or config.segment_separator_ids is not None:
         if segment_ids is not None:
             begins = segment_ids != segment_ids.roll(1, dims=1)
-        elif tokens is not None:
-            begins = torch.isin(tokens, torch.tensor(config.segment_separator_ids, device=tokens.device))
         else:
-            raise ValueError(
-                "`segment_separator_ids` are looked for among tokens, and there are embeddings alone: pass the ids."
-            )
+            begins = are_separators(config, tokens)
         ids = (begins & (steps > 0)).cumsum(1)
     else:
         ids = (steps // config.segment_length).expand(real.shape)
@@ -79,6 +74,15 @@ def find_segments(config, real: torch.Tensor, tokens=None, segment_ids=None) -> 
     ids = ids.clamp(max=count - 1)
     lengths = ids.new_zeros(len(ids), count).scatter_add(1, ids, real.long())
     return Segments(ids, lengths.cumsum(1) - lengths, lengths)
+
+
+def are_separators(config, tokens: torch.LongTensor | None) -> torch.Tensor:
+    """Which of `tokens` [..] end a segment, [..]."""
+    if tokens is None:
+        raise ValueError(
+            "`segment_separator_ids` are looked for among tokens, and there are embeddings alone: pass the ids."
+        )
+    return torch.isin(tokens, torch.tensor(config.segment_separator_ids, device=tokens.device))
 
 
 def first_segments(config, num_segments: int) -> torch.LongTensor:
@@ -315,17 +319,7 @@ class HierarchicalEncoder(VRAERecurrentEncoder):
         Of tokens the first one starts its row and is of no segment. Moments are of the flat vector, [B, W]; NaN means
         and infinite log-variances say that a row has no such segment.
         """
-        if (input_ids is None) == (inputs_embeds is None):
-            raise ValueError(
-                "Pass one of `input_ids` and `inputs_embeds` to the encoder, or give it `latents` instead."
-            )
-        if inputs_embeds is None:
-            check_token_ids("input_ids", input_ids, self.embed_tokens.num_embeddings)
-            inputs_embeds = self.embed_tokens(input_ids)  # [B, T, E]
-        if attention_mask is None:
-            attention_mask = torch.ones_like(inputs_embeds[..., 0])
-            if input_ids is not None and self.config.pad_token_id is not None:
-                attention_mask = input_ids != self.config.pad_token_id
+        inputs_embeds, attention_mask = self.read(input_ids, attention_mask, inputs_embeds)
         if output_hidden_states is None:
             output_hidden_states = self.config.output_hidden_states
         order, back, lengths = left_align(attention_mask)
@@ -455,10 +449,7 @@ class HierarchicalDecoder(VRAERecurrentDecoder):
         `latent_conditioning` names output."""
         tokens = input_ids
         if inputs_embeds is None:
-            check_token_ids("decoder_input_ids", input_ids, self.embed_tokens.num_embeddings)
-            if self.training and self.config.word_dropout > 0:
-                input_ids = self.drop_words(input_ids)
-            inputs_embeds = self.embed_tokens(input_ids)  # [B, T, E]
+            inputs_embeds = self.read_dropped(input_ids)  # [B, T, E]
         mask = torch.ones_like(inputs_embeds[..., 0]) if attention_mask is None else attention_mask
         if use_cache or past_key_values is not None and past_key_values.get_seq_length() > 0:
             outputs, cache, states = self._walk_on(latents, inputs_embeds, tokens, mask.bool(), past_key_values)
@@ -553,15 +544,10 @@ class HierarchicalDecoder(VRAERecurrentDecoder):
 
     def begins(self, walk: Walk, tokens: torch.LongTensor | None) -> torch.Tensor:
         """Whether the step that reads `tokens` [R] is the first of a segment, [R]."""
-        separators = self.config.segment_separator_ids
-        if separators is None:
+        if self.config.segment_separator_ids is None:
             ended = walk.step == self.config.segment_length
-        elif tokens is None:
-            raise ValueError(
-                "`segment_separator_ids` are looked for among tokens, and there are embeddings alone: pass the ids."
-            )
         else:
-            ended = torch.isin(tokens, torch.tensor(separators, device=tokens.device))
+            ended = are_separators(self.config, tokens)
         return ended | (walk.segment < 0)
 
     def advance(

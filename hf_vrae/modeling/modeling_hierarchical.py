@@ -11,12 +11,10 @@ import copy
 
 import torch
 from torch import nn
-from transformers import LogitsProcessorList
 from transformers.generation import GenerationMixin
 
 from .configuration_hierarchical import HierarchicalVRAEConfig
 from .distributions import DiagonalGaussian, kl_per_dimension
-from .generation import Draw
 from .hierarchical import (
     HierarchicalDecoder,
     HierarchicalEncoder,
@@ -199,13 +197,8 @@ class HierarchicalVRAEForSequenceGeneration(
 
     def _sample(self, input_ids, logits_processor, stopping_criteria, generation_config, *args, **model_kwargs):
         self._draw_segments(generation_config, model_kwargs)
-        plain = self.config.kernels == "plain" or input_ids.device.type != "cpu" or generation_config.output_scores
-        if generation_config.do_sample and not plain:
-            generation_config = copy.copy(generation_config)
-            generation_config.do_sample = False
-            logits_processor = LogitsProcessorList([*logits_processor, Draw()])
-        return GenerationMixin._sample(
-            self, input_ids, logits_processor, stopping_criteria, generation_config, *args, **model_kwargs
+        return self._sample_with_draw(
+            input_ids, logits_processor, stopping_criteria, generation_config, *args, **model_kwargs
         )
 
     def _beam_search(self, input_ids, logits_processor, stopping_criteria, generation_config, **model_kwargs):

@@ -124,13 +124,8 @@ class HierarchicalVRAEForFrameGeneration(HierarchicalVRAEPreTrainedModel, Scales
             begins = decoder.begins(walk, None)
             if segment_ids is not None and steps:
                 begins = changes[:, steps - 1] if steps <= changes.shape[1] else torch.zeros_like(begins)
-            if frame is None:
-                embedded = decoder.embed_start.weight.expand(rows, -1)
-            else:
-                frame = frame if self.config.autoregressive else torch.full_like(frame, torch.nan)
-                embedded = decoder.embed_frames(frame)
             steps += 1
-            return decoder.advance(walk, latents, embedded, begins)[0]
+            return decoder.advance(walk, latents, self._embed_chosen(frame, latents), begins)[0]
 
         return self._generate(next_features, rows, attention_mask, max_length, do_sample, lengths, beginning)
 

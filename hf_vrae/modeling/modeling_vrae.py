@@ -616,16 +616,12 @@ class VRAEForSequenceGeneration(VRAEPreTrainedModel, ConditionalModel, Generatio
         """Greedy decoding and sampling on a CPU: in place of `torch.multinomial`, the larger part of a step there,
         [`Draw`], the same distribution by another random stream; and where nothing but tokens is asked for, our own
         loop in place of transformers', whose 0.7 ms a token are more than the model's."""
-        plain = self.config.kernels == "plain" or input_ids.device.type != "cpu" or generation_config.output_scores
+        plain = self._is_plain(input_ids, generation_config)
         more = generation_config.return_dict_in_generate or streamer or synced_gpus or self.training
         # Where a cache holds what was masked, each step needs the mask.
         more = more or not (self._is_stateful or model_kwargs.get("decoder_attention_mask") is None)
         if plain or more or not model_kwargs["use_cache"]:
-            if generation_config.do_sample and not plain:
-                generation_config = copy.copy(generation_config)
-                generation_config.do_sample = False
-                logits_processor = LogitsProcessorList([*logits_processor, Draw()])
-            return super()._sample(
+            return self._sample_with_draw(
                 input_ids,
                 logits_processor,
                 stopping_criteria,
@@ -645,6 +641,22 @@ class VRAEForSequenceGeneration(VRAEPreTrainedModel, ConditionalModel, Generatio
 
         scores = outputs.logits[:, -1]
         return decode(next_scores, scores, input_ids, logits_processor, stopping_criteria, generation_config)
+
+    def _is_plain(self, input_ids, generation_config) -> bool:
+        """Whether sampling is left to transformers as it is; one who asks for scores wants none of [`Draw`]."""
+        return self.config.kernels == "plain" or input_ids.device.type != "cpu" or generation_config.output_scores
+
+    def _sample_with_draw(
+        self, input_ids, logits_processor, stopping_criteria, generation_config, *args, **model_kwargs
+    ):
+        """transformers' loop, with [`Draw`] unless it is to be plain."""
+        if generation_config.do_sample and not self._is_plain(input_ids, generation_config):
+            generation_config = copy.copy(generation_config)
+            generation_config.do_sample = False
+            logits_processor = LogitsProcessorList([*logits_processor, Draw()])
+        return super()._sample(
+            input_ids, logits_processor, stopping_criteria, generation_config, *args, **model_kwargs
+        )
 
     def _prepare_beginning(self, kwargs: dict) -> None:
         """Give every row its beginning, and mask the padding of beginnings of different lengths."""

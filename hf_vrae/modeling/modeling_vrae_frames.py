@@ -218,6 +218,13 @@ class VRAEForFrameGeneration(VRAEPreTrainedModel, ConditionalModel, FrameModel):
         """As [`VRAEDecoder.read_frames`]."""
         return self.model.decoder.read_frames(frames, first)
 
+    def _embed_chosen(self, frame: torch.Tensor | None, latents: torch.Tensor) -> torch.Tensor:
+        """What a step of generation reads, [B, E], of the frame just chosen, scaled [B, F], None at the start."""
+        first = torch.full((len(latents),), frame is None, device=self.device)
+        if frame is None or not self.config.reads_the_past:
+            frame = latents.new_full((len(latents), self.config.input_size), torch.nan)
+        return self._embed(frame, first)
+
     def _beside_latents(self, hidden: torch.Tensor, latents: torch.Tensor) -> torch.Tensor:
         return self.model.decoder.beside_latents(self.dropout(hidden), latents)
 
@@ -289,10 +296,8 @@ class VRAEForFrameGeneration(VRAEPreTrainedModel, ConditionalModel, FrameModel):
         step = self.model.decoder.stepper(latents)
 
         def next_features(frame):
-            first = torch.full((rows,), frame is None, device=self.device)
-            if frame is None or not self.config.reads_the_past:
-                frame = latents.new_full((rows, self.config.input_size), torch.nan)
-            return self._beside_latents(step(self._embed(frame, first)).unsqueeze(1), latents).squeeze(1)  # [B, H]
+            hidden = step(self._embed_chosen(frame, latents))
+            return self._beside_latents(hidden.unsqueeze(1), latents).squeeze(1)  # [B, H]
 
         return self._generate(next_features, rows, attention_mask, max_length, do_sample, lengths, beginning)
 
