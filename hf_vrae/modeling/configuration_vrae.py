@@ -81,6 +81,10 @@ class VRAEConfig(LatentSequenceConfig):
     encoder_dropout: float | int = field(
         default=0.0, metadata={"help": "Dropout on the encoder's embeddings and on its summary of the input"}
     )
+    variational_dropout: bool = field(
+        default=False,
+        metadata={"help": "Dropout drops the same at every step of a sequence (Gal & Ghahramani 2016)"},
+    )
     word_dropout: float | int = field(
         default=0.3,
         metadata={"help": "Share of the decoder's inputs lost in training: tokens become <unk>, frames missing"},

@@ -38,7 +38,7 @@ class VRAEDecoder(nn.Module):
         super().__init__()
         self.config = config
         self.make_inputs(config)
-        self.dropout = Dropout(config.dropout, config.kernels)
+        self.dropout = Dropout(config.dropout, config.kernels, config.variational_dropout)
         self.output_size = self.width = config.decoder_hidden_size
         if "output" in config.latent_conditioning:
             self.output_size += config.decoder_latent_size
@@ -168,6 +168,7 @@ class VRAERecurrentDecoder(VRAEDecoder):
             config.weight_dropout,
             config.skip_connections,
             config.kernels,
+            config.variational_dropout,
         )
 
     def first_states(self, latents: torch.Tensor) -> list:
@@ -337,6 +338,7 @@ class VRAEIndependentDecoder(VRAEDecoder):
             config.max_position_embeddings,
             config.dropout,
             config.kernels,
+            config.variational_dropout,
         )
 
     def make_inputs(self, config: VRAEConfig) -> None:

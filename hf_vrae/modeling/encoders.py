@@ -50,7 +50,7 @@ class VRAEEncoder(nn.Module):
         super().__init__()
         self.config = config
         self.make_inputs(config)
-        self.dropout = Dropout(config.encoder_dropout, config.kernels)
+        self.dropout = Dropout(config.encoder_dropout, config.kernels, config.variational_dropout)
         self.make_layers(config)
         self.posterior = make_posterior(config)
 
@@ -184,6 +184,7 @@ class VRAEIndependentEncoder(VRAEEncoder):
             config.max_position_embeddings,
             config.encoder_dropout,
             config.kernels,
+            config.variational_dropout,
         )
 
     def summarise(self, inputs, mask, output_hidden_states):

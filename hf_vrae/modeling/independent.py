@@ -18,14 +18,15 @@ class PositionwiseMLP(nn.Module):
         num_positions: the most steps.
         dropout: between the layers.
         kernels: "auto", or "plain" for torch's own operations.
+        variational_dropout: one mask for all steps of a sequence.
     """
 
-    def __init__(self, input_size, hidden_size, num_layers, num_positions, dropout, kernels="auto"):
+    def __init__(self, input_size, hidden_size, num_layers, num_positions, dropout, kernels="auto", variational_dropout=False):
         super().__init__()
         self.input = nn.Linear(input_size, hidden_size, bias=False)
         self.positions = nn.Embedding(num_positions, hidden_size)
         self.layers = nn.ModuleList(nn.Linear(hidden_size, hidden_size) for _ in range(num_layers - 1))
-        self.dropout = Dropout(dropout, kernels)
+        self.dropout = Dropout(dropout, kernels, variational_dropout)
 
     def forward(self, inputs: torch.Tensor, positions: torch.LongTensor) -> tuple[torch.Tensor, list[torch.Tensor]]:
         """

@@ -294,13 +294,22 @@ class _NADELogits(Function):
 
 class Dropout(nn.Dropout):
     """Dropout with 16 random bits an element, four elements a draw: on a CPU torch draws them one by one, five times
-    slower. `p` is rounded to a multiple of 2**-16."""
+    slower. `p` is rounded to a multiple of 2**-16.
 
-    def __init__(self, p: float, kernels: str = "auto"):
+    Args:
+        p: probability of an element to be dropped.
+        kernels: "auto", or "plain" for torch's own dropout.
+        shared: whether one mask [B, H] holds at all steps of inputs [B, T, H] (variational dropout, Gal & Ghahramani
+            2016, sec. 4).
+    """
+
+    def __init__(self, p: float, kernels: str = "auto", shared: bool = False):
         super().__init__(p)
-        self.kernels = kernels
+        self.kernels, self.shared = kernels, shared
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        if self.shared and self.training and self.p > 0 and inputs.dim() == 3 and inputs.shape[1] > 1:
+            return inputs * self(torch.ones_like(inputs[:, :1]))
         plain = self.kernels == "plain" or inputs.device.type != "cpu" or torch.compiler.is_compiling()
         dropped = round(self.p * 2**16)
         if plain or not self.training or dropped in (0, 2**16):

@@ -202,7 +202,7 @@ class VRAEForSequenceGeneration(VRAEPreTrainedModel, ConditionalModel, Generatio
                 f"`input_size` {config.input_size} is of frames: take `VRAEForFrameGeneration`, or leave it out."
             )
         self.model = self.inner_class(config)
-        self.dropout = Dropout(config.dropout, config.kernels)
+        self.dropout = Dropout(config.dropout, config.kernels, config.variational_dropout)
         size = self.model.decoder.output_size
         self.projection = nn.Identity()
         if config.tie_word_embeddings and size != self._tied_table().embedding_dim:

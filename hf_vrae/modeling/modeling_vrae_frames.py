@@ -74,7 +74,7 @@ class VRAEForFrameGeneration(VRAEPreTrainedModel, ConditionalModel, FrameModel):
     def __init__(self, config: VRAEConfig):
         super().__init__(config)
         self.model = self.inner_class(config)
-        self.dropout = Dropout(config.dropout, config.kernels)
+        self.dropout = Dropout(config.dropout, config.kernels, config.variational_dropout)
         self._make_head(self.model.decoder.output_size)
         self.post_init()
 

@@ -365,6 +365,7 @@ class RecurrentDecoder(nn.Module):
         weight_dropout: probability of [`drop_weights`].
         skip_connections: add to the output of each layer but the first what it was given.
         kernels: "auto", or "plain" for torch's own operations.
+        variational_dropout: one mask between layers for all steps of a sequence.
     """
 
     def __init__(
@@ -378,6 +379,7 @@ class RecurrentDecoder(nn.Module):
         weight_dropout=0.0,
         skip_connections=False,
         kernels="auto",
+        variational_dropout=False,
     ):
         super().__init__()
         layer_class = LAYERS[rnn_type, layer_norm]
@@ -385,7 +387,7 @@ class RecurrentDecoder(nn.Module):
         self.layers = nn.ModuleList(layer_class(size, hidden_size) for size in sizes)
         for layer in self.layers:
             layer.kernels, layer.weight_dropout = kernels, weight_dropout
-        self.dropout = Dropout(dropout, kernels)
+        self.dropout = Dropout(dropout, kernels, variational_dropout)
         self.skip_connections = skip_connections
         self.number_of_states = layer_class.number_of_states
 

@@ -87,7 +87,7 @@ class TransformerLayer(GradientCheckpointingLayer):
         self.feed_forward_norm = nn.LayerNorm(hidden_size)
         layers = nn.Linear(hidden_size, inside), nn.GELU(approximate="tanh"), nn.Linear(inside, hidden_size)
         self.feed_forward = nn.Sequential(*layers)
-        self.dropout = Dropout(dropout, config.kernels)
+        self.dropout = Dropout(dropout, config.kernels, config.variational_dropout)
 
     def forward(self, x: torch.Tensor, memory: torch.Tensor | None, attention_mask=None, past_key_values=None):
         x = x + self.dropout(self.attention(self.attention_norm(x), attention_mask, past_key_values))
@@ -114,7 +114,7 @@ class Transformer(nn.Module):
         if input_size != hidden_size:
             self.projection = nn.Linear(input_size, hidden_size, bias=False)
         self.positions = nn.Embedding(config.max_position_embeddings, hidden_size)
-        self.dropout = Dropout(dropout, config.kernels)
+        self.dropout = Dropout(dropout, config.kernels, config.variational_dropout)
         self.layers = nn.ModuleList(
             TransformerLayer(config, hidden_size, dropout, i, is_causal, has_memory) for i in range(num_layers)
         )

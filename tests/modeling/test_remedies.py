@@ -8,6 +8,7 @@ from torch.distributions import kl_divergence
 from hf_vrae import VRAEForSequenceGeneration
 from hf_vrae.modeling.distributions import DiagonalGaussian
 from hf_vrae.modeling.inference import refine
+from hf_vrae.modeling.kernels import Dropout
 from tests.models import LANGUAGE_MODELS, make_model
 
 DRY = {"dropout": 0.0, "word_dropout": 0.0}  # nothing random but z
@@ -206,6 +207,36 @@ def test_encoder_dropout_is_of_training_and_of_the_encoder(batch):
     assert not torch.equal(first.mean, second.mean)
     decoder = [model(latents=quiet.mean, decoder_input_ids=batch["input_ids"]).logits for _ in range(2)]
     torch.testing.assert_close(*decoder)
+
+
+@pytest.mark.parametrize("encoder_type", ["rnn", "transformer", "independent"])
+@pytest.mark.parametrize("decoder_type", ["rnn", "transformer", "independent"])
+def test_variational_dropout_drops_the_same_at_every_step(batch, encoder_type, decoder_type):
+    sites = {}
+
+    def note(module, inputs, outputs):
+        sites.setdefault(module, []).append((inputs[0], outputs))
+
+    def dropped(variational_dropout):
+        sites.clear()
+        model = make_model(
+            encoder_type=encoder_type, decoder_type=decoder_type, encoder_layers=2, decoder_layers=2, dropout=0.5,
+            encoder_dropout=0.5, variational_dropout=variational_dropout,
+        ).train()  # fmt: skip
+        for module in model.modules():
+            if isinstance(module, Dropout):
+                module.register_forward_hook(note)
+        model(**batch, labels=labels_of(model, batch)).loss.backward()
+        seen = [pair for pairs in sites.values() for pair in pairs if pair[0].dim() == 3 and pair[0].shape[1] > 1]
+        assert len(seen) >= 3  # in the encoder, in the decoder and on its output
+        return [((y == 0) & (x != 0), x != 0) for x, y in seen]
+
+    for lost, real in dropped(True):
+        assert 0.1 < lost[real].float().mean() < 0.9
+        kept = ~lost & real
+        assert not (lost.any(1) & kept.any(1)).any()  # a unit is lost at all steps of a sequence, or at none
+        assert not torch.equal(lost[0], lost[1])
+    assert all((lost.any(1) & (~lost & real).any(1)).any() for lost, real in dropped(False))
 
 
 def test_skip_connections_add_what_a_layer_was_given(batch):
