@@ -21,7 +21,9 @@ class PositionwiseMLP(nn.Module):
         variational_dropout: one mask for all steps of a sequence.
     """
 
-    def __init__(self, input_size, hidden_size, num_layers, num_positions, dropout, kernels="auto", variational_dropout=False):
+    def __init__(
+        self, input_size, hidden_size, num_layers, num_positions, dropout, kernels="auto", variational_dropout=False
+    ):
         super().__init__()
         self.input = nn.Linear(input_size, hidden_size, bias=False)
         self.positions = nn.Embedding(num_positions, hidden_size)

@@ -26,8 +26,8 @@ OF_FRAMES = {
 OF_THE_LOSS = ("free_bits", "free_bits_form", "mmd_weight", "num_train_samples", "resampling", "svi_steps")
 """What of the configuration the run's arguments set, whatever model it starts from."""
 FREE_TO_CHANGE = (
-    "dropout", "encoder_dropout", "weight_dropout", "variational_dropout", "word_dropout", "kernels", "initializer_range",
-    "condition_dropout", "classifier_weight",
+    "dropout", "encoder_dropout", "weight_dropout", "variational_dropout", "word_dropout",
+    "kernels", "initializer_range", "condition_dropout", "classifier_weight",
     "segment_kl_weight", "segment_free_bits",
 )  # fmt: skip
 """What of a saved model a recipe may set anew: no weight depends on it."""
