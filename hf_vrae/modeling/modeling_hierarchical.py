@@ -2,7 +2,8 @@
 
     log p(x) >= E_q[log p(x|z) - KL(q(z_g|x) || p(z_g)) - sum_s KL(q(z_s|x) || p(z_s | z_g, z_<s))]
 
-`hierarchical` has the network, and what the flat vector of all z is; all else is as in `modeling_vrae`.
+`hierarchical` has the network, `hierarchical_latents` what the flat vector of all z is; all else is as in
+`modeling_vrae`.
 
 Letters in shapes: B batch, K samples, N segments and sections, D size of z_g, W of the flat vector.
 """
@@ -11,18 +12,11 @@ import copy
 
 import torch
 from torch import nn
-from transformers.generation import GenerationMixin
 
 from .configuration_hierarchical import HierarchicalVRAEConfig
 from .distributions import DiagonalGaussian, kl_per_dimension
-from .hierarchical import (
-    HierarchicalDecoder,
-    HierarchicalEncoder,
-    JointGaussian,
-    JointPrior,
-    complete,
-    first_segments,
-)
+from .hierarchical import HierarchicalDecoder, HierarchicalEncoder
+from .hierarchical_latents import JointGaussian, JointPrior, complete, first_segments
 from .modeling_latent import OneLatentModel, check_latents
 from .modeling_vrae import VRAEForSequenceGeneration, VRAEModel, VRAEPreTrainedModel
 from .objectives import capacity_gap, free_bits, negative_elbo
@@ -157,7 +151,7 @@ class ScalesOfLatents(OneLatentModel):
 
 
 class HierarchicalVRAEForSequenceGeneration(
-    HierarchicalVRAEPreTrainedModel, ScalesOfLatents, VRAEForSequenceGeneration, GenerationMixin
+    HierarchicalVRAEPreTrainedModel, ScalesOfLatents, VRAEForSequenceGeneration
 ):
     """The VRAE with latents at several scales over token sequences.
 

@@ -9,14 +9,12 @@ Of a conditional model all stands under c, and `modeling_conditional` says how.
 Letters in shapes: B batch, T time, K samples, D latent size, E embedding size, H hidden size, V vocabulary.
 """
 
-import copy
 from dataclasses import dataclass
 
 import torch
 from torch import nn
-from transformers import AutoModel, AutoModelForCausalLM, LogitsProcessorList
+from transformers import AutoModel, AutoModelForCausalLM
 from transformers.cache_utils import Cache
-from transformers.generation import GenerationMixin
 from transformers.modeling_outputs import ModelOutput
 from transformers.utils import can_return_tuple
 
@@ -24,9 +22,9 @@ from .conditioning import ConditionEmbedding, join
 from .configuration_vrae import VRAEConfig
 from .decoders import make_decoder
 from .encoders import VRAEEncoderOutput, make_encoder
-from .generation import Draw, Guidance, copy_of, decode
-from .kernels import IGNORE_INDEX, Dropout, PackedLinear, draw, linear_cross_entropy, linear_nll, product_dtype
-from .modeling_conditional import CONDITIONS, ConditionalModel
+from .generation_vrae import VRAEGenerationMixin
+from .kernels import IGNORE_INDEX, Dropout, draw, linear_cross_entropy, linear_nll
+from .modeling_conditional import ConditionalModel
 from .modeling_latent import LatentSequenceModel, at_least_float32, check_latents, check_token_ids, token_nll
 from .posteriors import ConditionalPrior
 from .pretrained import copy_head, copy_weights, fields_of
@@ -179,7 +177,7 @@ class VRAEModel(VRAEPreTrainedModel):
         )
 
 
-class VRAEForSequenceGeneration(VRAEPreTrainedModel, ConditionalModel, GenerationMixin):
+class VRAEForSequenceGeneration(VRAEPreTrainedModel, ConditionalModel, VRAEGenerationMixin):
     """The VRAE over token sequences: encodes text, decodes latents, and bounds log p(x).
 
     Example:
@@ -515,188 +513,6 @@ class VRAEForSequenceGeneration(VRAEPreTrainedModel, ConditionalModel, Generatio
         moved[:, 0] = config.decoder_start_token_id
         padding = config.decoder_start_token_id if config.pad_token_id is None else config.pad_token_id
         return moved.gather(1, back).masked_fill(~real, padding)
-
-    def generate(
-        self,
-        inputs: torch.Tensor | None = None,
-        *args,
-        latents: torch.Tensor | None = None,
-        labels=None,
-        guidance_scale: float | None = None,
-        **kwargs,
-    ):
-        """transformers' `generate`: from an input (its posterior mean is decoded), from `latents` [B, D], or from
-        `encoder_outputs`; in every decoding mode. What the caller passes in stays as it is.
-
-        A conditional model also decodes neither: z is then drawn from p(z|c), one for each of the labels.
-
-        Args:
-            latents: z to decode, [B, D]. For several z of one input draw them first, `model.encode(**x).sample((n,))`:
-                `num_return_sequences` decodes one z several times.
-            decoder_input_ids: a beginning to go on from, [B, S] or [1, S]; padding in it is skipped.
-            past_key_values: the state an earlier call returned; `decoder_input_ids` are then all its tokens.
-            labels: what to decode under, by name or id: one for all rows or a list of one a row, of several labels a
-                dictionary of these. What is not said here is as in `class_ids`, `attributes` and `condition`, those
-                of the input (see [`ConditionalModel.condition`]), or missing.
-            guidance_scale: s of log p = log p(without c) + s (log p(with c) - log p(without c)), classifier-free
-                guidance (Ho & Salimans 2022) of a model trained with `condition_dropout`; both read the same z.
-            inputs, args, kwargs: as in transformers. Processors that look at the encoder's tokens need an input.
-        """
-        if inputs is not None and kwargs.get("input_ids") is None:
-            kwargs["input_ids"], inputs = inputs, None
-        if latents is not None:
-            for name in ("input_ids", "inputs_embeds", "encoder_outputs"):
-                if kwargs.get(name) is not None:
-                    raise ValueError(f"`latents` take the place of the encoder: pass them or `{name}`, not both.")
-            self._check_latents(latents)
-            kwargs.pop("attention_mask", None)
-        self._prepare_what_is_decoded(labels, latents, kwargs)
-        if kwargs.get("assistant_model") is not None and kwargs.get("encoder_outputs") is not None:
-            raise ValueError(
-                "An `assistant_model` reads the input itself: pass `input_ids` in place of `latents` or "
-                "`encoder_outputs`, or take `prompt_lookup_num_tokens`."
-            )
-        if kwargs.get("past_key_values") is not None:
-            kwargs["past_key_values"] = copy_of(kwargs["past_key_values"])
-        if kwargs.get("decoder_input_ids") is not None:
-            self._prepare_beginning(kwargs)
-        config = kwargs.get("generation_config") or self.generation_config
-        if config.guidance_scale not in (None, 1):  # transformers' own would decode without z
-            guidance_scale = config.guidance_scale if guidance_scale is None else guidance_scale
-            kwargs["generation_config"] = copy.copy(config)
-            kwargs["generation_config"].guidance_scale = 1.0
-        if guidance_scale not in (None, 1):
-            processors = kwargs.pop("logits_processor", None) or []
-            kwargs["logits_processor"] = LogitsProcessorList([self._guidance(guidance_scale, kwargs), *processors])
-        return super().generate(inputs, *args, **kwargs)
-
-    def _prepare_what_is_decoded(self, labels, latents: torch.Tensor | None, kwargs: dict) -> None:
-        """Put z, of a conditional model with c behind it, where `generate` looks for what an encoder gave."""
-        conditions = {name: kwargs.pop(name, None) for name in CONDITIONS}
-        if kwargs.get("encoder_outputs") is not None:
-            if labels is not None or any(condition is not None for condition in conditions.values()):
-                raise ValueError("`encoder_outputs` are decoded as they are, c included: leave the conditions out.")
-            kwargs["encoder_outputs"] = copy.copy(kwargs["encoder_outputs"])  # `generate` repeats rows in place
-        elif self.config.condition_width:
-            given = {name: kwargs.get(name) for name in ("input_ids", "attention_mask", "inputs_embeds")}
-            with torch.no_grad():
-                seen = self._decoded_of(labels, latents, conditions | given)
-            kwargs["encoder_outputs"] = VRAEEncoderOutput(last_hidden_state=seen.unsqueeze(1))
-            for name, tensor in given.items():
-                if tensor is not None:  # one input under several labels
-                    kwargs[name] = tensor.expand(len(seen), *tensor.shape[1:])
-        else:
-            self.condition(labels=labels, **conditions)  # there can be none
-            if latents is not None:
-                kwargs["encoder_outputs"] = VRAEEncoderOutput(last_hidden_state=latents.to(self.device).unsqueeze(1))
-
-    def _guidance(self, scale: float, kwargs: dict) -> Guidance:
-        """What moves the scores away from those of the same z without c."""
-        if not self.config.condition_dropout:
-            raise ValueError(
-                "`guidance_scale` needs a model that has learnt to go without its condition: train it with "
-                f"`condition_dropout` above 0; got {self.config.condition_dropout}."
-            )
-        if scale <= 0:
-            raise ValueError(f"`guidance_scale` must be above 0 (1 guides nowhere), got {scale}.")
-        latents = kwargs["encoder_outputs"].last_hidden_state[:, 0, : self.config.latent_size]
-        seen = join(latents, self.model.embed_condition())
-        return Guidance(self, scale, VRAEEncoderOutput(seen.unsqueeze(1)), kwargs.get("decoder_attention_mask"))
-
-    def _sample(
-        self,
-        input_ids,
-        logits_processor,
-        stopping_criteria,
-        generation_config,
-        synced_gpus=False,
-        streamer=None,
-        **model_kwargs,
-    ):
-        """Greedy decoding and sampling on a CPU: in place of `torch.multinomial`, the larger part of a step there,
-        [`Draw`], the same distribution by another random stream; and where nothing but tokens is asked for, our own
-        loop in place of transformers', whose 0.7 ms a token are more than the model's."""
-        plain = self._is_plain(input_ids, generation_config)
-        more = generation_config.return_dict_in_generate or streamer or synced_gpus or self.training
-        # Where a cache holds what was masked, each step needs the mask.
-        more = more or not (self._is_stateful or model_kwargs.get("decoder_attention_mask") is None)
-        if plain or more or not model_kwargs["use_cache"]:
-            return self._sample_with_draw(
-                input_ids,
-                logits_processor,
-                stopping_criteria,
-                generation_config,
-                synced_gpus,
-                streamer,
-                **model_kwargs,
-            )
-        outputs = self._prefill(input_ids, generation_config, model_kwargs)
-        decoder, seen = self.model.decoder, outputs.encoder_last_hidden_state[:, 0]
-        step = decoder.stepper(seen, outputs.past_key_values)
-        head = PackedLinear(self.lm_head.weight.to(product_dtype(self.lm_head.weight)), len(input_ids))
-
-        def next_scores(tokens):
-            hidden = step(decoder.read_tokens(tokens)).unsqueeze(1)  # [B, 1, H]
-            return head(self.features(hidden, seen).squeeze(1))
-
-        scores = outputs.logits[:, -1]
-        return decode(next_scores, scores, input_ids, logits_processor, stopping_criteria, generation_config)
-
-    def _is_plain(self, input_ids, generation_config) -> bool:
-        """Whether sampling is left to transformers as it is; one who asks for scores wants none of [`Draw`]."""
-        return self.config.kernels == "plain" or input_ids.device.type != "cpu" or generation_config.output_scores
-
-    def _sample_with_draw(
-        self, input_ids, logits_processor, stopping_criteria, generation_config, *args, **model_kwargs
-    ):
-        """transformers' loop, with [`Draw`] unless it is to be plain."""
-        if generation_config.do_sample and not self._is_plain(input_ids, generation_config):
-            generation_config = copy.copy(generation_config)
-            generation_config.do_sample = False
-            logits_processor = LogitsProcessorList([*logits_processor, Draw()])
-        return super()._sample(
-            input_ids, logits_processor, stopping_criteria, generation_config, *args, **model_kwargs
-        )
-
-    def _prepare_beginning(self, kwargs: dict) -> None:
-        """Give every row its beginning, and mask the padding of beginnings of different lengths."""
-        beginning = kwargs["decoder_input_ids"]
-        if kwargs.get("encoder_outputs") is not None:
-            beginning = beginning.expand(kwargs["encoder_outputs"][0].shape[0], -1)
-        elif kwargs.get("input_ids") is not None:
-            beginning = beginning.expand(kwargs["input_ids"].shape[0], -1)
-        kwargs["decoder_input_ids"] = beginning
-        pad_token_id = kwargs.get("pad_token_id", self.generation_config.pad_token_id)
-        if kwargs.get("decoder_attention_mask") is None and pad_token_id is not None:
-            mask = (beginning != pad_token_id).long()
-            if pad_token_id == self.config.decoder_start_token_id:
-                mask[:, 0] = 1  # it starts the row as well
-            if not mask.all():
-                kwargs["decoder_attention_mask"] = mask
-
-    def prepare_inputs_for_generation(self, input_ids, next_sequence_length=None, past_key_values=None, **kwargs):
-        if past_key_values is not None and next_sequence_length is None:
-            next_sequence_length = input_ids.shape[1] - past_key_values.get_seq_length()
-            if next_sequence_length < 1:
-                raise ValueError(
-                    f"`past_key_values` have read {past_key_values.get_seq_length()} tokens, so `decoder_input_ids` "
-                    f"must be those and at least one more, got {input_ids.shape[1]}. Pass the whole `sequences` that "
-                    "the earlier call returned."
-                )
-        return super().prepare_inputs_for_generation(input_ids, next_sequence_length, past_key_values, **kwargs)
-
-    @classmethod
-    def _supports_default_dynamic_cache(cls) -> bool:
-        return False  # the decoder makes its own
-
-    def _prepare_cache_for_generation(self, generation_config, model_kwargs, *args, **kwargs):
-        """Assisted decoding wants the cache, which can be rolled back, before the first step."""
-        super()._prepare_cache_for_generation(generation_config, model_kwargs, *args, **kwargs)
-        cache = model_kwargs.get("past_key_values")
-        if cache is None and generation_config.use_cache is not False and not self._is_stateful:
-            cache = model_kwargs["past_key_values"] = self.model.decoder.new_cache()
-            if generation_config.is_assistant:
-                cache.activate_past_recording()
 
     def resize_token_embeddings(
         self, new_num_tokens=None, pad_to_multiple_of=None, mean_resizing=True

@@ -12,13 +12,13 @@ from dataclasses import dataclass
 
 import torch
 from torch import nn
-from transformers.generation import GenerationMixin
 from transformers.modeling_outputs import ModelOutput
-from transformers.utils import can_return_tuple, logging
+from transformers.utils import can_return_tuple
 
 from .configuration_vrnn import VRNNConfig
 from .distributions import DiagonalGaussian, kl_per_dimension
 from .generation import RecurrentCache
+from .generation_vrnn import LatentNoise, VRNNGenerationMixin
 from .heads import make_frame_embedding
 from .kernels import IGNORE_INDEX, Dropout, draw, linear_cross_entropy, linear_nll
 from .modeling_latent import LatentSequenceModel, at_least_float32, check_token_ids, token_nll
@@ -26,7 +26,6 @@ from .objectives import importance_weighted_bound, negative_elbo, particle_filte
 from .recurrent import left_align, take_time
 from .vrnn import Resampling, Trajectory, VRNNLayer
 
-logger = logging.get_logger(__name__)
 MAX_AT_ONCE = 2**24  # emission features, of a particle, a sequence and a step each, held at once in evaluation
 
 
@@ -78,6 +77,23 @@ class Observed:
     def real(self) -> torch.Tensor:
         """[B, T]"""
         return torch.arange(self.phi_x.shape[1], device=self.phi_x.device) < self.lengths.unsqueeze(1)
+
+
+@dataclass
+class Reading:
+    """What [`VRNNForSequenceGeneration._read`] leaves of each column.
+
+    Args:
+        features: of the emission of the next token, [B, T, P].
+        z: of the next token: where that is among the columns, the one it was read with, [B, T, D].
+        hidden: h, [B, T, H].
+        cache: the state after the last column, and the last z.
+    """
+
+    features: torch.Tensor
+    z: torch.Tensor
+    hidden: torch.Tensor
+    cache: RecurrentCache
 
 
 class VRNNPreTrainedModel(LatentSequenceModel):
@@ -379,7 +395,7 @@ class VRNNModel(VRNNPreTrainedModel):
         return self.layer.phi_x(self.dropout(inputs))
 
 
-class VRNNForSequenceGeneration(VRNNPreTrainedModel, GenerationMixin):
+class VRNNForSequenceGeneration(VRNNPreTrainedModel, VRNNGenerationMixin):
     """The VRNN over token sequences `<s> w1 .. wn </s>`; each token but the first has a latent of its own.
 
     Example:
@@ -418,7 +434,7 @@ class VRNNForSequenceGeneration(VRNNPreTrainedModel, GenerationMixin):
         output_hidden_states: bool | None = None,
         logits_to_keep: int = 0,
         num_observed: int | None = None,
-        latent_noise: "LatentNoise | None" = None,
+        latent_noise: LatentNoise | None = None,
     ) -> VRNNOutput:
         """
         Args:
@@ -514,7 +530,7 @@ class VRNNForSequenceGeneration(VRNNPreTrainedModel, GenerationMixin):
         features, labels = path.features.flatten(0, 1), observed.target.flatten()
         return linear_cross_entropy(features, self.lm_head.weight, labels, scale=1 / len(observed.target))
 
-    def _read(self, inputs_embeds, mask, cache, latents, num_observed, latent_noise) -> "Reading":
+    def _read(self, inputs_embeds, mask, cache, latents, num_observed, latent_noise) -> Reading:
         """Go through the columns one by one; see [`forward`] for which z each is read with."""
         layer, phi_x = self.model.layer, self.model.embed(inputs_embeds)
         count, time = phi_x.shape[:2]
@@ -555,87 +571,6 @@ class VRNNForSequenceGeneration(VRNNPreTrainedModel, GenerationMixin):
             cache = RecurrentCache(1, layer.rnn.number_of_states + 1)
         cache.update_states([(*state, z)], time)
         return Reading(*(torch.stack(path, dim=1) for path in (features, [*used, z], hidden)), cache)
-
-    def generate(self, inputs: torch.Tensor | None = None, *args, latents: torch.Tensor | None = None, **kwargs):
-        """transformers' `generate`, a continuation of the given tokens, by default of the start mark alone.
-
-        In greedy decoding and with beams each z is the prior's mean, so that what is searched is one distribution of
-        tokens; in sampling it is drawn. The z of given tokens are inferred from them.
-
-        Args:
-            latents: z of each token but the first in place of the prior's, [B, S, D]; further ones are the prior's.
-            inputs, args, kwargs: as in transformers.
-        """
-        if inputs is None:
-            inputs = kwargs.pop("input_ids", None)
-        if latents is not None:
-            self._check_latents(latents)
-            if inputs is None and kwargs.get("inputs_embeds") is None:
-                inputs = torch.full((len(latents), 1), self.config.bos_token_id, device=self.device)
-            kwargs["latents"] = latents.to(self.device)
-        if kwargs.get("past_key_values") is not None:
-            kwargs["past_key_values"] = kwargs["past_key_values"].copy()
-        elif inputs is not None:
-            self._warn_of_marks(inputs, self._mask(inputs, None, kwargs.get("attention_mask")))
-        given = kwargs.get("inputs_embeds") if inputs is None else inputs
-        kwargs["num_observed"] = 1 if given is None else given.shape[1]
-        return super().generate(inputs, *args, **kwargs)
-
-    def _warn_of_marks(self, input_ids: torch.LongTensor, mask: torch.Tensor) -> None:
-        """A tokenizer that writes `<s> w1 .. wn </s>`, as training wants it, leaves nothing to go on with."""
-        first = input_ids.gather(1, mask.long().argmax(1, keepdim=True))
-        if (first != self.config.bos_token_id).any() or (input_ids[:, -1] == self.config.eos_token_id).any():
-            logger.warning_once(
-                "A sequence to go on with should be `<s> w1 .. wn`: its first token only starts it and is not read, "
-                "and behind `</s>` nothing was ever learnt. Tokenize `<s> w1 .. wn` with `add_special_tokens=False`; "
-                'in a pipeline set `prefix="<s>"` and `add_special_tokens=False`.'
-            )
-
-    def _sample(self, input_ids, logits_processor, stopping_criteria, generation_config, *args, **model_kwargs):
-        if generation_config.do_sample:
-            model_kwargs["latent_noise"] = LatentNoise(len(input_ids), 1, self.config.latent_size, self.device)
-        return super()._sample(
-            input_ids, logits_processor, stopping_criteria, generation_config, *args, **model_kwargs
-        )
-
-    def _beam_search(self, input_ids, logits_processor, stopping_criteria, generation_config, **model_kwargs):
-        if generation_config.do_sample:
-            shape = len(input_ids), generation_config.num_beams, self.config.latent_size
-            model_kwargs["latent_noise"] = LatentNoise(*shape, self.device)
-        return super()._beam_search(input_ids, logits_processor, stopping_criteria, generation_config, **model_kwargs)
-
-    @classmethod
-    def _supports_default_dynamic_cache(cls) -> bool:
-        return False  # the model makes its own, of fixed size
-
-
-class LatentNoise(dict):
-    """Standard normal [B, D] of each column, drawn when first asked for: without a cache a z is made again at each
-    step, and must be the same. The beams of a sequence share it, so that it stays theirs when they change places."""
-
-    def __init__(self, rows: int, beams: int, latent_size: int, device: torch.device):
-        self.shape, self.beams, self.device = (rows // beams, latent_size), beams, device
-
-    def __missing__(self, column: int) -> torch.Tensor:
-        self[column] = torch.randn(self.shape, device=self.device).repeat_interleave(self.beams, dim=0)
-        return self[column]
-
-
-@dataclass
-class Reading:
-    """What [`VRNNForSequenceGeneration._read`] leaves of each column.
-
-    Args:
-        features: of the emission of the next token, [B, T, P].
-        z: of the next token: where that is among the columns, the one it was read with, [B, T, D].
-        hidden: h, [B, T, H].
-        cache: the state after the last column, and the last z.
-    """
-
-    features: torch.Tensor
-    z: torch.Tensor
-    hidden: torch.Tensor
-    cache: RecurrentCache
 
 
 __all__ = ["VRNNForSequenceGeneration", "VRNNModel", "VRNNPreTrainedModel"]

@@ -14,7 +14,7 @@ from hf_vrae.data.collators import AutoencodingCollator, FrameCollator
 from hf_vrae.data.frames import make_frames as make_split
 from hf_vrae.evaluation.free_running import evaluate_free_running
 from hf_vrae.modeling.distributions import kl_per_dimension
-from hf_vrae.modeling.hierarchical import JointGaussian
+from hf_vrae.modeling.hierarchical_latents import JointGaussian
 from tests.models import (
     HIERARCHICAL_VARIANTS,
     SCALING,

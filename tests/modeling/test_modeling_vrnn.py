@@ -8,7 +8,7 @@ from torch import nn
 from transformers import AutoModel, AutoModelForCausalLM
 
 from hf_vrae import VRNNConfig, VRNNForFrameGeneration, VRNNForSequenceGeneration
-from hf_vrae.modeling.modeling_vrnn import logger
+from hf_vrae.modeling.generation_vrnn import logger
 from hf_vrae.modeling.vrnn import over_samples
 from tests.models import HEADS
 

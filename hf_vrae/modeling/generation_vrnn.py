@@ -1,0 +1,75 @@
+"""How a VRNN over tokens generates: transformers' `generate`, and a z for each token."""
+
+import torch
+from transformers.generation import GenerationMixin
+from transformers.utils import logging
+
+logger = logging.get_logger(__name__)
+
+
+class LatentNoise(dict):
+    """Standard normal [B, D] of each column, drawn when first asked for: without a cache a z is made again at each
+    step, and must be the same. The beams of a sequence share it, so that it stays theirs when they change places."""
+
+    def __init__(self, rows: int, beams: int, latent_size: int, device: torch.device):
+        self.shape, self.beams, self.device = (rows // beams, latent_size), beams, device
+
+    def __missing__(self, column: int) -> torch.Tensor:
+        self[column] = torch.randn(self.shape, device=self.device).repeat_interleave(self.beams, dim=0)
+        return self[column]
+
+
+class VRNNGenerationMixin(GenerationMixin):
+    """The z of given tokens are inferred from them; that of a new one is the prior's, its mean or a draw."""
+
+    def generate(self, inputs: torch.Tensor | None = None, *args, latents: torch.Tensor | None = None, **kwargs):
+        """transformers' `generate`, a continuation of the given tokens, by default of the start mark alone.
+
+        In greedy decoding and with beams each z is the prior's mean, so that what is searched is one distribution of
+        tokens; in sampling it is drawn. The z of given tokens are inferred from them.
+
+        Args:
+            latents: z of each token but the first in place of the prior's, [B, S, D]; further ones are the prior's.
+            inputs, args, kwargs: as in transformers.
+        """
+        if inputs is None:
+            inputs = kwargs.pop("input_ids", None)
+        if latents is not None:
+            self._check_latents(latents)
+            if inputs is None and kwargs.get("inputs_embeds") is None:
+                inputs = torch.full((len(latents), 1), self.config.bos_token_id, device=self.device)
+            kwargs["latents"] = latents.to(self.device)
+        if kwargs.get("past_key_values") is not None:
+            kwargs["past_key_values"] = kwargs["past_key_values"].copy()
+        elif inputs is not None:
+            self._warn_of_marks(inputs, self._mask(inputs, None, kwargs.get("attention_mask")))
+        given = kwargs.get("inputs_embeds") if inputs is None else inputs
+        kwargs["num_observed"] = 1 if given is None else given.shape[1]
+        return super().generate(inputs, *args, **kwargs)
+
+    def _warn_of_marks(self, input_ids: torch.LongTensor, mask: torch.Tensor) -> None:
+        """A tokenizer that writes `<s> w1 .. wn </s>`, as training wants it, leaves nothing to go on with."""
+        first = input_ids.gather(1, mask.long().argmax(1, keepdim=True))
+        if (first != self.config.bos_token_id).any() or (input_ids[:, -1] == self.config.eos_token_id).any():
+            logger.warning_once(
+                "A sequence to go on with should be `<s> w1 .. wn`: its first token only starts it and is not read, "
+                "and behind `</s>` nothing was ever learnt. Tokenize `<s> w1 .. wn` with `add_special_tokens=False`; "
+                'in a pipeline set `prefix="<s>"` and `add_special_tokens=False`.'
+            )
+
+    def _sample(self, input_ids, logits_processor, stopping_criteria, generation_config, *args, **model_kwargs):
+        if generation_config.do_sample:
+            model_kwargs["latent_noise"] = LatentNoise(len(input_ids), 1, self.config.latent_size, self.device)
+        return super()._sample(
+            input_ids, logits_processor, stopping_criteria, generation_config, *args, **model_kwargs
+        )
+
+    def _beam_search(self, input_ids, logits_processor, stopping_criteria, generation_config, **model_kwargs):
+        if generation_config.do_sample:
+            shape = len(input_ids), generation_config.num_beams, self.config.latent_size
+            model_kwargs["latent_noise"] = LatentNoise(*shape, self.device)
+        return super()._beam_search(input_ids, logits_processor, stopping_criteria, generation_config, **model_kwargs)
+
+    @classmethod
+    def _supports_default_dynamic_cache(cls) -> bool:
+        return False  # the model makes its own, of fixed size
