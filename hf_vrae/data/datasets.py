@@ -115,6 +115,12 @@ def _with_text(data: Dataset, column: str | None, split: str) -> Dataset:
     """The data set with its text in column "text"."""
     strings = [name for name, feature in data.features.items() if feature in (Value("string"), Value("large_string"))]
     if column is None:
+        if not strings:
+            raise ValueError(
+                f"The {split} split has no text: no column of {data.column_names} holds strings. Of sequences of "
+                "numbers name the channels with `feature_columns`, or say how to read them with `sequence_column` or "
+                "`window`."
+            )
         column = "text" if "text" in strings or len(strings) != 1 else strings[0]
     if column not in data.column_names:
         raise ValueError(

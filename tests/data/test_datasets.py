@@ -57,6 +57,8 @@ def test_text_column(write):
         load_text(path)
     with pytest.raises(ValueError, match="must hold strings, but column 'n'"):
         load_text(write("b.csv", "n,text\n1,x\n"), text_column="n")
+    with pytest.raises(ValueError, match=r"no text: no column of \['a', 'b'\] .* `feature_columns`"):
+        load_text(write("c.csv", "a,b\n1,2\n"))
 
 
 @pytest.mark.parametrize(
