@@ -58,13 +58,15 @@ def add_reading_flags(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--features_column", help="Frames: column, or array of an .npz; by default the only one")
     group.add_argument("--feature_columns", nargs="+", help="Frames: channels of a .csv with a row a step")
     group.add_argument("--sequence_column", help="Frames: rows of a .csv with the same value are one sequence")
+    group.add_argument("--segment_column", help="Frames: the same throughout a segment of a hierarchical model")
     group.add_argument("--window", type=int, help="Frames: cut sequences into windows of so many")
     group.add_argument("--stride", type=int, help="Frames: from one window to the next; by default --window")
 
 
 def reading_flags(args: argparse.Namespace) -> dict:
     """Those that are given."""
-    names = ("text_column", "encoding", "features_column", "feature_columns", "sequence_column", "window", "stride")
+    names = ("text_column", "encoding", "features_column", "feature_columns", "sequence_column", "segment_column",
+             "window", "stride")  # fmt: skip
     return {name: getattr(args, name) for name in names if getattr(args, name) is not None}
 
 

@@ -51,8 +51,9 @@ def attribute_vector(with_attribute: torch.Tensor, without: torch.Tensor) -> tor
 
 
 def conditions_of(model, batch: dict) -> dict[str, torch.Tensor]:
-    """What of a batch its latents stand under, for `generate`; a missing label is inferred where the model can."""
-    under = {name: batch[name] for name in WORDS if batch.get(name) is not None}
+    """What of a batch its latents stand under, and its segments, for `generate`; a missing label is inferred where the
+    model can."""
+    under = {name: batch[name] for name in (*WORDS, "segment_ids") if batch.get(name) is not None}
     if model.config.model_type == "vrae" and model.config.label_classifier:
         under["class_ids"] = model.infer_labels(**batch)
     return under
@@ -188,20 +189,17 @@ def move_texts(model, tokenizer, texts, with_attribute, without, strengths=(1.0,
 
 
 @torch.no_grad()
-def encode_frames(
-    model, sequences: list[np.ndarray], batch_size: int = 64, conditions: dict[str, torch.Tensor] | None = None
-) -> list[torch.Tensor]:
+def encode_frames(model, sequences: list, batch_size: int = 64) -> list[torch.Tensor]:
     """What stands for each sequence in latent space: the posterior mean [D], or of one latent a frame those [T, D].
 
     Args:
-        conditions: what they stand under, a row each, by the words of a batch.
+        sequences: in any form that [`FrameCollator`] takes.
     """
     if not sequences:
         raise ValueError("There must be one sequence at least, got none.")
     latents = []
     for start in range(0, len(sequences), batch_size):
         batch = FrameCollator()(sequences[start : start + batch_size])
-        batch |= {name: rows[start : start + batch_size] for name, rows in (conditions or {}).items()}
         z = model.encode(**{name: tensor.to(model.device) for name, tensor in batch.items()}).mode
         lengths = batch["attention_mask"].sum(1).tolist()
         latents += [row[:length] if row.dim() == 2 else row for row, length in zip(z, lengths, strict=True)]
@@ -248,20 +246,14 @@ def sample_frames(
     return {"sample": _ended(frames), "lengths": frames.lengths.cpu().numpy()}
 
 
-def reconstruct_frames(
-    model,
-    sequences: list[np.ndarray],
-    do_sample: bool = False,
-    conditions: dict[str, torch.Tensor] | None = None,
-    labels=None,
-) -> dict[str, np.ndarray]:
-    """Each sequence beside what its posterior means decode to, under its own `conditions` or other `labels`."""
-    lengths = [len(sequence) for sequence in sequences]
-    under = conditions_of(model, FrameCollator()(sequences) | (conditions or {}))
+def reconstruct_frames(model, sequences: list, do_sample: bool = False, labels=None) -> dict[str, np.ndarray]:
+    """Each sequence, as of [`encode_frames`], beside what its posterior means decode to, under its own conditions or
+    other `labels`."""
+    batch = FrameCollator()(sequences)
+    lengths, under = batch["attention_mask"].sum(1), conditions_of(model, batch)
     under = under if labels is None else under | {"labels": labels}
-    latents = encode_frames(model, sequences, conditions=conditions)
-    decoded = decode_frames(model, latents, lengths, do_sample, **under)
-    return {"real": _padded(sequences), "reconstruction": decoded, "lengths": np.array(lengths)}
+    decoded = decode_frames(model, encode_frames(model, sequences), lengths.tolist(), do_sample, **under)
+    return {"real": batch["labels"].numpy(), "reconstruction": decoded, "lengths": lengths.numpy()}
 
 
 def interpolate_frames(

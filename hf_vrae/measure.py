@@ -213,8 +213,7 @@ def walk_frames(
     rows = sequence_rows(data)
     sequences = rows.__getitems__(list(indices))
     if mode == "reconstruct":
-        own = conditions_in(batch_rows(data).__getitems__(list(indices)))
-        return reconstruct_frames(model, sequences, do_sample, own, labels)
+        return reconstruct_frames(model, batch_rows(data).__getitems__(list(indices)), do_sample, labels)
     if mode == "interpolate":
         return interpolate_frames(model, sequences[:2], steps, spherical, do_sample)
     values = [str(value) for value in attribute_values(data, label)]

@@ -73,7 +73,8 @@ class FrameCollator:
 
         Returns:
             `input_features` [B, T, F], 0 where padded, `attention_mask` [B, T], and `labels` [B, T, F]: the features,
-            NaN where padded. Rows with conditions bring these, see [`conditions`].
+            NaN where padded. Rows with conditions bring these, see [`conditions`]; rows with `segment_ids` [T] these,
+            [B, T], -1 where padded.
 
         Raises:
             ValueError: where a mask does not fit its features, a sequence has no frame, or channels differ in number.
@@ -87,10 +88,16 @@ class FrameCollator:
         mask = np.arange(width) < lengths[:, None]  # [B, T]
         labels = np.full((*mask.shape, channels[0]), np.nan, dtype=np.float32)
         labels[mask] = np.concatenate(sequences)
+        segments = {}
+        if isinstance(examples[0], dict) and "segment_ids" in examples[0]:
+            segments["segment_ids"] = np.full(mask.shape, -1)
+            ids = [row["segment_ids"][:length] for row, length in zip(examples, lengths, strict=True)]
+            segments["segment_ids"][mask] = np.concatenate(ids)
         return {
             "input_features": torch.from_numpy(np.where(mask[:, :, None], labels, np.float32(0))),
             "attention_mask": torch.from_numpy(mask.astype(np.int64)),
             "labels": torch.from_numpy(labels),
+            **{name: torch.from_numpy(ids) for name, ids in segments.items()},
             **conditions(examples),
         }
 

@@ -6,10 +6,9 @@ from dataclasses import dataclass, field
 import numpy as np
 from datasets import ClassLabel, Dataset, Value
 
-from .frames import sequence_rows
+from .frames import PREFIX, sequence_rows
 
 MISSING = -100
-PREFIX = "condition."  # of the columns made here: a user's own "attributes" is none of them
 WORDS = ("class_ids", "attributes", "condition")  # of a batch
 
 
@@ -143,17 +142,18 @@ def hide_labels(split: Dataset, keep: int, seed: int) -> Dataset:
 
 
 def batch_rows(split: Dataset):
-    """The rows of a split for a collator: sequences alone, or, where they stand under conditions, with these."""
+    """The rows of a split for a collator: sequences alone, or with their conditions and segments where there are
+    any."""
     rows = sequence_rows(split)
     return ConditionedRows(rows, split) if any(name.startswith(PREFIX) for name in split.column_names) else rows
 
 
 class ConditionedRows:
-    """Sequences and their conditions for a `DataLoader`, as dictionaries.
+    """Sequences, their conditions and their segments for a `DataLoader`, as dictionaries.
 
     Args:
         sequences: of [`sequence_rows`].
-        split: the same rows, with the columns that [`Conditions.add_to`] makes.
+        split: the same rows, with the columns that [`Conditions.add_to`] and [`load_frames`] make.
     """
 
     def __init__(self, sequences, split: Dataset):

@@ -14,6 +14,8 @@ from .datasets import _SPLIT_NAMES, TokenRows, _load_named, load_file
 
 logger = logging.getLogger(__name__)
 
+PREFIX = "batch."  # of columns made here for the batches: a user's own "segment_ids" or "attributes" is none of them
+SEGMENTS = PREFIX + "segment_ids"
 SPLITS = ("train", "validation", "test")
 ROWS = 1000  # looked at together where a split is read through
 
@@ -27,6 +29,7 @@ def load_frames(
     features_column: str | None = None,
     feature_columns: list[str] | None = None,
     sequence_column: str | None = None,
+    segment_column: str | None = None,
     window: int | None = None,
     stride: int | None = None,
 ) -> DatasetDict:
@@ -50,6 +53,8 @@ def load_frames(
         feature_columns: of a .csv, which are channels; by default all of numbers but `sequence_column` and "label".
         sequence_column: of a .csv, rows with the same value here are one sequence, in the order of the file; without
             it the file is one. It and other columns that do not change within any sequence stay as columns.
+        segment_column: column, or array of an .npz shaped as the frames without their channels, with a number or name
+            a frame: frames with the same one, one after the other, are a segment (a bar, a phrase).
         window, stride: cut a sequence into windows of so many frames, one every `stride` (default: `window`) frames,
             as long as a window would hold frames that the one before does not; the last one may be shorter. What
             else is known of the sequence is repeated. Overlapping windows of one sequence must not be shared out
@@ -71,7 +76,7 @@ def load_frames(
         parts = _load_named(dataset_name, dataset_config_name)
         return DatasetDict(
             {
-                split: _from_rows(part, features_column, f"The {split} split", window, stride)
+                split: _from_rows(part, features_column, segment_column, f"The {split} split", window, stride)
                 for split, part in parts.items()
             }
         )
@@ -81,18 +86,21 @@ def load_frames(
     for split, path in files.items():
         suffix = Path(path).suffix
         if suffix in (".npz", ".npy"):
-            data |= _from_arrays(path, split, set(files) == {"train"}, features_column, window, stride)
+            columns = features_column, segment_column
+            data |= _from_arrays(path, split, set(files) == {"train"}, columns, window, stride)
         elif suffix in (".csv", ".tsv"):
             # The kind of a column is then read off all of it: a sensor may be silent for its first 10,000 rows.
             steps = load_file(path, chunksize=2**31 - 1)
-            data[split] = _from_steps(steps, feature_columns, sequence_column, path, window, stride)
+            columns = feature_columns, sequence_column, segment_column
+            data[split] = _from_steps(steps, *columns, path, window, stride)
         else:
             if suffix not in (".parquet", ".json", ".jsonl"):
                 raise ValueError(
                     f"The file {path!r} of frames must end in .npz, .npy, .csv, .tsv, .parquet, .json or .jsonl; "
                     f"got {suffix!r}."
                 )
-            data[split] = _from_rows(load_file(path), features_column, f"The file {path!r}", window, stride)
+            columns = features_column, segment_column
+            data[split] = _from_rows(load_file(path), *columns, f"The file {path!r}", window, stride)
     return data
 
 
@@ -102,6 +110,7 @@ def make_frames(
     columns: Dataset | None = None,
     window: int | None = None,
     stride: int | None = None,
+    segment_ids: np.ndarray | None = None,
 ) -> Dataset:
     """A split out of arrays.
 
@@ -110,19 +119,22 @@ def make_frames(
         lengths: of the sequences, [N].
         columns: what else is known of them, N rows.
         window, stride: see [`load_frames`].
+        segment_ids: of the frames, [sum of T].
 
     Returns:
-        a data set with `input_features` (a list of T lists of F float32 each), `length` (T) and the columns.
+        a data set with `input_features` (a list of T lists of F float32 each), `length` (T), the segments where
+        they are given, and the columns.
     """
     others = columns.with_format("arrow")[:] if columns is not None else pa.table({})
-    features = _features(frames.shape[1], columns.features if columns is not None else {})
-    table = _table(frames, lengths, others, window, stride)
+    features = _features(frames.shape[1], columns.features if columns is not None else {}, segment_ids is not None)
+    table = _table(frames, lengths, others, window, stride, segment_ids)
     return Dataset(table.select(list(features)), info=DatasetInfo(features=features))
 
 
 def cut_windows(split: Dataset, window: int) -> Dataset:
     """The sequences of a split in windows of so many frames, one behind the other; the last may be shorter."""
-    return _from_rows(split, "input_features", "The split", window, None)
+    segments = SEGMENTS if SEGMENTS in split.column_names else None
+    return _from_rows(split, "input_features", segments, "The split", window, None)
 
 
 def num_channels(split: Dataset) -> int:
@@ -130,22 +142,27 @@ def num_channels(split: Dataset) -> int:
     return split.features["input_features"].feature.length
 
 
-def _features(channels: int, others: dict) -> Features:
+def _features(channels: int, others: dict, segments: bool) -> Features:
     frames = {"input_features": List(List(Value("float32"), length=channels)), "length": Value("int64")}
+    if segments:
+        frames[SEGMENTS] = List(Value("int64"))
     return Features(frames | {name: feature for name, feature in others.items() if name not in frames})
 
 
-def _table(frames: np.ndarray, lengths: np.ndarray, others: pa.Table, window: int | None, stride: int | None):
-    """The table of a split; `frames` [sum of T, F] and `lengths` [N] as in [`make_frames`]."""
+def _table(frames, lengths, others: pa.Table, window: int | None, stride: int | None, segment_ids=None) -> pa.Table:
+    """The table of a split; `frames` [sum of T, F], `lengths` [N] and `segment_ids` as in [`make_frames`]."""
     others = others.drop([name for name in ("input_features", "length") if name in others.column_names])
     if window is not None:
         rows, starts, lengths = _cut(lengths, window, stride or window)
         # Of each frame kept: where its window starts, and how far behind that it stands.
         within = np.arange(lengths.sum()) - np.repeat(np.cumsum(lengths) - lengths, lengths)
-        frames, others = frames[np.repeat(starts, lengths) + within], others.take(rows)
+        kept, others = np.repeat(starts, lengths) + within, others.take(rows)
+        frames, segment_ids = frames[kept], None if segment_ids is None else segment_ids[kept]
     vectors = pa.FixedSizeListArray.from_arrays(pa.array(_float32(frames).reshape(-1)), frames.shape[1])
     offsets = pa.array(np.concatenate([[0], np.cumsum(lengths)]), pa.int32())
     columns = {"input_features": pa.ListArray.from_arrays(offsets, vectors), "length": np.asarray(lengths, np.int64)}
+    if segment_ids is not None:
+        columns[SEGMENTS] = pa.ListArray.from_arrays(offsets, pa.array(segment_ids, pa.int64()))
     return pa.table(columns | {name: others[name] for name in others.column_names})
 
 
@@ -164,7 +181,7 @@ def _float32(array: np.ndarray) -> np.ndarray:
         return np.ascontiguousarray(array, dtype=np.float32)
 
 
-def _from_arrays(path: str, split: str, alone: bool, column: str | None, window: int | None, stride: int | None):
+def _from_arrays(path: str, split: str, alone: bool, columns: tuple, window: int | None, stride: int | None):
     """The splits in an .npz or .npy; of several in a file, all where it is alone."""
     if not Path(path).is_file():
         raise ValueError(f"There is no file {path!r}. Relative paths start at {Path.cwd()}.")
@@ -186,11 +203,14 @@ def _from_arrays(path: str, split: str, alone: bool, column: str | None, window:
     elif not alone and split not in parts:
         raise ValueError(f"The file {path!r} must hold the {split} split it is given for; it holds {sorted(parts)}.")
     wanted = [name for name in SPLITS if name in parts] if alone else [split]
-    return {name: _from_array(parts[name], names, f"{path!r} ({name})", column, window, stride) for name in wanted}
+    return {name: _from_array(parts[name], names, f"{path!r} ({name})", *columns, window, stride) for name in wanted}
 
 
-def _from_array(arrays: dict, names: np.ndarray | None, where: str, column: str | None, window, stride) -> Dataset:
+def _from_array(arrays: dict, names: np.ndarray | None, where: str, column, segments, window, stride) -> Dataset:
     lengths = arrays.pop("lengths", None)
+    if segments is not None and segments not in arrays:
+        raise ValueError(f"`segment_column` must be an array of {where}, one of {sorted(arrays)}; got {segments!r}.")
+    segment_ids = arrays.pop(segments, None)
     columns = {"label" if name == "y" else name: array for name, array in arrays.items() if array.ndim}
     deepest = max([array.ndim for name, array in columns.items() if name != "label"], default=0)
     candidates = [name for name, array in columns.items() if name != "label" and array.ndim == deepest]
@@ -204,6 +224,16 @@ def _from_array(arrays: dict, names: np.ndarray | None, where: str, column: str 
     if frames.dtype.kind not in "biuf":
         raise ValueError(f"The frames {column!r} of {where} must be real numbers; got {frames.dtype}.")
     one_series = window is not None and not columns
+    if segment_ids is not None:
+        has_channels = frames.ndim == 3 or (frames.ndim == 2 and (lengths is not None or one_series))
+        if segment_ids.shape != (frames.shape[:-1] if has_channels else frames.shape):
+            raise ValueError(
+                f"`segment_column` {segments!r} of {where} must have a value for each frame of {column!r}, whose "
+                f"shape is {frames.shape}; its own is {segment_ids.shape}."
+            )
+        numbers = np.unique(segment_ids, return_inverse=True)[1].reshape(segment_ids.shape)
+        numbers = numbers[..., None] if has_channels else numbers
+        segment_ids = _flat(numbers, lengths, one_series, f"The segments {segments!r} of {where}")[0].ravel()
     frames, lengths = _flat(frames, lengths, one_series, f"The frames {column!r} of {where}")
     for name, array in columns.items():
         if array.shape != (len(lengths),):
@@ -218,7 +248,7 @@ def _from_array(arrays: dict, names: np.ndarray | None, where: str, column: str 
         kinds["label"] = ClassLabel(names=names.astype(str).tolist())
     others = Dataset(pa.table({name: pa.array(array.tolist()) for name, array in columns.items()}))
     others = others.cast(Features(others.features | kinds)) if kinds else others
-    return make_frames(frames, lengths, others, window, stride)
+    return make_frames(frames, lengths, others, window, stride, segment_ids)
 
 
 def _flat(frames: np.ndarray, lengths: np.ndarray | None, one_series: bool, what: str):
@@ -256,13 +286,15 @@ def _is_number(kind: pa.DataType) -> bool:
 
 
 def _from_steps(
-    steps: Dataset, channels: list[str] | None, sequence: str | None, path: str, window, stride
+    steps: Dataset, channels: list[str] | None, sequence: str | None, segment: str | None, path: str, window, stride
 ) -> Dataset:
     """A split out of a table with a row a step."""
     table = steps.with_format("arrow")[:].combine_chunks()
-    if sequence is not None and sequence not in table.column_names:
-        raise ValueError(f"`sequence_column` must be a column of {path!r}, {table.column_names}; got {sequence!r}.")
-    numbers = [field.name for field in table.schema if _is_number(field.type) and field.name != sequence]
+    for option, name in (("sequence_column", sequence), ("segment_column", segment)):
+        if name is not None and name not in table.column_names:
+            raise ValueError(f"`{option}` must be a column of {path!r}, {table.column_names}; got {name!r}.")
+    others = (sequence, segment)
+    numbers = [field.name for field in table.schema if _is_number(field.type) and field.name not in others]
     channels = channels or [name for name in numbers if name != "label"]
     if wrong := [name for name in channels if name not in numbers]:
         raise ValueError(f"`feature_columns` must be columns of numbers of {path!r}, {numbers}; got {wrong}.")
@@ -277,16 +309,23 @@ def _from_steps(
     lengths = np.bincount(ids)
     firsts = np.cumsum(lengths) - lengths
     values = [_numbers(table[name].combine_chunks()) for name in channels]
+    segment_ids = _codes(table[segment]) if segment else None
     others, changing = {}, []
     for name in (name for name in table.column_names if name not in channels):
-        codes = table[name].combine_chunks().dictionary_encode("encode").indices.to_numpy()
+        codes = _codes(table[name])
         if np.array_equal(codes, np.repeat(codes[firsts], lengths)):
             others[name] = table[name].take(firsts)
         else:
             changing.append(name)
+    changing = [name for name in changing if name != segment]
     if changing:
         logger.info("%s: left out, since they change within a sequence: %s", path, changing)
-    return make_frames(np.stack(values, axis=1), lengths, Dataset(pa.table(others)), window, stride)
+    return make_frames(np.stack(values, axis=1), lengths, Dataset(pa.table(others)), window, stride, segment_ids)
+
+
+def _codes(values: pa.ChunkedArray) -> np.ndarray:
+    """Numbers that are the same where the values are; missing is a value."""
+    return values.combine_chunks().dictionary_encode("encode").indices.to_numpy()
 
 
 def _numbers(values: pa.Array) -> np.ndarray:
@@ -299,10 +338,17 @@ def _lengths(lists: pa.Array) -> np.ndarray:
     return pc.list_value_length(lists).fill_null(0).to_numpy(zero_copy_only=False)
 
 
-def _from_rows(data: Dataset, column: str | None, where: str, window: int | None, stride: int | None) -> Dataset:
+def _from_rows(
+    data: Dataset, column: str | None, segment: str | None, where: str, window: int | None, stride: int | None
+) -> Dataset:
     """A split out of a data set with a row a sequence: written to `datasets`' cache, as it may be a big one."""
     depths = {field.name: _depth(field.type) for field in data.data.schema}
-    able = [name for name, depth in depths.items() if depth]
+    able = [name for name, depth in depths.items() if depth and name != segment]
+    if segment is not None and depths.get(segment) != 1:
+        raise ValueError(
+            f"`segment_column` must name a column of lists with a number for each frame. {where} has columns "
+            f"{data.column_names}; got {segment!r}."
+        )
     if column is None:
         column = "input_features" if "input_features" in able or len(able) != 1 else able[0]
     if column not in able:
@@ -315,14 +361,15 @@ def _from_rows(data: Dataset, column: str | None, where: str, window: int | None
     if first is None:
         raise ValueError(f"{where} holds no frames: its {data.num_rows} rows are empty.")
     channels = 1 if depths[column] == 1 else len(first.flatten()[0])
-    kept = {name: feature for name, feature in data.features.items() if name != column}
+    kept = {name: feature for name, feature in data.features.items() if name not in (column, segment)}
+    columns = {"column": column, "segment": segment}
     return arrow.map(
         _convert,
         batched=True,
         batch_size=ROWS,
         with_indices=True,
-        fn_kwargs={"column": column, "channels": channels, "where": where, "window": window, "stride": stride},
-        features=_features(channels, kept),
+        fn_kwargs=columns | {"channels": channels, "where": where, "window": window, "stride": stride},
+        features=_features(channels, kept, segment is not None),
         desc="Reading frames",
     ).with_format(None)
 
@@ -348,7 +395,9 @@ def _plain(column: pa.ChunkedArray) -> pa.Array:
     return array.storage if isinstance(array, pa.ExtensionArray) else array
 
 
-def _convert(table: pa.Table, indices: list[int], column: str, channels: int, where: str, window, stride) -> pa.Table:
+def _convert(
+    table: pa.Table, indices: list[int], column: str, segment: str | None, channels: int, where: str, window, stride
+) -> pa.Table:
     sequences = _plain(table[column])
     lengths = _lengths(sequences)
     values = sequences.flatten()
@@ -361,7 +410,16 @@ def _convert(table: pa.Table, indices: list[int], column: str, channels: int, wh
                 f"{indices[row]} of column {column!r}, where one has {widths[wrong[0]]}."
             )
         values = values.flatten()
-    return _table(_numbers(values).reshape(-1, channels), lengths, table.drop([column]), window, stride)
+    segment_ids, others = None, table.drop([column])
+    if segment is not None:
+        of_rows, others = _plain(table[segment]), others.drop([segment])
+        if (wrong := np.flatnonzero(_lengths(of_rows) != lengths)).size:
+            raise ValueError(
+                f"`segment_column` {segment!r} must have a number for each frame, but row {indices[wrong[0]]} of "
+                f"{where} has {_lengths(of_rows)[wrong[0]]} for {lengths[wrong[0]]} frames."
+            )
+        segment_ids = of_rows.flatten().cast(pa.int64()).to_numpy(zero_copy_only=False)
+    return _table(_numbers(values).reshape(-1, channels), lengths, others, window, stride, segment_ids)
 
 
 def _blocks(split: Dataset) -> Iterator[tuple[np.ndarray, np.ndarray, int]]:

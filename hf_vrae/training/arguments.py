@@ -22,7 +22,7 @@ OF_TEXT = (
     "text_column", "encoding", "max_length", "tokenizer_name", "tokenizer_type", "vocab_size", "min_frequency",
     "preprocessing_num_workers", "segment_separators",
 )  # fmt: skip
-WAYS_TO_READ = ("features_column", "feature_columns", "sequence_column", "window", "stride")
+WAYS_TO_READ = ("features_column", "feature_columns", "sequence_column", "segment_column", "window", "stride")
 MODEL_OF_FRAMES = (
     "head", "num_mixtures", "num_levels", "nade_hidden_size", "min_scale", "predict_length", "autoregressive",
 )  # fmt: skip
@@ -37,8 +37,8 @@ def _arg(default, text: str):
 class DataArguments:
     """What to learn from. With no source named, it is what is built in.
 
-    It is of frames where a file is .npz or .npy, where `features_column`, `feature_columns`, `sequence_column` or
-    `window` is given, and where `builtin` says so; and of text otherwise.
+    It is of frames where a file is .npz or .npy, where `features_column`, `feature_columns`, `sequence_column`,
+    `segment_column` or `window` is given, and where `builtin` says so; and of text otherwise.
     """
 
     train_file: str | None = _arg(
@@ -76,6 +76,9 @@ class DataArguments:
         None, "frames: channels of a .csv with a row a step; by default its columns of numbers"
     )
     sequence_column: str | None = _arg(None, "frames: rows of a .csv with the same value here are one sequence")
+    segment_column: str | None = _arg(
+        None, "hierarchical_vrae of frames: column, or array of an .npz, that is the same throughout a segment (a bar)"
+    )
     window: int | None = _arg(None, "frames: cut sequences into windows of so many frames")
     stride: int | None = _arg(None, "frames: from one window to the next; by default `window`")
     train_window: int | None = _arg(None, "frames: cut the sequences of the training split alone, into such windows")
@@ -491,6 +494,11 @@ class Recipe:
             raise ValueError(
                 f"`label_columns`, `attribute_columns` and `condition_column` condition a vrae, and this is a "
                 f"{self.model.model_type}. Leave them out."
+            )
+        if data.segment_column and self.model.model_type != "hierarchical_vrae":
+            raise ValueError(
+                f"`segment_column` says where the segments of a hierarchical_vrae lie, and this is a "
+                f"{self.model.model_type}, which has none. Leave it out."
             )
         if data.max_labeled_samples and len(data.label_columns or ()) != 1:
             raise ValueError(

@@ -25,7 +25,6 @@ from ..data.frames import (
     frames_fingerprint,
     load_frames,
     num_channels,
-    sequence_rows,
 )
 from ..data.grammar import generate_corpus
 from ..data.signals import generate_frames
@@ -275,13 +274,12 @@ class FrameTask:
     def show(self, model: PreTrainedModel, split: Dataset, step: int, seed: int, folder: Path) -> str:
         """Write to samples.npz reconstructions of a split's first sequences, and samples as long as these, and say how
         far off the reconstructions are."""
-        rows = list(range(min(SHOWN, len(split))))
-        sequences, under = sequence_rows(split).__getitems__(rows), conditions_in(batch_rows(split).__getitems__(rows))
-        shown = reconstruct_frames(model, sequences, conditions=under)
+        rows = batch_rows(split).__getitems__(list(range(min(SHOWN, len(split)))))
+        shown = reconstruct_frames(model, rows)
         with torch.random.fork_rng():  # the stream of training's noise stays where it is
             torch.manual_seed(seed)
-            lengths, under = [len(sequence) for sequence in sequences], each_label(model, len(rows), under)
-            shown["sample"] = sample_frames(model, lengths, do_sample=True, **under)["sample"]
+            under = each_label(model, len(rows), conditions_in(rows))
+            shown["sample"] = sample_frames(model, shown["lengths"].tolist(), do_sample=True, **under)["sample"]
         np.savez(folder / "samples.npz", **shown)
         real = np.ma.masked_invalid(shown["real"])
         error = math.sqrt(((shown["reconstruction"] - real) ** 2).mean())
@@ -325,6 +323,7 @@ def _load_frames(data: DataArguments, seed: int) -> DatasetDict:
         data.features_column,
         data.feature_columns,
         data.sequence_column,
+        data.segment_column,
         data.window,
         data.stride,
     )

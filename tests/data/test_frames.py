@@ -11,10 +11,12 @@ from datasets import ClassLabel, Dataset, DatasetDict, concatenate_datasets
 from torch.distributions import MultivariateNormal
 
 from hf_vrae.data.collators import FrameCollator
+from hf_vrae.data.conditions import batch_rows
 from hf_vrae.data.datasets import attribute_values, split_validation
 from hf_vrae.data.frames import (
     FrameRows,
     check_frames,
+    cut_windows,
     fit_scaling,
     frames_fingerprint,
     load_frames,
@@ -171,9 +173,54 @@ def test_windows(length, window, stride, expected):
     assert split["label"][:] == ["first"] + ["second"] * len(expected)
 
 
+def test_segments_are_read_from_every_kind_of_file(write):
+    bars = [[0, 0, 1], [0], [0, 0, 1, 2]]  # of the three sequences
+    flat = np.concatenate(bars)
+    steps = [
+        f"{who},{a},{b},bar {bar}"
+        for who, frames, ids in zip("xyz", SEQUENCES, bars, strict=True)
+        for (a, b), bar in zip(frames, ids, strict=True)
+    ]
+    rows = [{"frames": s.tolist(), "bar": ids} for s, ids in zip(SEQUENCES, bars, strict=True)]
+    padded = np.zeros((3, 4, 2)), np.zeros((3, 4), int)
+    for i, (sequence, ids) in enumerate(zip(SEQUENCES, bars, strict=True)):
+        padded[0][i, : len(ids)], padded[1][i, : len(ids)] = sequence, ids
+    for path, options in (
+        (write("a.npz", x=FRAMES, lengths=LENGTHS, bar=flat), {"features_column": "x"}),
+        (write("b.npz", x=padded[0], lengths=LENGTHS, bar=padded[1]), {}),
+        (write("a.csv", "\n".join(["who,a,b,bar", *steps])), {"sequence_column": "who"}),
+        (write("a.jsonl", "\n".join(map(json.dumps, rows))), {}),
+    ):
+        train = load_frames(path, segment_column="bar", **options)["train"]
+        assert_are(train, SEQUENCES)
+        batch = FrameCollator(pad_to_multiple_of=5)(batch_rows(train).__getitems__([2, 0]))
+        assert batch["segment_ids"].tolist() == [[0, 0, 1, 2, -1], [0, 0, 1, -1, -1]]
+        assert batch["input_features"].shape == (2, 5, 2)
+        halves = batch_rows(cut_windows(train, 2)).__getitems__([0, 1, 2, 3, 4])
+        assert [row["segment_ids"].tolist() for row in halves] == [[0, 0], [1], [0], [0, 0], [1, 2]]
+    series = load_frames(write("d.npz", x=FRAMES, bar=flat), features_column="x", segment_column="bar", window=5)
+    rows = batch_rows(series["train"]).__getitems__([0, 1])
+    assert [row["segment_ids"].tolist() for row in rows] == [[0, 0, 1, 0, 0], [0, 1, 2]]
+
+
 @pytest.mark.parametrize(
     ("name", "content", "options", "message"),
     [
+        ("a.npy", FRAMES, {"segment_column": "bar"}, r"`segment_column` must be an array of .*\['x'\]; got 'bar'"),
+        (
+            "a.npz",
+            {"x": FRAMES, "lengths": LENGTHS, "bar": LENGTHS},
+            {"features_column": "x", "segment_column": "bar"},
+            r"'bar' of .* must have a value for each frame of 'x', whose shape is \(8, 2\); its own is \(3,\)",
+        ),
+        ("a.csv", "a\n1\n", {"segment_column": "s"}, r"`segment_column` must be a column of .*\['a'\]; got 's'"),
+        (
+            "a.jsonl",
+            '{"x": [[1], [2]], "bar": [0, 1]}\n{"x": [[1], [2]], "bar": [0]}',
+            {"features_column": "x", "segment_column": "bar"},
+            "`segment_column` 'bar' must have a number for each frame, but row 1 .* has 1 for 2 frames",
+        ),
+        ("a.jsonl", '{"x": [[1]], "bar": 0}', {"segment_column": "bar"}, "`segment_column` must name a column of l"),
         ("a.wav", "x", {}, r"must end in \.npz.*got '\.wav'"),
         ("a.npz", "not a zip", {}, r"cannot be read as \.npz"),
         ("a.npz", {"x": np.array([[1], [2, 3]], dtype=object)}, {}, "of plain arrays"),

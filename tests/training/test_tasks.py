@@ -186,6 +186,22 @@ def test_a_table_of_sensors_with_missing_values(family, recipe, tmp_path):
     assert json.loads((tmp_path / "run" / "config.json").read_text())["input_size"] == 2
 
 
+def test_segments_of_a_file_are_those_of_training_and_evaluation(recipe, tmp_path):
+    """Every four frames, they are as segments of length 4; elsewhere they are others."""
+    rng, results = np.random.default_rng(0), {}
+    x, places = rng.normal(size=(20, 10, 2)), np.tile(np.arange(10), (20, 1))
+    for name, ids in (("fours", places // 4), ("others", (places + 1) // 4)):
+        np.savez(tmp_path / f"{name}.npz", x=x, bar=ids)
+        files = " ".join(f"--{split}_file {tmp_path / name}.npz" for split in ("train", "validation"))
+        flags = f"{files} --features_column x --segment_column bar --overwrite_output_dir"
+        results[name] = run(recipe("hierarchical", f"{flags} --segment_length 7"))
+    np.savez(tmp_path / "plain.npz", x=x)
+    files = " ".join(f"--{split}_file {tmp_path / 'plain'}.npz" for split in ("train", "validation"))
+    plain = run(recipe("hierarchical", f"{files} --segment_length 4 --overwrite_output_dir"))
+    assert results["fours"]["nll_iw"] == plain["nll_iw"] and results["fours"]["kl"] == plain["kl"]
+    assert results["others"]["nll_iw"] != plain["nll_iw"]
+
+
 @pytest.mark.parametrize(
     ("family", "flags", "message"),
     [
@@ -198,6 +214,7 @@ def test_a_table_of_sensors_with_missing_values(family, recipe, tmp_path):
         ),
         ("vrae", "--scale_features True", "`scale_features` is of frames"),
         ("vrnn", "--transpose 2", "`transpose` is of frames"),
+        ("vrae", "--train_file a.npz --segment_column bar", "segments of a hierarchical_vrae lie, and this is a vrae"),
         ("vrae", f"{FRAMES} --tokenizer_type char", "`tokenizer_type` is of text, and the data are frames"),
         ("vrae", "--window 3", "`window` says how to read data, and none are named"),
         ("vrae", f"{FRAMES} --head bernoulli", "0 or 1 for this head"),
