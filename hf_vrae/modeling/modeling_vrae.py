@@ -343,7 +343,8 @@ class VRAEForSequenceGeneration(VRAEPreTrainedModel, ConditionalModel, VRAEGener
             condition=c,
             return_dict=True,
         )
-        _, latents = self._taken_apart(outputs.latents)
+        seen, latents = self._taken_apart(outputs.latents)
+        c = seen if c is None else c  # of `encoder_outputs`, which have it
         features = self.features(outputs.last_hidden_state[:, -logits_to_keep:], outputs.latents)  # [B, T, H]
         loss = logits = reconstruction = kl = None
         if labels is not None and self.training and self.config.kernels == "auto":

@@ -109,6 +109,17 @@ def test_the_prior_sees_no_input(model, example):
     torch.testing.assert_close(model(**example).kl, kl_divergence(q, p).mean())
 
 
+def test_encoder_outputs_are_scored_under_their_own_condition(model, example):
+    """The KL is to p(z|c), whoever ran the encoder."""
+    if not model.config.latent_size:
+        pytest.skip("there is no z")
+    x = without(example, "labels")
+    outputs = model._encoder_outputs(model.condition(**x), **without(x, "class_ids", "attributes", "condition"))
+    given = {name: tensor for name, tensor in example.items() if name in ("labels", "attention_mask")}
+    given = given if model.config.input_size is not None else without(given, "attention_mask")
+    torch.testing.assert_close(model(encoder_outputs=outputs, **given).kl, model(**example).kl)
+
+
 def test_log_importance_weights_are_the_three_densities(model, example):
     q = model.encode(**example)
     z, inputs = q.sample((3,)), ("input_ids", "input_features")
