@@ -132,11 +132,15 @@ class ConditionalModel(OneLatentModel):
         return torch.where(missing, summed.logsumexp(0), summed[0]) - q.log_prob(z)
 
     def condition_ids(self, class_ids: torch.LongTensor | None, rows: int) -> torch.LongTensor:
-        """Ids of the single label, [B], -100 where missing."""
+        """Ids of the single label, [B], -100 where missing, of ids of each row or of one for all."""
         if class_ids is None:
             return torch.full((rows,), MISSING, device=self.device)
         check_label_ids(class_ids.view(-1, 1), self._names)
-        return class_ids.view(-1).to(self.device)
+        if class_ids.numel() not in (1, rows):
+            raise ValueError(
+                f"`class_ids` must be one label, or one a row of the {rows}; got {class_ids.numel()} of them."
+            )
+        return class_ids.view(-1).to(self.device).expand(rows)
 
     def evaluation_terms(self, num_samples, generators=None, svi_steps=0, **batch):
         """As in [`OneLatentModel`], and with `label_classifier` `label_known` and `label_right` [B]: whether the row
@@ -164,7 +168,7 @@ class ConditionalModel(OneLatentModel):
         log_q = self._class_posterior(summary).logits[rows, ids]  # [N]
         log_p = self._log_label_prior()[ids]
         others = {"attributes": attributes, "condition": condition}
-        others = {name: value if value is None else value[rows] for name, value in others.items()}
+        others = {name: value if value is None or len(value) == 1 else value[rows] for name, value in others.items()}
         c = self.model.embed_condition(ids, **others)  # [N, C]
         posterior = self.model.encoder.distribution(*self.model.encoder.moments(summary[rows], c))
         z = posterior.rsample()

@@ -334,6 +334,18 @@ def test_the_semi_supervised_loss_by_hand(make, learn_prior, batch, monkeypatch)
     torch.testing.assert_close(outputs.loss, total / 4, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("make", [make_model, make_frame_model])
+def test_one_label_for_all_rows_trains_them_all(make, batch):
+    model, x, _ = marginal_setup(make, batch)
+    losses = []
+    for rows in (1, 4):
+        torch.manual_seed(0)
+        losses.append(model.train()(class_ids=torch.ones(rows, dtype=torch.long), **x).loss)
+    torch.testing.assert_close(*losses)
+    with pytest.raises(ValueError, match="one a row of the 4; got 3"):
+        model(class_ids=torch.tensor([1, 1, 1]), **x)
+
+
 def test_a_missing_label_is_inferred_or_asked_for(batch):
     model, x, _ = marginal_setup(make_model, batch)
     likeliest = model.classify(**x).probs.argmax(-1)
