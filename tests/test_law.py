@@ -168,7 +168,7 @@ SIBLINGS = {
         "kernels",
         "modeling_conditional",
     },
-    "modeling_hierarchical_frames": {"generation", "modeling_hierarchical", "modeling_vrae_frames"},
+    "modeling_hierarchical_frames": {"generation", "modeling_hierarchical", "modeling_vrae_frames", "recurrent"},
     "configuration_vrnn": {"configuration_common"},
     "heads": {"distributions", "kernels"},
     "modeling_vrnn": {

@@ -10,6 +10,7 @@ import torch
 from .generation import GeneratedFrames
 from .modeling_hierarchical import HierarchicalVRAEModel, HierarchicalVRAEPreTrainedModel, ScalesOfLatents
 from .modeling_vrae_frames import VRAEForFrameGeneration
+from .recurrent import left_align
 
 
 class SegmentedFrames(NamedTuple):
@@ -113,6 +114,8 @@ class HierarchicalVRAEForFrameGeneration(HierarchicalVRAEPreTrainedModel, Scales
         count = -(-longest // self.config.segment_length)
         if segment_ids is not None:
             segment_ids = segment_ids.to(self.device).expand(len(latents), -1)
+            if attention_mask is not None and attention_mask.shape == segment_ids.shape:
+                segment_ids = segment_ids.gather(1, left_align(attention_mask.to(self.device))[0])
             changes = segment_ids[:, 1:] != segment_ids[:, :-1]  # [B, T - 1]
             count = 1 + int(changes.sum(1).max())
         latents = self.complete_latents(latents.to(self.device), count, do_sample)

@@ -234,6 +234,9 @@ def test_segments_at_given_boundaries():
     predictions = model(latents=model.complete_latents(q.mode, do_sample=False), labels=generated, attention_mask=mask,
                         segment_ids=uneven).predictions  # fmt: skip
     torch.testing.assert_close(generated[mask.bool()], predictions[mask.bool()], rtol=1e-4, atol=1e-5)
+    wide = [torch.nn.functional.pad(t, pad) for t, pad in ((x, (0, 0, 2, 0)), (mask, (2, 0)), (uneven, (2, 0)))]
+    padded_left = model.generate(wide[0], wide[1], segment_ids=wide[2]).sequences
+    torch.testing.assert_close(padded_left, model.generate(x, mask, segment_ids=uneven).sequences)
     with pytest.raises(ValueError, match="`segment_ids` must number each frame"):
         model(x, labels=x, segment_ids=uneven[:, :4])
 
