@@ -22,15 +22,19 @@ def interpolate(start: torch.Tensor, end: torch.Tensor, num_steps: int, spherica
             place of the straight line, whose middle is nearer to zero.
 
     Returns:
-        [num_steps, D].
+        [num_steps, D]; between the ends NaN where one of them has it, which is for the prior to fill in.
     """
     if num_steps < 2:
         raise ValueError(f"`num_steps` must be at least 2, both ends, got {num_steps}.")
     t = torch.linspace(0, 1, num_steps, device=start.device, dtype=start.dtype).unsqueeze(-1)  # [S, 1]
-    angle = torch.arccos(torch.nn.functional.cosine_similarity(start, end, dim=-1).clamp(-1, 1))
+    both = ~(start.isnan() | end.isnan())
+    angle = torch.arccos(torch.nn.functional.cosine_similarity(start[both], end[both], dim=-1).clamp(-1, 1))
     if not spherical or angle.sin() < 1e-6:  # parallel and opposite vectors have no great circle of their own
-        return (1 - t) * start + t * end
-    return (torch.sin((1 - t) * angle) * start + torch.sin(t * angle) * end) / torch.sin(angle)
+        path = (1 - t) * start + t * end
+    else:
+        path = (torch.sin((1 - t) * angle) * start + torch.sin(t * angle) * end) / torch.sin(angle)
+    path[0], path[-1] = start, end
+    return path
 
 
 def along(direction: torch.Tensor, latents: torch.Tensor) -> torch.Tensor:

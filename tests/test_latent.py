@@ -42,6 +42,16 @@ def test_spherical_path_between_parallel_vectors_is_straight():
         torch.testing.assert_close(interpolate(start, end, 3, spherical=True), interpolate(start, end, 3))
 
 
+@pytest.mark.parametrize("spherical", [False, True])
+def test_a_path_between_latents_of_different_lengths(spherical):
+    """Of several scales, NaN is what a sequence has not: its other end keeps what it has, and the rest has a path."""
+    start, end = torch.tensor([3.0, 0.0, 1.0, 2.0]), torch.tensor([0.0, 3.0, torch.nan, torch.nan])
+    path = interpolate(start, end, 3, spherical)
+    torch.testing.assert_close(path[[0, -1]], torch.stack([start, end]), equal_nan=True)
+    torch.testing.assert_close(path[1, :2], interpolate(start[:2], end[:2], 3, spherical)[1])
+    assert path[1, 2:].isnan().all()
+
+
 def test_a_path_has_two_ends():
     with pytest.raises(ValueError, match="`num_steps` must be at least 2, both ends, got 1"):
         interpolate(torch.zeros(2), torch.ones(2), 1)
