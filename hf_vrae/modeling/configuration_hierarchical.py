@@ -23,6 +23,8 @@ class HierarchicalVRAEConfig(VRAEConfig):
     """
 
     model_type = "hierarchical_vrae"
+    # As wide as a batch has segments: Trainer could not put these of several batches together.
+    keys_to_ignore_at_inference = [*VRAEConfig.keys_to_ignore_at_inference, "encoder_last_hidden_state"]
 
     segment_length: int = field(
         default=16, metadata={"help": "hierarchical: tokens, </s> included, or frames of a segment"}
