@@ -9,7 +9,7 @@ from transformers import DataCollatorForSeq2Seq, Seq2SeqTrainer, Seq2SeqTraining
 from hf_vrae.data.collators import AutoencodingCollator
 from hf_vrae.evaluation.likelihood import evaluate
 from hf_vrae.training.callbacks import KLAnnealingCallback
-from tests.models import make_model
+from tests.models import make_hierarchical_model, make_model
 
 
 @pytest.fixture
@@ -75,6 +75,28 @@ def test_seq2seq_trainer_predicts_with_generate(parts, tokenizer):
     trainer.train()
     metrics = trainer.evaluate()
     assert 2 <= metrics["eval_width"] <= 9 and metrics["eval_loss"] > 0
+
+
+def predicted(trainer_class, arguments_class, model, **options):
+    """What a trainer's `predict` gives for rows of different lengths, two a batch."""
+    ids = [[2, *range(4, 4 + n), 3] for n in (9, 8, 2, 1)]
+    rows = [{"input_ids": row, "class_ids": [i % 3]} if model.config.condition_width else {"input_ids": row}
+            for i, row in enumerate(ids)]  # fmt: skip
+    arguments = arguments_class(per_device_eval_batch_size=2, report_to="none", use_cpu=True, **options)
+    return trainer_class(model, arguments, data_collator=AutoencodingCollator(0)).predict(rows)
+
+
+def test_trainer_gathers_what_models_of_several_scales_give(tmp_path):
+    model = make_hierarchical_model(segment_length=3)
+    results = predicted(Trainer, TrainingArguments, model, output_dir=str(tmp_path))
+    assert results.predictions[0].shape == (4, 10, 40) and results.metrics["test_loss"] > 0
+
+
+def test_seq2seq_trainer_takes_targets_for_no_labels_of_a_condition(tmp_path):
+    model = make_model(condition_labels={"kind": ["a", "b", "c"]})
+    model.generation_config.max_length = 6
+    options = {"predict_with_generate": True, "output_dir": str(tmp_path)}
+    assert predicted(Seq2SeqTrainer, Seq2SeqTrainingArguments, model, **options).predictions.shape == (4, 6)
 
 
 def test_forward_gives_trainer_what_it_asks_for(parts):
