@@ -42,13 +42,14 @@ class Guidance(LogitsProcessor):
     def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
         rows, state = len(input_ids), self.encoder_outputs.last_hidden_state
         copies = rows // len(state)  # beams, or sequences of one z
-        new = input_ids
-        if self.read is not None:
+        new, cache = input_ids, None
+        if self.read is not None and self.read.shape[1] == input_ids.shape[1] - 1:
             # Where a beam came from: a row of the same z that has read the same tokens, and so is in the same state.
             of = torch.arange(rows, device=input_ids.device) // copies
             same = (input_ids[:, None, :-1] == self.read[None]).all(-1) & (of[:, None] == of[None])
-            self.cache.reorder_cache(same.int().argmax(1))
-            new = input_ids[:, -1:]
+            if same.any(1).all():  # not so where assisted decoding has gone back: all is then read anew
+                self.cache.reorder_cache(same.int().argmax(1))
+                new, cache = input_ids[:, -1:], self.cache
         mask = self.mask
         if mask is not None:
             mask = mask.repeat_interleave(rows // len(mask), dim=0)
@@ -57,7 +58,7 @@ class Guidance(LogitsProcessor):
             decoder_input_ids=new,
             decoder_attention_mask=mask,
             encoder_outputs=type(self.encoder_outputs)(state.repeat_interleave(copies, dim=0)),
-            past_key_values=self.cache,
+            past_key_values=cache,
             use_cache=True,
             logits_to_keep=1,
             return_dict=True,
