@@ -5,6 +5,8 @@ A part that is missing is told apart from every value by a vector of its own, so
 Letters in shapes: B batch, L labels, A attributes, V numbers of a given vector, C dimensions of c.
 """
 
+import operator
+
 import torch
 from torch import nn
 
@@ -153,7 +155,12 @@ def label_ids(labels, names: dict[str, list[str]]) -> torch.LongTensor:
 
 def _label_id(name: str, value: str | int, values: list[str]) -> int:
     if not isinstance(value, str):
-        return value
+        try:
+            return operator.index(value)
+        except TypeError as error:
+            raise ValueError(
+                f"A value of label {name!r} must be a name or an id, of several rows a list; got {value!r}."
+            ) from error
     if value not in values:
         raise ValueError(f"Label {name!r} has the values {_listed(values)}; got {value!r}.")
     return values.index(value)
