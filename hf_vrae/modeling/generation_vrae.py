@@ -53,8 +53,8 @@ class VRAEGenerationMixin(GenerationMixin):
         self._prepare_what_is_decoded(labels, latents, kwargs)
         if kwargs.get("assistant_model") is not None and kwargs.get("encoder_outputs") is not None:
             raise ValueError(
-                "An `assistant_model` reads the input itself: pass `input_ids` in place of `latents` or "
-                "`encoder_outputs`, or take `prompt_lookup_num_tokens`."
+                "An `assistant_model` reads the input itself, and no condition: pass `input_ids` in place of "
+                "`latents` or `encoder_outputs`, or take `prompt_lookup_num_tokens`, as under a condition."
             )
         if kwargs.get("past_key_values") is not None:
             kwargs["past_key_values"] = copy_of(kwargs["past_key_values"])
@@ -163,8 +163,10 @@ class VRAEGenerationMixin(GenerationMixin):
         beginning = kwargs["decoder_input_ids"]
         if kwargs.get("encoder_outputs") is not None:
             beginning = beginning.expand(kwargs["encoder_outputs"][0].shape[0], -1)
-        elif kwargs.get("input_ids") is not None:
-            beginning = beginning.expand(kwargs["input_ids"].shape[0], -1)
+        else:
+            for name in ("input_ids", "inputs_embeds"):
+                if kwargs.get(name) is not None:
+                    beginning = beginning.expand(kwargs[name].shape[0], -1)
         kwargs["decoder_input_ids"] = beginning
         pad_token_id = kwargs.get("pad_token_id", self.generation_config.pad_token_id)
         if kwargs.get("decoder_attention_mask") is None and pad_token_id is not None:
