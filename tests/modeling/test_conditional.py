@@ -231,6 +231,14 @@ def test_unconditional_models_have_no_conditions(batch):
         ({"aspect": "past"}, r"must be of \['mood', 'tense'\], got 'aspect'"),
         ("past", "dictionary where there are several labels"),
         ({"tense": ["past", "past"], "mood": [0, 1, 1]}, "one value for all rows, or one a row"),
+        (
+            {"tense": ["past", None, "past", "past"]},
+            "'tense' must be a name or an id, of several rows a list; got None",
+        ),
+        (
+            {"tense": torch.zeros(4, 1, dtype=torch.long)},
+            r"'tense' must be a name or an id, of several rows a list; got \[0\]",
+        ),
     ],
 )
 def test_unknown_labels_are_named(labels, message):
@@ -420,6 +428,17 @@ def test_guidance_with_beginnings_and_several_sequences_of_one(mode):
     if not mode:
         alone = model.generate(latents=z[:1], decoder_input_ids=padded[:1, :2], **options | {"labels": "a"})
         assert torch.equal(alone[0, 2:], together[0, 3 : 3 + alone.shape[1] - 2])
+
+
+def test_guided_decoding_may_be_assisted():
+    """Drafts that are not taken are no part of what the unconditional pass has read."""
+    model = make_model(**GUIDED, decoder_type="transformer")
+    z = torch.randn(1, 6)
+    for label in ("a", "b"):
+        options = {"guidance_scale": 3.0, "labels": label, "max_new_tokens": 20, "eos_token_id": None}
+        guided = model.generate(latents=z, **options, pad_token_id=0)
+        drafted = model.generate(latents=z, **options, pad_token_id=0, prompt_lookup_num_tokens=3)
+        assert torch.equal(guided, drafted)
 
 
 def test_guidance_that_cannot_be_is_refused():

@@ -105,6 +105,11 @@ def test_one_beginning_serves_all_latents(model):
         generate(model, latents=z, decoder_input_ids=beginning),
         generate(model, latents=z, decoder_input_ids=beginning.repeat(4, 1)),
     )
+    embeddings = model.get_input_embeddings()(torch.randint(4, 40, (4, 6)))
+    assert torch.equal(
+        generate(model, inputs_embeds=embeddings, decoder_input_ids=beginning),
+        generate(model, inputs_embeds=embeddings, decoder_input_ids=beginning.repeat(4, 1)),
+    )
 
 
 @pytest.mark.parametrize("mode", MODES.values(), ids=MODES.keys())
