@@ -233,11 +233,11 @@ def test_unconditional_models_have_no_conditions(batch):
         ({"tense": ["past", "past"], "mood": [0, 1, 1]}, "one value for all rows, or one a row"),
         (
             {"tense": ["past", None, "past", "past"]},
-            "'tense' must be a name or an id, of several rows a list; got None",
+            "must be a name or an id, .* got None",
         ),
         (
             {"tense": torch.zeros(4, 1, dtype=torch.long)},
-            r"'tense' must be a name or an id, of several rows a list; got \[0\]",
+            r"must be a name or an id, .* got \[0\]",
         ),
     ],
 )
