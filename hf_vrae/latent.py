@@ -95,7 +95,7 @@ def encode_texts(model, tokenizer, texts: list[str], batch_size: int = 64, label
         raise ValueError("A vrnn has a latent a token, so texts of different lengths have no latents in common.")
     means, own = [], {}
     if labels is not None:
-        own = {"class_ids": model.label_ids(labels).expand(len(texts), -1)}
+        own = {"class_ids": model.label_ids(for_all(labels, len(texts)))}
     for start in range(0, len(texts), batch_size):
         part = slice(start, start + batch_size)
         batch = tokenizer(texts[part], return_tensors="pt", padding=True)
@@ -120,6 +120,8 @@ def decode_latents(model, tokenizer, latents: torch.Tensor, prefix: str | None =
 def sample_texts(model, tokenizer, count: int, seed: int | None = None, labels=None, **options) -> list[dict]:
     """New sequences: z from the prior, decoded; of a conditional model under `labels`, as in `generate`, or by default
     each value in turn."""
+    if count < 1:
+        raise ValueError(f"`count` must be at least 1, got {count}.")
     if model.config.model_type == "vrnn":  # its latents are drawn as the text grows
         return [{"text": text} for text in _continue_texts(model, tokenizer, count, seed, **options)]
     generator = None if seed is None else torch.Generator().manual_seed(seed)
@@ -131,10 +133,13 @@ def sample_texts(model, tokenizer, count: int, seed: int | None = None, labels=N
 
 
 def for_all(labels, count: int):
-    """One thing said of all rows, said of each of so many."""
+    """One thing said of all rows, said of each of so many; or what is said of each."""
     if isinstance(labels, dict):
         return {name: for_all(said, count) for name, said in labels.items()}
-    return labels if isinstance(labels, (list, tuple, torch.Tensor)) else [labels] * count
+    labels = list(labels) if isinstance(labels, (list, tuple, torch.Tensor)) else [labels]
+    if len(labels) not in (1, count):
+        raise ValueError(f"`labels` must say one value for all {count}, or one of each; got {len(labels)}.")
+    return labels * count if len(labels) == 1 else labels
 
 
 def _continue_texts(model, tokenizer, count: int, seed, prefix: str | None = None, **options) -> list[str]:
@@ -237,6 +242,8 @@ def sample_frames(
         beginning: frames to go on from, [S, F].
         under: conditions, as in `generate`.
     """
+    if not lengths:
+        raise ValueError("There must be the length of one sequence at least, got none.")
     if model.config.model_type != "vrnn":
         if under.get("labels") is not None:
             under["labels"] = for_all(under["labels"], len(lengths))

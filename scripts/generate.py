@@ -55,6 +55,10 @@ def main():
 
     set_seed(args.seed)
     model, tokenizer = load(args.model)
+    if args.source_labels is not None and (args.mode != "reconstruct" or tokenizer is None):
+        raise ValueError("`source_labels` are of texts to reconstruct. Leave them out.")
+    if tokenizer is not None and (args.data or reading_flags(args)):
+        raise ValueError("`data` and how it is read are of frames, and this is a model of text: --texts or --file.")
     if tokenizer is None:
         names = "texts file indices label count steps spherical examples without strength seed".split()
         chosen = {name: getattr(args, name) for name in names if getattr(args, name)} | reading_flags(args) | given

@@ -57,6 +57,9 @@ def desk(tmp_path, monkeypatch, tokenizer):
         ("generate model interpolate --texts a", "two ends of the path, got 1"),
         ("generate model attribute --texts a --with good.txt", "needs two of them, --with and --without"),
         ("generate model reconstruct --file broken.txt", "is not UTF-8 text"),
+        ("generate model reconstruct --texts a --data good.npz", "this is a model of text: --texts or --file"),
+        ("generate model interpolate --texts a b --source_labels past", "`source_labels` are of texts to reconstruct"),
+        ("generate model sample --count 0", "`count` must be at least 1, got 0"),
         ("push_to_hub run org/x", "holds no saved model"),
     ],
 )

@@ -88,6 +88,20 @@ def test_rows_of_text(pair):
         interpolate_texts(model, tokenizer, TEXTS[:1])
 
 
+@pytest.mark.parametrize("learn_prior", [True, False])
+def test_labels_are_of_all_rows_or_of_each(tokenizer, learn_prior):
+    model = make_model(vocab_size=len(tokenizer), condition_labels={"kind": ["a", "b"]}, learn_prior=learn_prior)
+    model.generation_config.max_length = 5
+    rows = [sample_texts(model, tokenizer, 2, seed=1, labels=labels) for labels in ("b", ["b"], {"kind": ["b", "b"]})]
+    assert [row["kind"] if "kind" in row else row["label"] for row in rows[0]] == ["b", "b"]
+    assert len({tuple(row["text"] for row in same) for same in rows}) == 1
+    for wrong in (["a", "b", "a"], {"kind": ["a", "b", "a"]}):
+        with pytest.raises(ValueError, match="one value for all 2, or one of each; got 3"):
+            sample_texts(model, tokenizer, 2, labels=wrong)
+        with pytest.raises(ValueError, match="one value for all 2, or one of each; got 3"):
+            reconstruct_texts(model, tokenizer, TEXTS, source_labels=wrong)
+
+
 def test_samples_repeat_by_seed_and_begin_as_asked(pair):
     model, tokenizer = pair
     first, again, other = (sample_texts(model, tokenizer, 5, seed=seed) for seed in (1, 1, 2))
