@@ -53,6 +53,7 @@ def desk(tmp_path, monkeypatch, tokenizer):
         ("evaluate --model model --data nowhere.txt", "There is no file 'nowhere.txt'"),
         ("evaluate --model model --data strange.txt", "has a word that the tokenizer knows"),
         ("evaluate --model model --num_samples 0", "must be above 0"),
+        ("evaluate --model model --guidance_scale 2", "is of --label_agreement and --transfer_train"),
         ("generate model reconstruct", "`texts` must hold at least one text"),
         ("generate model interpolate --texts a", "two ends of the path, got 1"),
         ("generate model attribute --texts a --with good.txt", "needs two of them, --with and --without"),

@@ -44,7 +44,7 @@ class Conditions:
                 )
         size = 0
         if vector is not None:
-            lengths = {len(row) for row in train[vector][:] if row is not None}
+            lengths = {len(row) for row in _vectors(train, vector) if row is not None}
             if len(lengths) != 1:
                 raise ValueError(f"`condition_column` {vector!r} must hold vectors of one length, got {lengths}.")
             (size,) = lengths
@@ -89,7 +89,7 @@ class Conditions:
         return np.array([MISSING if name is None else ids[name] for name in found], dtype=np.int64)
 
     def _vectors(self, split: Dataset) -> np.ndarray:
-        rows = split[self.vector][:] if self.vector in split.column_names else [None] * len(split)
+        rows = _vectors(split, self.vector) if self.vector in split.column_names else [None] * len(split)
         rows = [[math.nan] * self.size if row is None else row for row in rows]
         if wrong := [len(row) for row in rows if len(row) != self.size]:
             raise ValueError(f"The vectors of {self.vector!r} must have {self.size} numbers each, one has {wrong[0]}.")
@@ -202,6 +202,13 @@ def _name(value) -> str | None:
         return None
     # A column of integers of which some are missing is read as one of floats.
     return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
+
+
+def _vectors(split: Dataset, column: str) -> list[list[float] | None]:
+    rows = split[column][:]
+    if wrong := [row for row in rows if not (row is None or isinstance(row, (list, np.ndarray)))]:
+        raise ValueError(f"`condition_column` must be of vectors of numbers; {column!r} has {wrong[0]!r}.")
+    return rows
 
 
 def _numbers(split: Dataset, column: str) -> np.ndarray:

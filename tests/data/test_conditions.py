@@ -60,6 +60,9 @@ def test_classes_keep_their_order_and_what_lacks_a_column_is_missing():
         conditions.add_to(rows(kind=["a", "new"]), "test")
     with pytest.raises(ValueError, match="must be a column of the training data"):
         Conditions.fit(train, ["colour"], None, None)
+    for numbers in (rows(kind=["a", "b"], vector=[1.0, 2.0]), rows(kind=["a", "b"], vector=["x", "y"])):
+        with pytest.raises(ValueError, match="must be of vectors of numbers"):
+            Conditions.fit(numbers, None, None, "vector")
 
 
 def test_hidden_labels_are_as_many_of_each_value():
