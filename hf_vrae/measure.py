@@ -151,6 +151,7 @@ def encode_file(
     return data, encode_dataset(model, data, task.collator())
 
 
+@torch.no_grad()
 def prior_of(model, data: Dataset) -> Distribution:
     """p(z), or of a conditional model p(z|c) of each of the rows that [`encode_file`] gave."""
     return model.prior(**conditions_in(batch_rows(data).__getitems__(list(range(len(data))))))

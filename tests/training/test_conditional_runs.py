@@ -34,6 +34,7 @@ def test_a_conditional_model_from_training_to_its_texts(tiny, tmp_path):
     assert measured["text"]["reconstruction"]["num_texts"] == 6
     data, q = encode_file(model, tokenizer, max_samples=30)
     assert prior_of(model, data).mean.shape == q.mean.shape == (30, 4)
+    assert script(["scripts/plot.py", str(tmp_path / "run"), "kl", "--max_samples", "30"]) == 0
 
 
 def test_a_semi_supervised_run_and_its_resumption(tiny, tmp_path):
