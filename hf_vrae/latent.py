@@ -123,6 +123,8 @@ def sample_texts(model, tokenizer, count: int, seed: int | None = None, labels=N
     if count < 1:
         raise ValueError(f"`count` must be at least 1, got {count}.")
     if model.config.model_type == "vrnn":  # its latents are drawn as the text grows
+        if labels is not None:
+            raise ValueError("`labels` are of a conditional model, which a vrnn is not. Leave them out.")
         return [{"text": text} for text in _continue_texts(model, tokenizer, count, seed, **options)]
     generator = None if seed is None else torch.Generator().manual_seed(seed)
     under = each_label(model, count, {}) if labels is None else {"labels": for_all(labels, count)}
@@ -268,11 +270,12 @@ def reconstruct_frames(model, sequences: list, do_sample: bool = False, labels=N
 
 
 def interpolate_frames(
-    model, sequences: list[np.ndarray], num_steps: int = 7, spherical: bool = False, do_sample: bool = False
+    model, sequences: list[np.ndarray], num_steps: int = 7, spherical: bool = False, do_sample: bool = False, **under
 ) -> dict[str, np.ndarray]:
     """Sequences on the way from the first of two to the second; `t` runs from 0 to 1.
 
-    Lengths are on the way too; where there is one latent a frame, all are of the shorter of the two.
+    Lengths are on the way too; where there is one latent a frame, all are of the shorter of the two. `under` are
+    conditions, as in `generate`.
     """
     if len(sequences) != 2:
         raise ValueError(f"There must be two sequences, the ends of the path, got {len(sequences)}.")
@@ -282,14 +285,15 @@ def interpolate_frames(
         ends = [end[: sizes[0]] for end in ends]
     path = interpolate(*(end.flatten() for end in ends), num_steps, spherical).unflatten(1, ends[0].shape)
     lengths = np.linspace(*sizes, num_steps).round().astype(int)
-    decoded = decode_frames(model, list(path), lengths.tolist(), do_sample)
+    decoded = decode_frames(model, list(path), lengths.tolist(), do_sample, **under)
     return {"path": decoded, "lengths": lengths, "t": np.linspace(0, 1, num_steps)}
 
 
 def move_frames(
-    model, sequences, with_attribute, without, strengths=(1.0,), do_sample: bool = False
+    model, sequences, with_attribute, without, strengths=(1.0,), do_sample: bool = False, **under
 ) -> dict[str, np.ndarray]:
-    """Sequences moved along an attribute, given by two sets of examples, by each of several strengths.
+    """Sequences moved along an attribute, given by two sets of examples, by each of several strengths; `under` are
+    conditions, as in `generate`.
 
     Where there is one latent a frame, the direction is that of their means over time, and all latents move by it.
     """
@@ -302,7 +306,7 @@ def move_frames(
     lengths = [len(sequence) for sequence in sequences]
     moved = {
         f"moved {strength:g}": decode_frames(
-            model, [z + strength * along(direction, z) for z in latents], lengths, do_sample
+            model, [z + strength * along(direction, z) for z in latents], lengths, do_sample, **under
         )
         for strength in strengths
     }

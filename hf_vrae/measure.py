@@ -200,11 +200,13 @@ def walk_frames(
             to move, several times.
         do_sample: draw each frame too.
         seed: of the built-in frames; samples are drawn from torch's own stream.
-        labels: of a conditional model, what samples and reconstructions stand under, as in its `generate`; by default
-            each value in turn, and the sequences' own.
+        labels: of a conditional model, what is decoded stands under, as in its `generate`; by default samples under
+            each value in turn, and reconstructions under the sequences' own.
     """
     task = task_of(model, None)
     _check_options(task, reading)
+    if labels is not None and not (model.config.model_type == "vrae" and model.config.condition_labels):
+        raise ValueError("`labels` are of a model with `condition_labels`, which this one has not. Leave them out.")
     if mode == "sample":
         under = each_label(model, count, {}) if labels is None else {"labels": labels}
         return sample_frames(model, [max_length] * count, do_sample, **under)
@@ -215,8 +217,9 @@ def walk_frames(
     sequences = rows.__getitems__(list(indices))
     if mode == "reconstruct":
         return reconstruct_frames(model, batch_rows(data).__getitems__(list(indices)), do_sample, labels)
+    under = {} if labels is None else {"labels": labels}
     if mode == "interpolate":
-        return interpolate_frames(model, sequences[:2], steps, spherical, do_sample)
+        return interpolate_frames(model, sequences[:2], steps, spherical, do_sample, **under)
     values = [str(value) for value in attribute_values(data, label)]
     places = [[i for i, value in enumerate(values) if value == wanted] for wanted in (examples, without)]
     if not all(places):
@@ -225,7 +228,7 @@ def walk_frames(
             f"{examples!r} and {without!r}."
         )
     groups = (rows.__getitems__(place) for place in places)
-    return move_frames(model, sequences, *groups, strength, do_sample)
+    return move_frames(model, sequences, *groups, strength, do_sample, **under)
 
 
 def transfer_file(

@@ -87,6 +87,11 @@ def test_frames_under_a_label(tiny, tmp_path):
     assert arrays["sample"].shape == (2, 5, 4)
     own, other = (walk_frames(model, "reconstruct", indices=[0], labels=labels) for labels in (None, names[:1]))
     assert own["reconstruction"].shape == other["reconstruction"].shape
+    options = {"attribute": {"examples": names[0], "without": names[1]}, "interpolate": {"steps": 3}}
+    for mode, more in options.items():
+        first, second = (walk_frames(model, mode, indices=[0, 1], labels=name, **more) for name in names[:2])
+        (what,) = (name for name in first if name in ("moved 1", "path"))
+        assert not np.array_equal(first[what], second[what], equal_nan=True)
 
 
 def test_transfer_and_agreement_of_a_label(tiny, tmp_path, corpus, capsys):
