@@ -58,6 +58,8 @@ def evaluate_free_running(
 
 def _counts(model, batch: dict[str, torch.Tensor]) -> dict[str, np.ndarray]:
     """By the way of decoding, two sums over a batch's positions from which [`_measures`] are made."""
+    if model.config.model_type == "vrae" and model.config.label_classifier:
+        batch = batch | {"class_ids": model.infer_labels(**batch)}  # z alone does not tell one that is missing
     latents = model.encode(**batch).mode
     decode, truth = _free_tokens, batch.get("input_ids")
     if model.config.input_size is None:

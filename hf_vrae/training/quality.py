@@ -9,11 +9,10 @@ import torch
 from accelerate import Accelerator
 from datasets import Dataset, DatasetDict
 
-from ..data.collators import conditions
 from ..data.conditions import batch_rows
 from ..evaluation.free_running import evaluate_free_running
 from ..evaluation.text import draw_samples, self_bleu
-from ..latent import each_label, sample_frames
+from ..latent import conditions_of, each_label, sample_frames
 from .arguments import Recipe, parse_recipe
 from .tasks import lengths
 
@@ -55,8 +54,9 @@ def measure_quality(model, task, data: DatasetDict, split: str, recipe: Recipe, 
     start = time.perf_counter()
     if task.unit == "tokens":
         # Under the conditions of the split's rows, where they have some.
-        rows = batch_rows(data[split]).__getitems__([i % len(data[split]) for i in range(count)])
-        samples = draw_samples(model, task.tokenizer, count, SAMPLES_AT_ONCE, args.seed, conditions(rows))
+        rows = task.collator()(batch_rows(data[split]).__getitems__([i % len(data[split]) for i in range(count)]))
+        under = conditions_of(model, {name: tensor.to(model.device) for name, tensor in rows.items()})
+        samples = draw_samples(model, task.tokenizer, count, SAMPLES_AT_ONCE, args.seed, under)
         drawn = sum(map(len, task.tokenizer(samples)["input_ids"])) - count
     else:
         sizes = lengths(data[split])[:count].tolist()

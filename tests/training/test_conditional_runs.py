@@ -46,8 +46,9 @@ def test_a_semi_supervised_run_and_its_resumption(tiny, tmp_path):
     # The test split of the corpus as a file without its labels: they are summed over.
     path = tmp_path / "texts.txt"
     path.write_text("the king sold a letter .\nwill our nurses hide many keys ?\n")
-    measured = evaluate_file(model, tokenizer, str(path), num_samples=3)
+    measured = evaluate_file(model, tokenizer, str(path), num_samples=3, free_running=True)
     assert np.isfinite(measured["nll_iw"]) and "label_accuracy" not in measured
+    assert 0 <= measured["free_running_accuracy"] <= 1
     (row,) = reconstruct_texts(model, tokenizer, ["the king sold a letter ."], max_length=8)  # the label is inferred
     assert set(row) == {"text", "reconstruction"}
     checkpoint = tmp_path / "run" / "checkpoint-6"
@@ -56,6 +57,15 @@ def test_a_semi_supervised_run_and_its_resumption(tiny, tmp_path):
     assert {name: again[name] for name in ("nll_iw", "label_accuracy")} == {
         name: results[name] for name in ("nll_iw", "label_accuracy")
     }
+
+
+def test_quality_of_a_semi_supervised_model_on_texts_without_labels(tiny, tmp_path, corpus):
+    rows = "".join(f"{i % 2}\t{text}\n" for i, text in enumerate(corpus["train"]["text"]))
+    (tmp_path / "train.tsv").write_text("mood\ttext\n" + rows)
+    (tmp_path / "test.tsv").write_text("text\n" + "\n".join(corpus["test"]["text"]) + "\n")
+    files = f"--train_file {tmp_path / 'train.tsv'} --test_file {tmp_path / 'test.tsv'} --label_columns mood"
+    results = run(tiny(f"{files} --label_classifier True --num_quality_samples 4"))
+    assert np.isfinite(results["reverse_ppl"]) and 0 <= results["free_running_accuracy"] <= 1
 
 
 def test_a_language_model_under_a_label(tiny, tmp_path):
