@@ -48,16 +48,14 @@ class HierarchicalVRAEForFrameGeneration(HierarchicalVRAEPreTrainedModel, Scales
     def target(self, labels=None, input_features=None, attention_mask=None, segment_ids=None, **batch):
         """As in [`FrameModel`], with the segments where these are given."""
         scored = super().target(labels, input_features, attention_mask)
-        if segment_ids is not None and segment_ids.shape != scored.mask.shape:
-            raise ValueError(
-                f"`segment_ids` must number each frame, {list(scored.mask.shape)}, got {list(segment_ids.shape)}."
-            )
+        check_segments(segment_ids, scored.mask)
         return SegmentedFrames(*scored, segment_ids)
 
     def _encoder_outputs(
         self, condition, input_features, attention_mask=None, output_hidden_states=False, segment_ids=None
     ):
         frames, mask, _ = self._scaled(input_features, attention_mask, "input_features")
+        check_segments(segment_ids, mask)
         embedded = self.model.encoder.embed_frames(frames)  # [B, T, E]
         return self.model.encoder(
             None,
@@ -131,6 +129,11 @@ class HierarchicalVRAEForFrameGeneration(HierarchicalVRAEPreTrainedModel, Scales
             return decoder.advance(walk, latents, self._embed_chosen(frame, latents), begins)[0]
 
         return self._generate(next_features, rows, attention_mask, max_length, do_sample, lengths, beginning)
+
+
+def check_segments(segment_ids: torch.LongTensor | None, mask: torch.Tensor) -> None:
+    if segment_ids is not None and segment_ids.shape != mask.shape:
+        raise ValueError(f"`segment_ids` must number each frame, {list(mask.shape)}, got {list(segment_ids.shape)}.")
 
 
 __all__ = ["HierarchicalVRAEForFrameGeneration"]

@@ -90,7 +90,7 @@ class VRAEForFrameGeneration(VRAEPreTrainedModel, ConditionalModel, FrameModel):
         class_ids: torch.LongTensor | None = None,
         attributes: torch.FloatTensor | None = None,
         condition: torch.FloatTensor | None = None,
-        **boundaries,
+        segment_ids: torch.LongTensor | None = None,
     ) -> VRAEFrameOutput:
         """
         Args:
@@ -102,7 +102,7 @@ class VRAEForFrameGeneration(VRAEPreTrainedModel, ConditionalModel, FrameModel):
                 evaluation always the same noise), and the mean of q(z|x) otherwise.
             encoder_outputs: an earlier output of the encoder, whose `last_hidden_state` [B, 1, D] is decoded as is.
             class_ids, attributes, condition: of a conditional model, as in [`ConditionalModel.condition`].
-            boundaries: of segments, in the families that have some.
+            segment_ids: of each frame, [B, T], in the families that have segments; not looked at in the others.
 
         Returns:
             [`VRAEFrameOutput`]; `loss` and its parts only with `labels`, `kl` only where there is a posterior.
@@ -117,6 +117,7 @@ class VRAEForFrameGeneration(VRAEPreTrainedModel, ConditionalModel, FrameModel):
             raise ValueError("`latents` take the place of the encoder: pass them or its input, not both.")
         if output_hidden_states is None:
             output_hidden_states = self.config.output_hidden_states
+        boundaries = {} if segment_ids is None else {"segment_ids": segment_ids}
         target = self.target(labels, input_features, attention_mask, **boundaries)
         posterior = c = None
         if encoder_outputs is None:

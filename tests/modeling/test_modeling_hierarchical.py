@@ -1,5 +1,6 @@
 """The hierarchical VRAE as a probability model: exact bounds, segments that are what they say, the same everywhere."""
 
+import inspect
 import math
 
 import numpy as np
@@ -19,6 +20,7 @@ from tests.models import (
     HIERARCHICAL_VARIANTS,
     SCALING,
     SEPARATORS,
+    make_frame_model,
     make_frames,
     make_hierarchical_frame_model,
     make_hierarchical_model,
@@ -237,8 +239,13 @@ def test_segments_at_given_boundaries():
     wide = [torch.nn.functional.pad(t, pad) for t, pad in ((x, (0, 0, 2, 0)), (mask, (2, 0)), (uneven, (2, 0)))]
     padded_left = model.generate(wide[0], wide[1], segment_ids=wide[2]).sequences
     torch.testing.assert_close(padded_left, model.generate(x, mask, segment_ids=uneven).sequences)
-    with pytest.raises(ValueError, match="`segment_ids` must number each frame"):
-        model(x, labels=x, segment_ids=uneven[:, :4])
+    for use in (lambda **given: model(x, labels=x, **given), lambda **given: model.encode(x, **given)):
+        with pytest.raises(ValueError, match="`segment_ids` must number each frame"):
+            use(segment_ids=uneven[:, :4])
+    # Trainer hands on what the signature names, and a misspelt argument is no boundary.
+    assert "segment_ids" in inspect.signature(model.forward).parameters
+    with pytest.raises(TypeError, match="label_s"):
+        make_frame_model()(x, label_s=x)
 
 
 def test_a_separator_ends_its_segment():
