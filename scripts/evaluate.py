@@ -38,13 +38,9 @@ def main():
     parser.add_argument("--judge", help="Model that tells how likely the samples, or the moved texts, are")
     parser.add_argument("--disentanglement", action="store_true", help="MIG and DCI, on the built-in corpus")
     parser.add_argument("--transfer_train", help="Labelled .tsv or .csv: also move the texts of --data between labels")
-    parser.add_argument(
-        "--label", help="Column of the label; by default 'label', of --label_agreement the model's only one"
-    )
+    parser.add_argument("--label", help="Its column; by default 'label', of --label_agreement the model's own")
     parser.add_argument("--label_values", nargs=2, help="The two labels; by default the column's two")
-    parser.add_argument(
-        "--label_agreement", nargs="?", const="", help="Do samples under a label have it? Labelled texts tell"
-    )
+    parser.add_argument("--label_agreement", nargs="?", const="", help="Labelled texts: have samples their label?")
     parser.add_argument("--guidance_scale", type=float, help="Of these samples, and of texts moved by label")
     parser.add_argument("--condition_column", help="Column of the vectors that condition the model")
     parser.add_argument("--probe", dest="probe_label", help="Column that a linear classifier tells from the latents")
@@ -57,23 +53,20 @@ def main():
     judge = args["judge"] = load(args["judge"]) if args["judge"] else None
     model, path = load(args.pop("model")), args.pop("data")
     names = ("transfer_train", "label_agreement", "guidance_scale", "label", "label_values")
-    train, examples, scale, *label = [args.pop(name) for name in names]
+    train, examples, scale, label, values = [args.pop(name) for name in names]
     if train and not path:
         raise ValueError("`transfer_train` moves the texts of --data, which is not given.")
     if scale is not None and not train and examples is None:
         raise ValueError("`guidance_scale` is of --label_agreement and --transfer_train. Leave it out.")
-    num_texts = args["num_text_samples"]
+    num_texts, options = args["num_text_samples"], {"judge": judge, "guidance_scale": scale}
     if not args.pop("text_metrics"):
-        args["num_text_samples"] = None
-        args["judge"] = None if train or examples is not None else judge
+        args["num_text_samples"], args["judge"] = None, None if train or examples is not None else judge
     results = evaluate_file(*model, path, **args)
     if train and PartialState().is_main_process:
-        results["transfer"] = transfer_file(
-            *model, train, path, label[0] or "label", label[1], judge=judge, guidance_scale=scale
-        )
+        results["transfer"] = transfer_file(*model, train, path, label or "label", values, **options)
     if examples is not None and PartialState().is_main_process:
-        options = {"num_samples": num_texts, "judge": judge, "guidance_scale": scale, "seed": args["seed"]}
-        results["label_agreement"] = label_agreement(*model, examples or None, label[0], **options)
+        options |= {"num_samples": num_texts, "seed": args["seed"]}
+        results["label_agreement"] = label_agreement(*model, examples or None, label, **options)
     if PartialState().is_main_process:
         print(json.dumps({name: value for name, value in results.items() if name != "run"}, indent=2))
         if output:
