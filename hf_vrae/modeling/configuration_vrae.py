@@ -177,7 +177,9 @@ class VRAEConfig(LatentSequenceConfig):
             )
         if config.is_encoder_decoder:
             raise ValueError(f"`{name}` is of an encoder with a decoder, {config.model_type}; one of them is wanted.")
-        return config.hidden_size, config.num_hidden_layers
+        # The smaller OPT's last layer is brought to another width, that of its embeddings.
+        width = config.word_embed_proj_dim if config.model_type == "opt" else config.hidden_size
+        return width, config.num_hidden_layers
 
     def transformers_config(self, name: str):
         """The transformers configuration that `encoder_config` or `decoder_config` holds, for our vocabulary."""

@@ -87,6 +87,16 @@ def test_attention_implementations_agree(options, batch, tmp_path):
     torch.testing.assert_close(results[0], results[1], rtol=1e-4, atol=1e-4)
 
 
+def test_a_decoder_whose_outputs_are_as_wide_as_its_embeddings(batch):
+    sizes = {"hidden_size": 16, "word_embed_proj_dim": 8, "ffn_dim": 32, "num_hidden_layers": 1, "init_std": 0.5}
+    opt = {"model_type": "opt", "num_attention_heads": 2, "dropout": 0.0, **sizes}
+    for tied in (True, False):
+        model = make_model(decoder_config=opt, tie_word_embeddings=tied, latent_conditioning=["input"])
+        assert model(**batch, labels=labels_of(model, batch)).loss.isfinite()
+        options = {"latents": torch.randn(2, 6), "max_new_tokens": 5, "eos_token_id": None, "pad_token_id": 0}
+        assert torch.equal(model.generate(**options), model.generate(**options, use_cache=False))
+
+
 @pytest.mark.parametrize("kind", ["transformer", "independent"])
 def test_several_latents_of_a_row_are_as_each_alone(kind, batch):
     model = make_model(decoder_type=kind)
