@@ -3,6 +3,9 @@
 import torch
 from torch import nn
 from transformers import AutoModel, PreTrainedModel
+from transformers.utils import logging
+
+logger = logging.get_logger(__name__)
 
 
 def make_body(config, name: str) -> nn.Module:
@@ -31,6 +34,8 @@ def fields_of(encoder: PreTrainedModel | None, decoder: PreTrainedModel | None, 
     if len(set(sizes)) > 1:
         raise ValueError(f"Encoder and decoder must read the same tokens, but they know {sizes[0]} and {sizes[1]}.")
     marks = {name: getattr(given[-1].config, name, None) for name in ("pad_token_id", "bos_token_id", "eos_token_id")}
+    if isinstance(marks["eos_token_id"], list):  # several marks that end a turn; ours ends a text
+        marks["eos_token_id"] = marks["eos_token_id"][0]
     fields = {"vocab_size": sizes[0], "unk_token_id": None} | marks
     fields["decoder_start_token_id"] = further.get("bos_token_id", marks["bos_token_id"])
     if further.get("unk_token_id") is None:
@@ -54,7 +59,8 @@ def copy_weights(source: nn.Module, body: nn.Module) -> None:
 
 @torch.no_grad()
 def copy_head(decoder: PreTrainedModel, lm_head: nn.Linear, projection: nn.Module, tied: bool) -> None:
-    """Let the projection to the vocabulary begin as that of a language model, whatever it reads beside h.
+    """Let the projection to the vocabulary begin as that of a language model, whatever it reads beside h; warn where
+    that one's is more than a matrix (a bias, a cap, layers of its own), which ours is not.
 
     Args:
         decoder: the language model.
@@ -62,6 +68,14 @@ def copy_head(decoder: PreTrainedModel, lm_head: nn.Linear, projection: nn.Modul
         tied: whether it is.
     """
     weight = decoder.get_output_embeddings().weight  # [V, H]
+    ids = torch.tensor([[decoder.config.bos_token_id or 0]])
+    hidden, logits = decoder.eval().base_model(ids).last_hidden_state, decoder(ids).logits
+    if not torch.allclose(hidden @ weight.t(), logits, rtol=1e-2, atol=1e-2):
+        logger.warning(
+            "The projection of %s to its vocabulary is more than a matrix, and what it is beside that is left out: "
+            "the decoder begins as another language model than this one.",
+            type(decoder).__name__,
+        )
     if not tied:
         lm_head.weight[:, : weight.shape[1]] = weight
     elif isinstance(projection, nn.Linear):

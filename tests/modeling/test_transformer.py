@@ -3,7 +3,7 @@
 import pytest
 import torch
 from torch import nn
-from transformers import BertConfig, BertModel, GPT2Config, GPT2LMHeadModel, GPT2Model
+from transformers import BertConfig, BertModel, GPT2Config, GPT2LMHeadModel, GPT2Model, GPTJConfig, GPTJForCausalLM
 
 from hf_vrae import VRAEConfig, VRAEForSequenceGeneration
 from tests.models import GPT2, make_frame_model, make_frames, make_model
@@ -256,6 +256,19 @@ def test_a_frozen_decoder_learns_to_read_z_alone(pretrained):
     ids = torch.randint(4, 33, (2, 6))
     model.train()(ids, torch.ones_like(ids), labels=ids).loss.backward()
     assert all(parameter.grad.any() for parameter in model.parameters() if parameter.requires_grad)
+
+
+def test_a_projection_that_is_more_than_a_matrix_is_told(pretrained, monkeypatch):
+    said = []
+    monkeypatch.setattr("hf_vrae.modeling.pretrained.logger.warning", lambda message, *args: said.append(args))
+    sizes = {"vocab_size": 30, "n_embd": 16, "n_layer": 1, "n_head": 2, "rotary_dim": 4, "eos_token_id": [3, 5]}
+    gptj = GPTJForCausalLM(GPTJConfig(**sizes, bos_token_id=2))  # its projection has a bias
+    nn.init.normal_(gptj.lm_head.bias)
+    gptj.save_pretrained(pretrained / "gptj")
+    options = {"latent_size": 4, "encoder_hidden_size": 8}
+    for name in ("gpt2", "gptj"):
+        model = VRAEForSequenceGeneration.from_encoder_decoder_pretrained(None, pretrained / name, **options)
+    assert said == [("GPTJForCausalLM",)] and model.config.eos_token_id == 3
 
 
 def test_pretrained_parts_that_do_not_fit(pretrained):
