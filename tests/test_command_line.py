@@ -38,7 +38,7 @@ def desk(tmp_path, monkeypatch, tokenizer):
         ("train --train_file blank.txt", "split holds no text"),
         ("train --train_file broken.txt", "is not utf-8 text: line 2"),
         ("train --train_file one.txt", "which leaves none for validation"),
-        ("train --train_file table.csv", "`text_column` must name a column"),
+        ("train --train_file table.csv", "no column of ['a', 'b'] holds strings"),
         ("train --train_file good.txt --vocab_size 3", "`vocab_size` must be at least 5"),
         ("train --train_file good.txt --output_dir run", "already holds a run"),
         ("train --output_dir good.txt", "`output_dir` 'good.txt' is a file"),
