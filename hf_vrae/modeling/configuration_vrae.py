@@ -17,6 +17,10 @@ PLACES = {
     "independent": ["input", "output"],
     "decoder_config": ["prefix", "input", "output"],
 }
+# Whose models of transformers, given embeddings, see what follows (XLM, XLNet), do not count on behind a cache
+# (RoBERTa's family), or cache no keys.
+UNFIT_DECODERS = ("xlm", "xlnet", "roberta", "xlm-roberta", "xlm-roberta-xl", "camembert", "data2vec-text",
+                  "roberta-prelayernorm", "xmod", "mamba", "mamba2", "falcon_mamba")  # fmt: skip
 DEFAULT_PLACES = {
     "rnn": ["initial_state", "input", "output"],
     "transformer": ["memory", "input"],
@@ -174,6 +178,11 @@ class VRAEConfig(LatentSequenceConfig):
             raise ValueError(
                 f"`decoder_config` must be of a causal language model, of which transformers has none of `model_type` "
                 f"{config.model_type}. Take gpt2, for example."
+            )
+        if name == "decoder_config" and config.model_type in UNFIT_DECODERS:
+            raise ValueError(
+                f"`decoder_config` of `model_type` {config.model_type} makes no decoder: step by step, from "
+                "embeddings, transformers' model gives other logits than in one pass. Take gpt2, for example."
             )
         if config.is_encoder_decoder:
             raise ValueError(f"`{name}` is of an encoder with a decoder, {config.model_type}; one of them is wanted.")
