@@ -1,5 +1,6 @@
 """Arguments of a training run: recipe (YAML), overridden by flags."""
 
+import argparse
 import dataclasses
 import difflib
 import sys
@@ -453,6 +454,8 @@ SECTIONS = {"model": ModelArguments, "data": DataArguments, "training": TrainArg
 class Recipe:
     """All arguments of a run.
 
+    `said` names those that a command line or a recipe gave, be it their defaults.
+
     Raises:
         ValueError: for a field of the model that its type has not, or that says nothing of such data.
     """
@@ -460,6 +463,7 @@ class Recipe:
     model: ModelArguments
     data: DataArguments
     training: TrainArguments
+    said: frozenset[str] = field(default=frozenset(), compare=False)
 
     def __post_init__(self):
         own = self.model_fields()
@@ -514,13 +518,15 @@ class Recipe:
         return {name: value for name, value in vars(self.model).items() if name in own}
 
     def given_fields(self) -> dict:
-        """What of these is not left at its default."""
-        given = self._given(self.model)
+        """What of these is said, or off its default: what a model that is there already must have."""
+        given = self.said.union(self._given(self.model))
         return {name: value for name, value in self.model_fields().items() if name in given}
 
     def save(self, path) -> None:
         """Write the recipe that repeats this run, and with which it can be resumed."""
-        sections = dataclasses.asdict(self)
+        sections = {name: dataclasses.asdict(getattr(self, name)) for name in SECTIONS}
+        if self.training.model_name_or_path or self.training.pretrained_parts:  # which have what is not said here
+            sections["model"] = {"model_type": self.model.model_type} | self.given_fields()
         for name in ("overwrite_output_dir", "resume_from_checkpoint"):  # wishes of one time
             del sections["training"][name]
         with open(path, "w") as file:
@@ -528,7 +534,7 @@ class Recipe:
 
     def flat(self) -> dict[str, float | int | str]:
         """All arguments as trackers take them."""
-        sections = dataclasses.asdict(self).values()
+        sections = (dataclasses.asdict(getattr(self, name)) for name in SECTIONS)
         return {k: v if isinstance(v, (float, int)) else str(v) for section in sections for k, v in section.items()}
 
 
@@ -553,7 +559,9 @@ def parse_recipe(argv: list[str] | None = None) -> Recipe:
     if unknown:
         known = [name for section in SECTIONS.values() for name in section.__dataclass_fields__]
         raise ValueError(_unknown("flag", unknown[0].split("=")[0], ["--" + name for name in ["config", *known]]))
-    return Recipe(*sections)
+    for action in parser._actions:
+        action.default = argparse.SUPPRESS  # what is left is said
+    return Recipe(*sections, frozenset(vars(parser.parse_args([*flags, *argv]))))
 
 
 def _recipe_flags(path: str) -> list[str]:

@@ -57,7 +57,7 @@ def make_model(recipe: Recipe, **of_the_data) -> PreTrainedModel:
 
 
 def from_pretrained_parts(recipe: Recipe, **of_the_data) -> PreTrainedModel:
-    """A new model around pretrained ones, with those fields of the recipe that are off their defaults.
+    """A new model around pretrained ones, with those fields that the recipe asks for.
 
     Raises:
         ValueError: for data of frames, and as [`make_model`].
@@ -99,7 +99,7 @@ def start_from(name_or_path: str, wanted: LatentSequenceConfig, given: Iterable[
     """A saved model, with what of the wanted configuration is no matter of its weights.
 
     Args:
-        given: the fields that the recipe asks for; those left at their defaults ask for nothing.
+        given: the fields that the recipe asks for, be it by their defaults.
 
     Raises:
         ValueError: where the recipe asks for another model.

@@ -16,6 +16,7 @@ from hf_vrae import VRAEForSequenceGeneration
 from hf_vrae.modeling import distributions
 from hf_vrae.training import loop as loop_module
 from hf_vrae.training.accelerator import make_accelerator
+from hf_vrae.training.arguments import parse_recipe
 from hf_vrae.training.checkpoints import checkpoints
 from hf_vrae.training.loop import Interrupted, TrainingLoop
 from hf_vrae.training.optimization import learning_rate_schedule, make_optimizer
@@ -401,6 +402,18 @@ def test_a_recipe_changes_of_a_saved_model_what_no_weight_depends_on(tiny, tmp_p
     assert (config["word_dropout"], config["kernels"], config["svi_steps"]) == (0.7, "plain", 2)
     with pytest.raises(ValueError, match="`posterior` is gaussian in the model .* the recipe asks for batch_norm"):
         run(tiny("--posterior batch_norm" + first, "third"))
+
+
+def test_what_is_said_of_a_saved_model_counts_at_its_default_too(tiny, tmp_path):
+    run(tiny("--max_steps 1 --dropout 0.5 --rnn_type gru", "first"))
+    first = f" --max_steps 1 --save_steps 1 --model_name_or_path {tmp_path / 'first'}"
+    run(tiny("--dropout 0.1" + first))
+    config = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert (config["dropout"], config["rnn_type"]) == (0.1, "gru")
+    with pytest.raises(ValueError, match="`rnn_type` is gru in the model .* the recipe asks for lstm"):
+        run(tiny("--rnn_type lstm" + first, "second"))
+    saved = parse_recipe(["--config", str(tmp_path / "run" / "recipe.yaml"), "--resume_from_checkpoint", "latest"])
+    assert saved.model.dropout == 0.1 and run(saved)["run"]["steps"] == 1  # it does not ask for an lstm
 
 
 def test_autoencoder_then_a_new_decoder_with_free_bits(tiny, tmp_path):
