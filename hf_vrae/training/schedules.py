@@ -28,6 +28,9 @@ class KLSchedule:
         warmup: updates it takes, or, below 1, their share of the run (of a cycle where there are cycles).
         cycles: of the cyclical form.
         capacity: last C of the capacity form, nats a sequence.
+
+    Raises:
+        ValueError: where no cycle is as long as its warm-up: the weight would never arrive.
     """
 
     kind: ScheduleKind
@@ -37,6 +40,14 @@ class KLSchedule:
     warmup: float = 0.5
     cycles: int = 4
     capacity: float = 0.0
+
+    def __post_init__(self):
+        if self.kind == "cyclical" and self.warmup_steps >= self.period:
+            raise ValueError(
+                f"`kl_warmup_steps` {self.warmup:g} is as long as a cycle or longer: {self.total_steps} updates in "
+                f"{self.cycles} cycles are {self.period:g} each, the KL weight would never arrive, and no model be "
+                "judged. Give a share below 1, or fewer `kl_cycles`."
+            )
 
     @property
     def period(self) -> float:

@@ -36,6 +36,12 @@ def test_cyclical_is_fu_et_al():
     assert not schedule.has_arrived(349) and schedule.has_arrived(350) and not schedule.has_arrived(300)
 
 
+def test_a_cycle_shorter_than_its_warmup_is_refused():
+    with pytest.raises(ValueError, match="`kl_warmup_steps` 100 is as long as a cycle or longer: 400 updates in 4"):
+        KLSchedule("cyclical", 400, cycles=4, warmup=100)
+    assert KLSchedule("cyclical", 400, cycles=4, warmup=99).has_arrived(399)
+
+
 def test_final_weight_other_than_one():
     schedule = KLSchedule("linear", 10, weight=0.5, warmup=10)
     assert schedule(5) == pytest.approx(0.25) and schedule(10) == 0.5
