@@ -1,10 +1,14 @@
 """Checkpoint folders: written whole or not at all, and no more of them than asked for."""
 
+import contextlib
 import json
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
+from pickle import UnpicklingError
 
 from accelerate import Accelerator
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 RUN_FILES = (
@@ -27,7 +31,7 @@ def checkpoints(output_dir: str | Path) -> list[Path]:
 
 
 def find_checkpoint(output_dir: str | Path, name: str) -> Path:
-    """The checkpoint of this path, or the newest one of the run for "latest"."""
+    """The checkpoint of this path, which must be the run's, or the newest one of the run for "latest"."""
     if name == "latest":
         found = checkpoints(output_dir)
         if not found:
@@ -36,6 +40,11 @@ def find_checkpoint(output_dir: str | Path, name: str) -> Path:
     path = Path(name)
     if not (path / "state.json").is_file():
         raise ValueError(f"`resume_from_checkpoint` must be 'latest' or a checkpoint folder of a run; got {name!r}.")
+    if path.resolve().parent != Path(output_dir).resolve():
+        raise ValueError(
+            f"`resume_from_checkpoint` {name!r} is not of the run in `output_dir` {str(output_dir)!r}, and a run goes "
+            "on in its own folder. Name that folder, or begin a new run at that model: --model_name_or_path."
+        )
     return path
 
 
@@ -113,8 +122,27 @@ def load_weights(model, folder: str | Path) -> None:
         raise ValueError(f"The checkpoint {str(folder)!r} is of another model: it differs in {name!r}.")
 
 
-def remove_old_checkpoints(output_dir: str | Path, limit: int, keep: int | None) -> None:
-    """Delete all but the newest `limit` checkpoints and that of step `keep`."""
-    others = [path for path in checkpoints(output_dir) if path.name != f"checkpoint-{keep}"]
-    for path in others[:-limit]:
-        shutil.rmtree(path)
+@contextlib.contextmanager
+def damage_named(folder: str | Path) -> Iterator[None]:
+    """Say of a checkpoint's file that cannot be read whose it is, and what to do.
+
+    Raises:
+        ValueError: in the place of what readers of files raise.
+    """
+    try:
+        yield
+    except (OSError, EOFError, RuntimeError, UnpicklingError, SafetensorError, json.JSONDecodeError) as error:
+        raise ValueError(
+            f"The checkpoint {str(folder)!r} cannot be read ({str(error).strip()}). If it is damaged, delete it, and "
+            "--resume_from_checkpoint latest takes the one before."
+        ) from error
+
+
+def remove_old_checkpoints(output_dir: str | Path, limit: int, keep: int | None, step: int) -> None:
+    """Delete all but that of step `keep` and the newest `limit` checkpoints up to `step`; those beyond are of a course
+    that the run has left, by resuming from an earlier one."""
+    found = [path for path in checkpoints(output_dir) if path.name != f"checkpoint-{keep}"]
+    others = [path for path in found if int(path.name.split("-")[-1]) <= step]
+    for path in found:
+        if path not in others[-limit:]:
+            shutil.rmtree(path)

@@ -24,7 +24,14 @@ from ..data.conditions import batch_rows
 from ..evaluation.likelihood import evaluate
 from .arguments import TrainArguments
 from .batches import UpdateBatches
-from .checkpoints import find_checkpoint, load_weights, remove_old_checkpoints, save_checkpoint, use_plain_model_files
+from .checkpoints import (
+    damage_named,
+    find_checkpoint,
+    load_weights,
+    remove_old_checkpoints,
+    save_checkpoint,
+    use_plain_model_files,
+)
 from .optimization import learning_rate_schedule, make_optimizer
 from .schedules import KLSchedule
 from .tasks import FrameTask, TextTask, lengths
@@ -258,7 +265,7 @@ class TrainingLoop:
             self.state.training_seconds = time.perf_counter() - self.started
             save_checkpoint(self.accelerator, self.model, self.task, dataclasses.asdict(self.state), self.output_dir)
             if self.accelerator.is_main_process:
-                remove_old_checkpoints(self.output_dir, args.save_total_limit, self.state.best_step)
+                remove_old_checkpoints(self.output_dir, args.save_total_limit, self.state.best_step, step)
         if stop_here and not at_end:
             raise Interrupted(stop_here, self.how_to_resume(f"Interrupted at step {step}; the run is saved."))
 
@@ -432,19 +439,32 @@ class TrainingLoop:
     # Interruption and resumption.
 
     def resume(self) -> None:
-        """Restore everything from a checkpoint, and drop the lines that later steps wrote."""
+        """Restore everything from a checkpoint but what the arguments say anew of the optimizer, and drop the lines
+        that later steps wrote."""
         folder = find_checkpoint(self.output_dir, self.args.resume_from_checkpoint)
-        state = TrainingState(**json.loads((folder / "state.json").read_text()))
-        if state.fingerprint != self.state.fingerprint:
-            raise ValueError(f"The training data are not those of {str(folder)!r}: a run resumes on its own data.")
-        self.accelerator.load_state(folder)
+        said = [
+            {name: group[name] for name in ("weight_decay", "betas", "momentum") if name in group}
+            for group in self.optimizer.param_groups
+        ]
+        with damage_named(folder):
+            state = TrainingState(**json.loads((folder / "state.json").read_text()))
+            if state.fingerprint != self.state.fingerprint:
+                raise ValueError(f"The training data are not those of {str(folder)!r}: a run resumes on its own data.")
+            self.accelerator.load_state(folder)
+        for group, options in zip(self.optimizer.param_groups, said, strict=True):
+            if not options.keys() <= group.keys():
+                raise ValueError(f"`optim` {self.args.optim} is not the optimizer of the checkpoint {str(folder)!r}.")
+            group.update(options)
+        if state.best_step is not None and not (self.output_dir / f"checkpoint-{state.best_step}").is_dir():
+            logger.warning("the best model up to %s is deleted: the best one from here on is taken", folder)
+            state.best_step, state.best_metric = None, math.inf
         self.state = state
         logger.info("going on from %s", folder)
         if self.accelerator.is_main_process:
             for name in ("metrics.jsonl", "samples.jsonl"):
                 path = self.output_dir / name
-                lines = path.read_text().splitlines() if path.exists() else []
-                path.write_text("".join(f"{line}\n" for line in lines if json.loads(line)["step"] <= state.step))
+                lines = path.read_text().split("\n") if path.exists() else []  # a text may hold other ends of lines
+                path.write_text("".join(f"{line}\n" for line in lines if _step_of(line) <= state.step))
 
     @contextlib.contextmanager
     def handle_signals(self):
@@ -470,3 +490,11 @@ class TrainingLoop:
             disable=not self.accelerator.is_local_main_process,
             dynamic_ncols=True,
         )
+
+
+def _step_of(line: str) -> float:
+    """Of a line of metrics.jsonl or samples.jsonl; infinite where a crash or a full disk has cut it off."""
+    try:
+        return json.loads(line)["step"]
+    except ValueError:
+        return math.inf

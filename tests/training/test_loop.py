@@ -379,6 +379,35 @@ def test_resuming_what_cannot_be_resumed(tiny, tmp_path):
         run(tiny("--resume_from_checkpoint latest --decoder_hidden_size 18"))
     with pytest.raises(ValueError, match="of another model: it differs in"):
         run(tiny("--resume_from_checkpoint latest --encoder_layers 2"))
+    with pytest.raises(ValueError, match="`optim` sgd is not the optimizer of the checkpoint"):
+        run(tiny("--resume_from_checkpoint latest --optim sgd"))
+    with pytest.raises(ValueError, match="a run goes on in its own folder"):
+        run(tiny(f"--resume_from_checkpoint {tmp_path / 'run' / 'checkpoint-2'}", "elsewhere"))
+    for name in ("optimizer.bin", "model.safetensors", "state.json"):  # each is read before the one before it
+        os.truncate(tmp_path / "run" / "checkpoint-2" / name, 20)
+        with pytest.raises(ValueError, match="checkpoint-2' cannot be read .* If it is damaged, delete it"):
+            run(tiny("--resume_from_checkpoint latest"))
+
+
+def test_resuming_from_an_earlier_checkpoint_leaves_the_later_ones(tiny, tmp_path):
+    """They were counted as newer than what the run wrote from there on, which was deleted at once. What is said anew
+    of the optimizer counts, lines that no one can read are dropped, and a best model that is gone is none."""
+    flags = "--save_steps 2 --eval_strategy steps --eval_steps 4 --kl_warmup_steps 1"
+    run(tiny(flags))
+    early, state = tmp_path / "run" / "checkpoint-12", tmp_path / "run" / "checkpoint-6" / "state.json"
+    early.rename(early.with_name("checkpoint-6"))
+    state.write_text(json.dumps(json.loads(state.read_text()) | {"step": 6, "best_step": 4, "best_metric": 0.0}))
+    checkpoints(tmp_path / "run")[-1].rename(tmp_path / "run" / "checkpoint-50")
+    with open(tmp_path / "run" / "metrics.jsonl", "a") as file:
+        file.write('{"kind": "train", "st')
+    with open(tmp_path / "run" / "samples.jsonl", "a") as file:
+        file.write('{"step": 3, "samples": ["a\u2028b"]}\n')
+    again = f"--max_steps 8 --weight_decay 0.25 --resume_from_checkpoint {tmp_path / 'run' / 'checkpoint-6'}"
+    results = run(tiny(f"{flags} {again}"))
+    assert [path.name for path in checkpoints(tmp_path / "run")] == ["checkpoint-6", "checkpoint-8"]
+    assert results["run"]["best_step"] == 8 and "a\u2028b" in (tmp_path / "run" / "samples.jsonl").read_text()
+    optimizer = torch.load(tmp_path / "run" / "checkpoint-8" / "optimizer.bin")
+    assert optimizer["param_groups"][0]["weight_decay"] == 0.25
 
 
 def test_starting_from_a_model(tiny, tmp_path):
