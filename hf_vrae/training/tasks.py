@@ -94,7 +94,14 @@ class TextTask:
             return load_tokenizer(str(find_checkpoint(args.output_dir, args.resume_from_checkpoint)))
         if args.model_name_or_path or data.tokenizer_name or args.pretrained_parts:
             pretrained = args.decoder_name_or_path or args.encoder_name_or_path
-            return load_tokenizer(args.model_name_or_path or data.tokenizer_name or pretrained)
+            tokenizer = load_tokenizer(args.model_name_or_path or data.tokenizer_name or pretrained)
+            named = data.tokenizer_name if args.model_name_or_path else None
+            if named and load_tokenizer(named).get_vocab() != tokenizer.get_vocab():
+                raise ValueError(
+                    f"`tokenizer_name` {named!r} has other tokens than the model {args.model_name_or_path!r} was "
+                    "trained with. Leave it out, or train a new model."
+                )
+            return tokenizer
         batches = (train[i : i + 1000]["text"] for i in range(0, train.num_rows, 1000))
         texts = ([text.strip() for text in batch if text] for batch in batches)
         return train_tokenizer(texts, data.tokenizer_type, data.vocab_size, data.min_frequency)

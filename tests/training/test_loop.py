@@ -433,6 +433,15 @@ def test_a_recipe_changes_of_a_saved_model_what_no_weight_depends_on(tiny, tmp_p
         run(tiny("--posterior batch_norm" + first, "third"))
 
 
+def test_a_model_is_not_given_the_tokens_of_another(tiny, tmp_path):
+    run(tiny("--max_steps 1", "first"))
+    run(tiny("--max_steps 1 --tokenizer_type char", "second"))
+    first = f"--max_steps 1 --model_name_or_path {tmp_path / 'first'} --tokenizer_name "
+    run(tiny(first + str(tmp_path / "first")))
+    with pytest.raises(ValueError, match="`tokenizer_name` .* has other tokens than the model"):
+        run(tiny(first + str(tmp_path / "second"), "third"))
+
+
 def test_what_is_said_of_a_saved_model_counts_at_its_default_too(tiny, tmp_path):
     run(tiny("--max_steps 1 --dropout 0.5 --rnn_type gru", "first"))
     first = f" --max_steps 1 --save_steps 1 --model_name_or_path {tmp_path / 'first'}"
