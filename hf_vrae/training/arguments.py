@@ -300,6 +300,12 @@ class TrainArguments:
                 "`aggressive` ends when the mutual information falls, which takes evaluations: set `eval_strategy`.",
             ),
             (
+                self.eval_strategy == "no"
+                and (self.early_stopping_patience is not None or self.lr_scheduler_type == "reduce_lr_on_plateau"),
+                "`early_stopping_patience` and `lr_scheduler_type` reduce_lr_on_plateau count evaluations, of which "
+                "there are none: set `eval_strategy`.",
+            ),
+            (
                 self.resampling and not several,
                 "`resampling` is among the samples of one sequence: raise `num_train_samples` above 1, got "
                 f"{self.num_train_samples}.",

@@ -87,6 +87,8 @@ def test_mistakes_in_a_recipe(content, message, write):
         ("--kl_weight 0 --free_bits 0.1", "`kl_weight` 0 charges nothing for the KL"),
         ("--aggressive --svi_steps 2", "two ways to bring q(z|x) up to date"),
         ("--aggressive --eval_strategy no", "set `eval_strategy`"),
+        ("--early_stopping_patience 2 --eval_strategy no", "count evaluations, of which there are none"),
+        ("--lr_scheduler_type reduce_lr_on_plateau --eval_strategy no", "count evaluations, of which there are none"),
         ("--scheduled_sampling 0.2 --num_train_samples 5", "one decoder pass of one latent"),
         ("--scheduled_sampling 2", "must be in [0, 1], got 2.0"),
     ],
