@@ -20,7 +20,10 @@ MI_SEQUENCES = 10_000  # the pairwise estimate costs their square
 
 def perplexity(nll_per_sequence: float, num_sequences: int, num_tokens: int) -> float:
     """exp(total nats / total tokens), where tokens count `</s>` and not `<s>` (He et al. 2019, released code)."""
-    return math.exp(nll_per_sequence * num_sequences / num_tokens)
+    try:
+        return math.exp(nll_per_sequence * num_sequences / num_tokens)
+    except OverflowError:  # a model that diverges is to say so, not to end in a traceback
+        return math.inf
 
 
 def bits(nll_per_sequence: float, num_sequences: int, num_units: int) -> float:

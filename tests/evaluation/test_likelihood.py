@@ -77,6 +77,7 @@ def test_reconstruction_and_kl_add_up_with_one_sample(trained, tokenized):
 
 def test_perplexity_is_of_totals_not_a_mean_of_means():
     assert perplexity(nll_per_sequence=30.0, num_sequences=2, num_tokens=20) == pytest.approx(math.exp(3))
+    assert perplexity(nll_per_sequence=1e5, num_sequences=2, num_tokens=20) == math.inf
     assert bits(30.0, 2, 20) == pytest.approx(3 / math.log(2))
 
 
