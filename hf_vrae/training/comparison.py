@@ -1,6 +1,7 @@
 """Recipes trained one after the other, and their results in one table beside the published ones."""
 
 import json
+import logging
 import signal
 import statistics
 import subprocess
@@ -11,9 +12,11 @@ from pathlib import Path
 import yaml
 from accelerate import PartialState
 
-from .arguments import parse_recipe
+from .arguments import Recipe, parse_recipe
 from .checkpoints import RUN_FILES, checkpoints
 from .run import run
+
+logger = logging.getLogger(__name__)
 
 # Column, key of results.json, digits.
 COLUMNS = [
@@ -68,7 +71,7 @@ def find_recipes(folder: str | Path) -> list[Path]:
     Raises:
         ValueError: where there is none.
     """
-    recipes = [path for path in sorted(Path(folder).glob("*.yaml")) if "title" in (_read(path) or {})]
+    recipes = [path for path in sorted(Path(folder).glob("*.yaml")) if "title" in _read(path)]
     if not recipes:
         raise ValueError(f"The folder {str(folder)!r} holds no recipe (.yaml) with a `title`.")
     return recipes
@@ -94,14 +97,18 @@ def train_rows(
 
     Raises:
         SystemExit: with the code of a process that failed.
-        ValueError: where the row that another begins at has not been trained.
+        ValueError: where the row that another begins at has not been trained, and for flags that are no row's.
     """
+    for name, remedy in (("--config", "Put it into the folder"), ("--push_to_hub", "Use scripts/push_to_hub.py")):
+        if any(flag.split("=")[0] == name for flag in flags):
+            raise ValueError(f"{name} is of a run alone, and these are rows of recipes of their own. {remedy}.")
     for path in recipes:
         for seed in seeds:
             folder = Path(output_dir) / f"{path.stem}-{seed}"
+            own = ["--config", str(path), *flags, "--output_dir", str(folder), "--seed", str(seed)]
+            _say_what_differs(folder, parse_recipe(own))
             if (folder / "results.json").is_file():
                 continue
-            own = ["--config", str(path), *flags, "--output_dir", str(folder), "--seed", str(seed)]
             if first := _read(path).get("begins_at"):
                 own += ["--model_name_or_path", str(_trained(Path(output_dir) / f"{first}-{seed}", path.stem))]
             if checkpoints(folder) or checkpoints(folder / "autoencoder"):
@@ -114,6 +121,22 @@ def train_rows(
             else:
                 run(recipe)
                 PartialState().wait_for_everyone()
+
+
+def _say_what_differs(folder: Path, recipe: Recipe) -> None:
+    """Warn of a row that was begun with other arguments: a done one stays what it is."""
+    try:
+        begun = parse_recipe(["--config", str(folder / "recipe.yaml")]).flat()
+    except ValueError:  # not begun, or by a version with other arguments
+        return
+    here = {"output_dir", "overwrite_output_dir", "resume_from_checkpoint", "model_name_or_path"}
+    other = [
+        f"{name} {begun[name]}, now {value}"
+        for name, value in recipe.flat().items() - begun.items()
+        if name not in here
+    ]
+    if other:
+        logger.warning("%s was begun with %s; delete it to train it anew", folder, "; ".join(other))
 
 
 def _trained(folder: Path, name: str) -> Path:
@@ -147,12 +170,24 @@ def collect(recipes: Sequence[Path], results_dir: str | Path) -> list[dict]:
         recipe = _read(path)
         found = sorted([*Path(results_dir).glob(f"{path.stem}-*/results.json"), *Path(results_dir).glob("*.json")])
         runs = [
-            json.loads(file.read_text())
+            _results(file)
             for file in found
             if (file.parent.name if file.name == "results.json" else file.stem).rpartition("-")[0] == path.stem
         ]
         rows.append({"name": recipe["title"], "published": recipe.get("published") or {}, "runs": runs})
     return rows
+
+
+def _results(path: Path) -> dict:
+    try:
+        results = json.loads(path.read_text())
+    except ValueError:
+        results = {}
+    if "run" not in results:
+        raise ValueError(
+            f"{str(path)!r} is not what a run has written, or is cut off. Delete it and run the row anew."
+        )
+    return results
 
 
 def comparison_table(rows: Sequence[dict]) -> str:
@@ -303,4 +338,10 @@ def _mean(values: list[float], digits: int) -> str:
 
 
 def _read(path: Path) -> dict:
-    return yaml.safe_load(path.read_text())
+    try:
+        recipe = yaml.safe_load(path.read_text()) or {}
+    except yaml.YAMLError as error:
+        raise ValueError(f"The recipe {str(path)!r} cannot be read: {error}") from error
+    if not isinstance(recipe, dict):
+        raise ValueError(f"The recipe {str(path)!r} must be of names and values, got {recipe!r}.")
+    return recipe

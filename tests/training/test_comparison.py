@@ -61,6 +61,32 @@ def test_rows_are_trained_once_and_interrupted_ones_go_on(folder, tmp_path, monk
     assert rows[0]["runs"][0]["kl"] == 0 < rows[1]["runs"][0]["kl"]
 
 
+def test_flags_that_change_are_told_and_those_of_one_run_refused(folder, tmp_path, caplog):
+    """A recipe among the flags was trained in the place of each row's own."""
+    row = [folder / "vae.yaml"]
+    comparison.train_rows(row, tmp_path / "out", [1], [*FLAGS, "--max_steps", "2"])
+    comparison.train_rows(row, tmp_path / "out", [1], [*FLAGS, "--max_steps", "2"])
+    assert not caplog.records
+    comparison.train_rows(row, tmp_path / "out", [1], [*FLAGS, "--max_steps", "3"])
+    assert "vae-1 was begun with max_steps 2, now 3; delete it" in caplog.text
+    with pytest.raises(ValueError, match="--config is of a run alone"):
+        comparison.train_rows(row, tmp_path / "out", [1], [f"--config={folder / 'lm.yaml'}"])
+    with pytest.raises(ValueError, match="--push_to_hub is of a run alone"):
+        comparison.train_rows(row, tmp_path / "out", [1], ["--push_to_hub"])
+
+
+def test_broken_files_are_named(folder, tmp_path):
+    recipes = comparison.find_recipes(folder)
+    for broken in ('{"nll_iw": 3', "{}"):
+        (tmp_path / "vae-1.json").write_text(broken)
+        with pytest.raises(ValueError, match="vae-1.json' is not what a run has written, or is cut off"):
+            comparison.collect(recipes, tmp_path)
+    for broken, message in (("title: [", "vae.yaml' cannot be read"), ("title", "must be of names and values")):
+        (folder / "vae.yaml").write_text(broken)
+        with pytest.raises(ValueError, match=message):
+            comparison.find_recipes(folder)
+
+
 def test_a_row_begins_where_another_ended(folder, tmp_path):
     (folder / "vae_more.yaml").write_text("base: vae.yaml\ntitle: more\nbegins_at: vae\n")
     more, vae = folder / "vae_more.yaml", folder / "vae.yaml"
