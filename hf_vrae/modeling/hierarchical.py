@@ -168,7 +168,7 @@ class HierarchicalDecoder(VRAERecurrentDecoder):
         lacking = config.latent_size + count * conductor.width - latents.shape[1]
         if lacking > 0:
             latents = nn.functional.pad(latents, (0, lacking), value=torch.nan)
-        if lacking > 0 or (not self.training and latents.isnan().any()):
+        if lacking > 0 or latents.isnan().any():
             latents = complete(conductor, latents, torch.zeros_like(latents))
         z_g, below = latents.tensor_split([config.latent_size], dim=1)
         shape = (-1, conductor.width) if conductor.width else (count, 0)

@@ -367,6 +367,16 @@ def test_generation_with_and_without_a_cache(language, options):
     assert language.generate(**given, max_length=9, num_return_sequences=2, do_sample=True).shape[0] == 8
 
 
+def test_what_given_latents_leave_open_is_the_priors_mean_in_training_too(language):
+    if not language.config.segment_latent_size:
+        pytest.skip("there is no z of segments")
+    z = language.prior(num_segments=4).sample((4,))
+    z[:, -3:] = torch.nan
+    labels = make_tokens()["labels"]
+    loss = language(latents=z, labels=labels).loss
+    torch.testing.assert_close(language.train()(latents=z, labels=labels).loss, loss)
+
+
 def test_what_is_given_is_held_and_the_rest_is_drawn(model):
     z = model.prior(num_segments=4).sample((3,))
     of_whole, below = model.split_latents(z)
