@@ -74,8 +74,7 @@ class VRAEGenerationMixin(GenerationMixin):
         """Put z, of a conditional model with c behind it, where `generate` looks for what an encoder gave."""
         conditions = {name: kwargs.pop(name, None) for name in CONDITIONS}
         if kwargs.get("encoder_outputs") is not None:
-            if labels is not None or any(condition is not None for condition in conditions.values()):
-                raise ValueError("`encoder_outputs` are decoded as they are, c included: leave the conditions out.")
+            self._check_decoded_as_is(labels, *conditions.values())
             kwargs["encoder_outputs"] = copy.copy(kwargs["encoder_outputs"])  # `generate` repeats rows in place
         elif self.config.condition_width:
             given = {name: kwargs.get(name) for name in ("input_ids", "attention_mask", "inputs_embeds")}

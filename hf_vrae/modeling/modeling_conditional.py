@@ -51,6 +51,11 @@ class ConditionalModel(OneLatentModel):
             given["class_ids"] = self.infer_labels(given["class_ids"], **batch)
         return self.model.embed_condition(**given)
 
+    def _check_decoded_as_is(self, *conditions: torch.Tensor | None) -> None:
+        """Refuse conditions beside `encoder_outputs`, in which c is already."""
+        if any(condition is not None for condition in conditions):
+            raise ValueError("`encoder_outputs` are decoded as they are, c included: leave the conditions out.")
+
     @property
     def _names(self) -> dict[str, list[str]]:
         if not self.config.condition_labels:

@@ -306,6 +306,8 @@ class VRAEForSequenceGeneration(VRAEPreTrainedModel, ConditionalModel, VRAEGener
             if labels is not None and latents is None and self.training and self.config.label_classifier:
                 return VRAEOutput(**self._semi_supervised_loss(labels, **inputs))
             c = self.condition(**inputs)
+        else:
+            self._check_decoded_as_is(class_ids, attributes, condition)
         if labels is not None:
             check_token_ids("labels", labels, self.config.vocab_size, ignore=IGNORE_INDEX)
             use_cache = False

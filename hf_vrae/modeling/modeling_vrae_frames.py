@@ -126,6 +126,8 @@ class VRAEForFrameGeneration(VRAEPreTrainedModel, ConditionalModel, FrameModel):
             if labels is not None and latents is None and self.training and self.config.label_classifier:
                 return VRAEFrameOutput(**self._semi_supervised_loss(target, **given))
             c = self.condition(**given)
+        else:
+            self._check_decoded_as_is(class_ids, attributes, condition)
         if latents is None:
             if encoder_outputs is None:
                 encoder_outputs = self._encoder_outputs(

@@ -118,6 +118,8 @@ def test_encoder_outputs_are_scored_under_their_own_condition(model, example):
     given = {name: tensor for name, tensor in example.items() if name in ("labels", "attention_mask")}
     given = given if model.config.input_size is not None else without(given, "attention_mask")
     torch.testing.assert_close(model(encoder_outputs=outputs, **given).kl, model(**example).kl)
+    with pytest.raises(ValueError, match="`encoder_outputs` are decoded as they are, c included"):
+        model(encoder_outputs=outputs, class_ids=x["class_ids"], **given)
 
 
 def test_log_importance_weights_are_the_three_densities(model, example):
