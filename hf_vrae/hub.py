@@ -4,6 +4,8 @@ import json
 from pathlib import Path
 
 from huggingface_hub import EvalResult, HfApi, ModelCard, ModelCardData
+from huggingface_hub.errors import HfHubHTTPError
+from safetensors import SafetensorError
 
 TEMPLATE = Path(__file__).parent / "model_card_template.md"
 FRAMES_TEMPLATE = Path(__file__).parent / "model_card_frames_template.md"
@@ -64,7 +66,7 @@ def load(name_or_path: str):
         model = AutoModel.from_pretrained(name_or_path) if ours else None
         of_frames = ours and config.input_size is not None
         tokenizer = None if of_frames else AutoTokenizer.from_pretrained(name_or_path)
-    except (OSError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise ValueError(f"{name_or_path!r} cannot be loaded as a model: {str(error).splitlines()[0]}") from error
     if model is None:
         kinds = " or ".join(map(repr, OURS))
@@ -114,7 +116,8 @@ def write_model_card(folder: str | Path, repo_id: str | None = None) -> Path:
 
 
 def _of_text(folder: Path, config, results: dict) -> dict:
-    lines = (folder / "samples.jsonl").read_text().splitlines() if (folder / "samples.jsonl").is_file() else []
+    # Not `splitlines`: a text may hold what that takes for an end.
+    lines = (folder / "samples.jsonl").read_text().split("\n")[:-1] if (folder / "samples.jsonl").is_file() else []
     shown = json.loads(lines[-1]) if lines else {"reconstructions": [], "samples": []}
     return {
         "num_tokens": f"{results.get('num_tokens', 0):,}",
@@ -192,14 +195,25 @@ def push_folder(folder: str | Path, repo_id: str, private: bool = False, token: 
 
     Returns:
         the commit's address.
+
+    Raises:
+        OSError: where the Hub does not answer, or refuses.
     """
     check_model_folder(Path(folder))
     api = HfApi(token=token)
-    repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
-    write_model_card(folder, repo_id)
-    return api.upload_folder(
-        folder_path=folder, repo_id=repo_id, ignore_patterns=NOT_PUSHED, commit_message="Push model with hf_vrae"
-    ).commit_url
+    try:
+        repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
+        write_model_card(folder, repo_id)
+        return api.upload_folder(
+            folder_path=folder, repo_id=repo_id, ignore_patterns=NOT_PUSHED, commit_message="Push model with hf_vrae"
+        ).commit_url
+    except HfHubHTTPError:  # the Hub says itself why
+        raise
+    except HfHubHTTPError.__bases__[0] as error:  # of the library that huggingface_hub asks by: there is no answer
+        raise ConnectionError(
+            f"The Hub at {api.endpoint} cannot be reached: {error}. The model is in {str(folder)!r}; push it later: "
+            "python scripts/push_to_hub.py."
+        ) from error
 
 
 def check_model_folder(folder: Path) -> None:

@@ -91,6 +91,8 @@ def encode_texts(model, tokenizer, texts: list[str], batch_size: int = 64, label
     """
     if not texts or not all(text.strip() for text in texts):
         raise ValueError(f"`texts` must hold at least one text and no empty one, got {texts[:3]}.")
+    if tokenizer is None:
+        raise ValueError("`texts` are of a model of text, and this one is of frames: see scripts/generate.py.")
     if model.config.model_type == "vrnn":
         raise ValueError("A vrnn has a latent a token, so texts of different lengths have no latents in common.")
     means, own = [], {}

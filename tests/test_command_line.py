@@ -1,11 +1,12 @@
 """What a user sees of a mistake: one clear line, exit code 1, no traceback, and nothing lost."""
 
 import json
+import os
 
 import pytest
 
 from hf_vrae.data.grammar import generate_corpus
-from tests.models import make_model
+from tests.models import make_frame_model, make_model
 from tests.scripts import script
 
 TINY = "--max_steps 2 --num_importance_samples 2 --embedding_size 8 --encoder_hidden_size 8 --decoder_hidden_size 8"
@@ -24,6 +25,12 @@ def desk(tmp_path, monkeypatch, tokenizer):
     (tmp_path / "one.txt").write_text("word\n")
     make_model(vocab_size=len(tokenizer)).save_pretrained("model")
     tokenizer.save_pretrained("model")
+    make_model(vocab_size=len(tokenizer)).save_pretrained("damaged")
+    os.truncate("damaged/model.safetensors", 100)
+    tokenizer.save_pretrained("damaged")
+    make_model(vocab_size=len(tokenizer), latent_size=0).save_pretrained("lm")
+    tokenizer.save_pretrained("lm")
+    make_frame_model().save_pretrained("frames")
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "model.safetensors").write_bytes(b"precious")
     (tmp_path / "bert").mkdir()
@@ -48,6 +55,12 @@ def desk(tmp_path, monkeypatch, tokenizer):
         ("train --resume_from_checkpoint latest", "holds no checkpoint"),
         ("train --mixed_precision fp16", "fp16 needs a GPU"),
         ("train --config nowhere.yaml", "The recipe 'nowhere.yaml' cannot be read"),
+        (
+            "train --model_name_or_path damaged --embedding_size 16 --encoder_hidden_size 16 --decoder_hidden_size 16",
+            "weights of 'damaged' cannot be read",
+        ),
+        ("plot lm kl", "`latent_size` 0 is a model without z"),
+        ("plot frames interpolation --texts a b", "`texts` are of a model of text, and this one is of frames"),
         ("evaluate --model nowhere", "There is no folder 'nowhere'"),
         ("evaluate --model bert", "'bert'"),
         ("evaluate --model model --data nowhere.txt", "There is no file 'nowhere.txt'"),

@@ -11,7 +11,7 @@ import pytest
 import torch
 from huggingface_hub import ModelCard
 
-from hf_vrae.hub import load, write_model_card
+from hf_vrae.hub import load, push_folder, write_model_card
 from tests.hub_server import Hub
 from tests.models import (
     CONDITIONAL,
@@ -147,6 +147,19 @@ def test_card_of_a_model_alone(tmp_path):
     assert "## Results" not in text and "## Samples" not in text and f'from_pretrained("{tmp_path}")' in text
 
 
+def test_card_of_a_text_with_other_ends_of_lines(shared):
+    line = {"reconstructions": [["a\u2028b", "c"]], "samples": ["d\x85e"]}
+    (shared / "samples.jsonl").write_text(json.dumps(line, ensure_ascii=False) + "\n")
+    assert "d\x85e" in write_model_card(shared).read_text()
+
+
+def test_no_answer_of_the_hub_says_so(shared, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    with pytest.raises(ConnectionError, match="The Hub at http://127.0.0.1:9 cannot be reached: .* The model is in"):
+        push_folder(shared, "org/mine", token="hf_anything")
+
+
 def test_card_of_no_model(tmp_path):
     with pytest.raises(ValueError, match="holds no saved model"):
         write_model_card(tmp_path)
@@ -156,6 +169,10 @@ def test_loading_what_is_no_model(tmp_path):
     with pytest.raises(ValueError, match="There is no folder 'nowhere'"):
         load("nowhere")
     with pytest.raises(ValueError, match="cannot be loaded as a model"):
+        load(str(tmp_path))
+    make_model().save_pretrained(tmp_path)
+    os.truncate(tmp_path / "model.safetensors", 100)
+    with pytest.raises(ValueError, match="cannot be loaded as a model: Error while deserializing"):
         load(str(tmp_path))
     (tmp_path / "config.json").write_text('{"model_type": "bert"}')
     with pytest.raises(ValueError, match="of type 'bert', not 'vrae'|cannot be loaded"):

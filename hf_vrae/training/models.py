@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 
+from safetensors import SafetensorError
 from transformers import AutoConfig, PreTrainedModel
 
 from ..modeling.configuration_common import LatentSequenceConfig
@@ -124,4 +125,7 @@ def start_from(name_or_path: str, wanted: LatentSequenceConfig, given: Iterable[
     for name in type(wanted).__dataclass_fields__.keys() & set(OF_THE_LOSS):
         setattr(config, name, getattr(wanted, name))
     config.validate_architecture()
-    return class_of(config).from_pretrained(name_or_path, config=config)
+    try:
+        return class_of(config).from_pretrained(name_or_path, config=config)
+    except SafetensorError as error:
+        raise ValueError(f"The weights of {name_or_path!r} cannot be read: {error}") from error
