@@ -48,6 +48,7 @@ def desk(tmp_path, monkeypatch, tokenizer):
         ("train --train_file table.csv", "no column of ['a', 'b'] holds strings"),
         ("train --train_file good.txt --vocab_size 3", "`vocab_size` must be at least 5"),
         ("train --train_file good.txt --output_dir run", "already holds a run"),
+        ("train --train_file nowhere.txt --output_dir run --overwrite_output_dir", "There is no file 'nowhere.txt'"),
         ("train --output_dir good.txt", "`output_dir` 'good.txt' is a file"),
         ("train --latent_sise 8", "did you mean '--latent_size'"),
         ("train --latent_size -1", "`latent_size` must not be negative, got -1"),
@@ -74,6 +75,7 @@ def desk(tmp_path, monkeypatch, tokenizer):
         ("generate model reconstruct --texts a --data good.npz", "this is a model of text: --texts or --file"),
         ("generate model interpolate --texts a b --source_labels past", "`source_labels` are of texts to reconstruct"),
         ("generate model sample --count 0", "`count` must be at least 1, got 0"),
+        ("generate frames sample --output frames.txt", "`output` of frames is an .npz file, got 'frames.txt'"),
         ("push_to_hub run org/x", "holds no saved model"),
     ],
 )
@@ -86,6 +88,7 @@ def test_a_mistake_is_one_clear_line(command, message, desk, capsys, tmp_path):
     assert len(errors) == 1 and message in errors[0], said
     assert not any("Traceback" in line for line in said)
     assert (tmp_path / "run" / "model.safetensors").read_bytes() == b"precious"
+    assert not (tmp_path / "output" / "recipe.yaml").exists()  # without which the corrected command is refused
 
 
 @pytest.mark.parametrize("number", [2, 15])

@@ -48,8 +48,8 @@ def find_checkpoint(output_dir: str | Path, name: str) -> Path:
     return path
 
 
-def prepare_output_dir(output_dir: str | Path, overwrite: bool) -> None:
-    """Refuse a folder that holds a run, or delete that run where asked to; other files in it are left alone.
+def find_run(output_dir: str | Path, overwrite: bool) -> list[Path]:
+    """Files and folders of an earlier run that are to be deleted: none, or those of a run to overwrite.
 
     Raises:
         ValueError: where the folder holds a run and `overwrite` is not set, or is a file.
@@ -65,11 +65,14 @@ def prepare_output_dir(output_dir: str | Path, overwrite: bool) -> None:
             f"`output_dir` {str(folder)!r} already holds a run. Name another folder, go on with that run by "
             "--resume_from_checkpoint latest, or delete it by --overwrite_output_dir."
         )
-    for path in files:
-        path.unlink()
-    for path in folders:
-        shutil.rmtree(path)
-    folder.mkdir(parents=True, exist_ok=True)
+    return files + folders
+
+
+def prepare_output_dir(output_dir: str | Path, overwrite: bool) -> None:
+    """Make the folder, and delete the run in it where asked to; other files in it are left alone."""
+    for path in find_run(output_dir, overwrite):
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    Path(output_dir).mkdir(parents=True, exist_ok=True)
 
 
 def save_checkpoint(accelerator: Accelerator, model, task, state: dict, output_dir: str | Path) -> Path:

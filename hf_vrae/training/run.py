@@ -18,7 +18,7 @@ from datasets import DatasetDict
 from ..evaluation.likelihood import evaluate
 from .accelerator import make_accelerator
 from .arguments import Recipe, TrainArguments
-from .checkpoints import checkpoints, prepare_output_dir
+from .checkpoints import checkpoints, find_run, prepare_output_dir
 from .loop import TrainingLoop
 from .models import configuration
 from .quality import measure_quality, peak_memory
@@ -41,13 +41,12 @@ def run(recipe: Recipe) -> dict:
     accelerator = make_accelerator(args)
     output_dir = Path(args.output_dir)
     if accelerator.is_main_process and not args.resume_from_checkpoint:
-        prepare_output_dir(output_dir, args.overwrite_output_dir)
-        recipe.save(output_dir / "recipe.yaml")
-    accelerator.wait_for_everyone()
+        find_run(output_dir, args.overwrite_output_dir)  # which may refuse
     first_stage = args.autoencoder_epochs > 0
     if first_stage:
         # What the second stage would refuse is refused before the first.
         args.check_model(configuration(recipe, **any_data(recipe)))
+        begin(recipe, accelerator)
         args = pretrain_autoencoder(recipe)
         recipe = dataclasses.replace(recipe, training=args)
     if args.report_to != "none":
@@ -57,6 +56,8 @@ def run(recipe: Recipe) -> dict:
         task, data = (FrameTask if recipe.data.of_frames else TextTask).prepare(recipe)
     set_seed(args.seed)
     model = task.make_model(recipe, data["train"])
+    if not first_stage:
+        begin(recipe, accelerator)  # now that all can be had: else a misspelt file would have cost a trained model
     loop = TrainingLoop(model, task, data["train"], data["validation"], args, accelerator)
     numbers = loop.run()
     if args.num_quality_samples:
@@ -90,6 +91,15 @@ def run(recipe: Recipe) -> dict:
     for tracker in accelerator.trackers:
         tracker.finish()
     return results
+
+
+def begin(recipe: Recipe, accelerator: Accelerator) -> None:
+    """Make `output_dir` this run's own, unless it goes on with what is there."""
+    args = recipe.training
+    if accelerator.is_main_process and not args.resume_from_checkpoint:
+        prepare_output_dir(args.output_dir, args.overwrite_output_dir)
+        recipe.save(Path(args.output_dir) / "recipe.yaml")
+    accelerator.wait_for_everyone()
 
 
 def any_data(recipe: Recipe) -> dict:
