@@ -79,19 +79,28 @@ def save_checkpoint(accelerator: Accelerator, model, task, state: dict, output_d
     """Write everything that an exact resumption needs to `output_dir/checkpoint-STEP`; every process must call this.
 
     The folder also loads with `from_pretrained`. It is written under another name and renamed when complete.
+
+    Raises:
+        OSError: where it cannot be written; the earlier ones are whole.
     """
     target = Path(output_dir) / f"checkpoint-{state['step']}"
     partial = target.with_name(f"partial-{target.name}")
     if accelerator.is_main_process:
         shutil.rmtree(partial, ignore_errors=True)
     accelerator.wait_for_everyone()
-    accelerator.save_state(partial)  # optimizer, gradient scaler, random states; the model by the hook below
-    if accelerator.is_main_process:
-        accelerator.unwrap_model(model).save_pretrained(partial)
-        task.save(partial)
-        (partial / "state.json").write_text(json.dumps(state, indent=2))
-        shutil.rmtree(target, ignore_errors=True)
-        partial.rename(target)
+    try:
+        accelerator.save_state(partial)  # optimizer, gradient scaler, random states; the model by the hook below
+        if accelerator.is_main_process:
+            accelerator.unwrap_model(model).save_pretrained(partial)
+            task.save(partial)
+            (partial / "state.json").write_text(json.dumps(state, indent=2))
+            shutil.rmtree(target, ignore_errors=True)
+            partial.rename(target)
+    except (OSError, RuntimeError, ValueError, SafetensorError) as error:  # torch has its own words for a full disk
+        raise OSError(
+            f"The checkpoint {str(target)!r} cannot be written ({str(error).strip()}). Is the disk full? The ones "
+            "before it are whole: make room, and go on with --resume_from_checkpoint latest."
+        ) from error
     accelerator.wait_for_everyone()
     return target
 
