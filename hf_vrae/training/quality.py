@@ -1,6 +1,7 @@
 """What a trained model is worth beside its likelihood: reconstruction from z alone, its samples, its speed."""
 
 import json
+import logging
 import statistics
 import time
 from pathlib import Path
@@ -15,6 +16,8 @@ from ..evaluation.text import draw_samples, self_bleu
 from ..latent import conditions_of, each_label, sample_frames
 from .arguments import Recipe, parse_recipe
 from .tasks import lengths
+
+logger = logging.getLogger(__name__)
 
 SAMPLES_AT_ONCE = 64
 # The language model whose perplexity is the reverse one: small, and the same for all.
@@ -79,8 +82,12 @@ def _of_samples(samples: list[str], data: DatasetDict, split: str, recipe: Recip
     real = [text.strip() for text in data["train"][: len(samples)]["text"]]
     results = {"self_bleu": self_bleu(samples)["self_bleu"], "reference_self_bleu": self_bleu(real)["self_bleu"]}
     for name, texts in (("reverse_ppl", samples), ("reference_reverse_ppl", real)):
-        if any(texts):  # a language model of nothing is none
+        if not any(texts):  # a language model of nothing is none
+            continue
+        try:
             results[name] = _perplexity_under_a_model_of(texts, data[split], folder / name, recipe, accelerator)
+        except ValueError as error:  # of next to nothing neither: a part of these texts is without a word
+            logger.warning("`%s` is not measured: %s", name, error)
     return results
 
 

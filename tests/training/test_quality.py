@@ -47,6 +47,12 @@ def test_of_frames(tiny):
     assert results["generated_frames_per_second"] > 0 and "self_bleu" not in results
 
 
+def test_samples_almost_all_empty_do_not_cost_the_run_its_results(tiny, monkeypatch):
+    monkeypatch.setattr(quality, "draw_samples", lambda *args: [""] * 3 + ["the king ."])
+    results = run(tiny("--num_quality_samples 4"))
+    assert "reverse_ppl" not in results and results["nll_iw"] > 0 and results["reference_reverse_ppl"] > 1
+
+
 def test_all_else_is_as_without(tiny):
     without = run(tiny("", "without"))
     fresh_accelerator()
