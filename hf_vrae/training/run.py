@@ -37,7 +37,7 @@ def run(recipe: Recipe) -> dict:
         split), and under "run" how they came about.
     """
     recipe.check_data()
-    args = recipe.training
+    asked, args = recipe, recipe.training
     accelerator = make_accelerator(args)
     output_dir = Path(args.output_dir)
     if accelerator.is_main_process and not args.resume_from_checkpoint:
@@ -59,6 +59,8 @@ def run(recipe: Recipe) -> dict:
     if not first_stage:
         begin(recipe, accelerator)  # now that all can be had: else a misspelt file would have cost a trained model
     loop = TrainingLoop(model, task, data["train"], data["validation"], args, accelerator)
+    if accelerator.is_main_process and asked.training.resume_from_checkpoint:
+        asked.save(output_dir / "recipe.yaml")  # by which the next resumption goes on, with what is said anew
     numbers = loop.run()
     if args.num_quality_samples:
         numbers["peak_memory_mib"] = peak_memory(accelerator.device)

@@ -406,6 +406,8 @@ def test_resuming_from_an_earlier_checkpoint_leaves_the_later_ones(tiny, tmp_pat
     results = run(tiny(f"{flags} {again}"))
     assert [path.name for path in checkpoints(tmp_path / "run")] == ["checkpoint-6", "checkpoint-8"]
     assert results["run"]["best_step"] == 8 and "a\u2028b" in (tmp_path / "run" / "samples.jsonl").read_text()
+    recipe = parse_recipe(["--config", str(tmp_path / "run" / "recipe.yaml")])  # what an interruption says to go on by
+    assert recipe.training.weight_decay == 0.25 and recipe.training.resume_from_checkpoint is None
     optimizer = torch.load(tmp_path / "run" / "checkpoint-8" / "optimizer.bin")
     assert optimizer["param_groups"][0]["weight_decay"] == 0.25
 
