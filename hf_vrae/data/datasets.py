@@ -68,8 +68,8 @@ def load_file(path: str, encoding: str = "utf-8", **options) -> Dataset:
     reader, usual = _READERS[file.suffix]
     options = usual | options
     if reader != "parquet":
-        options = options | {"encoding": encoding}
         _check_encoding(file, encoding)
+        options = options | {"encoding": "utf-8-sig" if encoding == "utf-8" and _has_mark(file) else encoding}
     try:
         return load_dataset(reader, data_files=str(file), split="train", **options)
     except (DatasetGenerationError, ValueError) as error:
@@ -77,6 +77,12 @@ def load_file(path: str, encoding: str = "utf-8", **options) -> Dataset:
             error = error.__cause__
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ValueError(f"The file {path!r} cannot be read as {file.suffix}: {reason}") from error
+
+
+def _has_mark(file: Path) -> bool:
+    """Whether a file begins with the byte order mark that some editors write: else it is a part of the first word."""
+    with open(file, "rb") as stream:
+        return stream.read(len(codecs.BOM_UTF8)) == codecs.BOM_UTF8
 
 
 def _check_encoding(file: Path, encoding: str) -> None:

@@ -85,6 +85,15 @@ def test_missing_file_and_data_set(tmp_path):
         load_text(dataset_name=str(tmp_path / "nowhere"))
 
 
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [("a.txt", "a b\nc"), ("a.csv", "text\na b\nc\n"), ("a.jsonl", '{"text": "a b"}\n{"text": "c"}\n')],
+)
+def test_a_byte_order_mark_is_no_part_of_the_first_word(name, content, write):
+    path = write(name, b"\xef\xbb\xbf" + content.encode())
+    assert load_text(path)["train"]["text"][:] == ["a b", "c"]
+
+
 def test_other_encodings(write):
     path = write("a.txt", "brüsk\n".encode("latin-1"))
     assert load_text(path, encoding="latin-1")["train"]["text"][:] == ["brüsk"]
