@@ -62,10 +62,8 @@ def main():
     if tokenizer is None:
         names = "texts file indices label count steps spherical examples without strength seed".split()
         chosen = {name: getattr(args, name) for name in names if getattr(args, name)} | reading_flags(args) | given
-        output = Path(args.output or "frames.npz")
-        if output.suffix != ".npz":  # which numpy would append
-            raise ValueError(f"`output` of frames is an .npz file, got {args.output!r}.")
         arrays = walk_frames(model, args.mode, args.data, **chosen)
+        output = Path(args.output or "frames").with_suffix(".npz")  # which numpy would append
         np.savez(output, **arrays)
         plots.plot_frames(arrays, output.with_suffix(".png"))
         return print(f"Written to {output}, with a picture beside it")

@@ -50,8 +50,6 @@ def main():
         data, q = read(model.cpu(), tokenizer, args.data, args.max_samples, args.seed, **reading_flags(args))
     if args.mode == "kl" and model.config.posterior == "vmf":
         raise ValueError("`posterior` vmf has one constant KL, which does not divide among dimensions.")
-    if args.mode in ("kl", "map") and not model.config.latent_size:
-        raise ValueError("`latent_size` 0 is a model without z: there is neither a KL nor a map.")
     if args.mode == "curves":
         plots.plot_training_curves(folder / "metrics.jsonl", picture)
     elif args.mode == "kl":
