@@ -154,6 +154,8 @@ def encode_file(
 @torch.no_grad()
 def prior_of(model, data: Dataset) -> Distribution:
     """p(z), or of a conditional model p(z|c) of each of the rows that [`encode_file`] gave."""
+    if not model.config.latent_size:
+        raise ValueError("`latent_size` 0 is a model without z: there is neither a prior nor a KL.")
     return model.prior(**conditions_in(batch_rows(data).__getitems__(list(range(len(data))))))
 
 

@@ -78,12 +78,7 @@ def plot_kl_per_dimension(kl: Sequence[float], variances: Sequence[float], pictu
         kl: mean over the data of KL(q(z_j|x) || p(z_j)) in nats, [D].
         variances: Var_x(E[z_j|x]), [D]; an active unit's is above 0.01 (Burda et al. 2016, sec. 5.3).
         picture: PNG to write.
-
-    Raises:
-        ValueError: where there is no dimension.
     """
-    if not len(kl):
-        raise ValueError("`latent_size` 0 is a model without z: there is no KL to draw.")
     kl, active = np.asarray(kl), np.asarray(variances) > ACTIVE_VARIANCE
     order = np.argsort(-kl, kind="stable")
     figure = _figure(max(6, 2 + 0.24 * len(kl)), 4)
