@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import httpx  # by which huggingface_hub asks
 from huggingface_hub import EvalResult, HfApi, ModelCard, ModelCardData
 from huggingface_hub.errors import HfHubHTTPError
 from safetensors import SafetensorError
@@ -209,7 +210,7 @@ def push_folder(folder: str | Path, repo_id: str, private: bool = False, token: 
         ).commit_url
     except HfHubHTTPError:  # the Hub says itself why
         raise
-    except HfHubHTTPError.__bases__[0] as error:  # of the library that huggingface_hub asks by: there is no answer
+    except httpx.HTTPError as error:  # there is no answer
         raise ConnectionError(
             f"The Hub at {api.endpoint} cannot be reached: {error}. The model is in {str(folder)!r}; push it later: "
             "python scripts/push_to_hub.py."

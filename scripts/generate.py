@@ -63,7 +63,7 @@ def main():
         names = "texts file indices label count steps spherical examples without strength seed".split()
         chosen = {name: getattr(args, name) for name in names if getattr(args, name)} | reading_flags(args) | given
         arrays = walk_frames(model, args.mode, args.data, **chosen)
-        output = Path(args.output or "frames").with_suffix(".npz")  # which numpy would append
+        output = Path((args.output or "frames").removesuffix(".npz") + ".npz")
         np.savez(output, **arrays)
         plots.plot_frames(arrays, output.with_suffix(".png"))
         return print(f"Written to {output}, with a picture beside it")
