@@ -3,11 +3,11 @@
 import json
 from pathlib import Path
 
-import httpx  # by which huggingface_hub asks
 from huggingface_hub import EvalResult, HfApi, ModelCard, ModelCardData
 from huggingface_hub.errors import HfHubHTTPError
 from safetensors import SafetensorError
 
+NO_ANSWER = HfHubHTTPError.__bases__[0]  # of the library by which huggingface_hub asks, which differs by version
 TEMPLATE = Path(__file__).parent / "model_card_template.md"
 FRAMES_TEMPLATE = Path(__file__).parent / "model_card_frames_template.md"
 NOT_PUSHED = ["checkpoint-*", "partial-*", "nan_batch.json", "runs/*", "judges/*", "*.log"]
@@ -210,7 +210,7 @@ def push_folder(folder: str | Path, repo_id: str, private: bool = False, token: 
         ).commit_url
     except HfHubHTTPError:  # the Hub says itself why
         raise
-    except httpx.HTTPError as error:  # there is no answer
+    except NO_ANSWER as error:
         raise ConnectionError(
             f"The Hub at {api.endpoint} cannot be reached: {error}. The model is in {str(folder)!r}; push it later: "
             "python scripts/push_to_hub.py."

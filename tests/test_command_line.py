@@ -40,8 +40,8 @@ def desk(tmp_path, monkeypatch, tokenizer):
 def test_frames_are_written_where_it_is_said(desk, capsys, tmp_path):
     """numpy appends its .npz to any other name."""
     words = ["scripts/generate.py", "frames", "sample", "--max_length", "3", "--output", "some.txt"]
-    assert script(words) == 0 and "Written to some.npz" in capsys.readouterr().out
-    assert (tmp_path / "some.npz").is_file() and (tmp_path / "some.png").is_file()
+    assert script(words) == 0 and "Written to some.txt.npz" in capsys.readouterr().out
+    assert (tmp_path / "some.txt.npz").is_file() and (tmp_path / "some.txt.png").is_file()
 
 
 @pytest.mark.parametrize(

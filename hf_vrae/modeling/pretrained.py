@@ -68,7 +68,7 @@ def copy_head(decoder: PreTrainedModel, lm_head: nn.Linear, projection: nn.Modul
         tied: whether it is.
     """
     weight = decoder.get_output_embeddings().weight  # [V, H]
-    ids = torch.tensor([[decoder.config.bos_token_id or 0]])
+    ids = torch.zeros(1, 1, dtype=torch.long)
     hidden, logits = decoder.eval().base_model(ids).last_hidden_state, decoder(ids).logits
     if not torch.allclose(hidden @ weight.t(), logits, rtol=1e-2, atol=1e-2):
         logger.warning(
