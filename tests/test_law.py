@@ -149,6 +149,7 @@ SIBLINGS = {
     "modeling_hierarchical": {
         "configuration_hierarchical",
         "distributions",
+        "generation_vrae",
         "hierarchical",
         "hierarchical_latents",
         "modeling_latent",

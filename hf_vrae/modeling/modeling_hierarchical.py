@@ -15,6 +15,7 @@ from torch import nn
 
 from .configuration_hierarchical import HierarchicalVRAEConfig
 from .distributions import DiagonalGaussian, kl_per_dimension
+from .generation_vrae import VRAEGenerationMixin  # named among the bases, where transformers looks for it
 from .hierarchical import HierarchicalDecoder, HierarchicalEncoder
 from .hierarchical_latents import JointGaussian, JointPrior, complete, first_segments
 from .modeling_latent import OneLatentModel, check_latents
@@ -151,7 +152,7 @@ class ScalesOfLatents(OneLatentModel):
 
 
 class HierarchicalVRAEForSequenceGeneration(
-    HierarchicalVRAEPreTrainedModel, ScalesOfLatents, VRAEForSequenceGeneration
+    HierarchicalVRAEPreTrainedModel, ScalesOfLatents, VRAEForSequenceGeneration, VRAEGenerationMixin
 ):
     """The VRAE with latents at several scales over token sequences.
 
