@@ -88,18 +88,18 @@ class FrameCollator:
         mask = np.arange(width) < lengths[:, None]  # [B, T]
         labels = np.full((*mask.shape, channels[0]), np.nan, dtype=np.float32)
         labels[mask] = np.concatenate(sequences)
-        segments = {}
-        if isinstance(examples[0], dict) and "segment_ids" in examples[0]:
-            segments["segment_ids"] = np.full(mask.shape, -1)
-            ids = [row["segment_ids"][:length] for row, length in zip(examples, lengths, strict=True)]
-            segments["segment_ids"][mask] = np.concatenate(ids)
-        return {
+        batch = {
             "input_features": torch.from_numpy(np.where(mask[:, :, None], labels, np.float32(0))),
             "attention_mask": torch.from_numpy(mask.astype(np.int64)),
             "labels": torch.from_numpy(labels),
-            **{name: torch.from_numpy(ids) for name, ids in segments.items()},
             **conditions(examples),
         }
+        if isinstance(examples[0], dict) and "segment_ids" in examples[0]:
+            segment_ids = np.full(mask.shape, -1)
+            rows = zip(examples, lengths, strict=True)
+            segment_ids[mask] = np.concatenate([row["segment_ids"][:length] for row, length in rows])
+            batch["segment_ids"] = torch.from_numpy(segment_ids)
+        return batch
 
 
 def conditions(examples: Sequence) -> dict[str, torch.Tensor]:

@@ -293,8 +293,8 @@ def _from_steps(
     for option, name in (("sequence_column", sequence), ("segment_column", segment)):
         if name is not None and name not in table.column_names:
             raise ValueError(f"`{option}` must be a column of {path!r}, {table.column_names}; got {name!r}.")
-    others = (sequence, segment)
-    numbers = [field.name for field in table.schema if _is_number(field.type) and field.name not in others]
+    marks = (sequence, segment)
+    numbers = [field.name for field in table.schema if _is_number(field.type) and field.name not in marks]
     channels = channels or [name for name in numbers if name != "label"]
     if wrong := [name for name in channels if name not in numbers]:
         raise ValueError(f"`feature_columns` must be columns of numbers of {path!r}, {numbers}; got {wrong}.")
@@ -315,9 +315,8 @@ def _from_steps(
         codes = _codes(table[name])
         if np.array_equal(codes, np.repeat(codes[firsts], lengths)):
             others[name] = table[name].take(firsts)
-        else:
+        elif name != segment:
             changing.append(name)
-    changing = [name for name in changing if name != segment]
     if changing:
         logger.info("%s: left out, since they change within a sequence: %s", path, changing)
     return make_frames(np.stack(values, axis=1), lengths, Dataset(pa.table(others)), window, stride, segment_ids)
