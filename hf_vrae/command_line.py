@@ -50,8 +50,8 @@ def _say(message, here: bool) -> None:
         print(message, file=sys.stderr)
 
 
-def add_reading_flags(parser: argparse.ArgumentParser) -> None:
-    """What says how a file is read, under the names of scripts/train.py."""
+def add_reading_flags(parser: argparse.ArgumentParser) -> list[str]:
+    """What says how a file is read, under the names of scripts/train.py; returns the names of the options."""
     group = parser.add_argument_group("how --data is read")
     group.add_argument("--text_column", help="Text: by default 'text', or the only column of strings")
     group.add_argument("--encoding", help="Text: of the file; by default utf-8")
@@ -61,12 +61,11 @@ def add_reading_flags(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--segment_column", help="Frames: the same throughout a segment of a hierarchical model")
     group.add_argument("--window", type=int, help="Frames: cut sequences into windows of so many")
     group.add_argument("--stride", type=int, help="Frames: from one window to the next; by default --window")
+    return [action.dest for action in group._group_actions]
 
 
-def reading_flags(args: argparse.Namespace) -> dict:
-    """Those that are given."""
-    names = ("text_column", "encoding", "features_column", "feature_columns", "sequence_column", "segment_column",
-             "window", "stride")  # fmt: skip
+def given_flags(args: argparse.Namespace, names: list[str]) -> dict:
+    """Those of the options that are given."""
     return {name: getattr(args, name) for name in names if getattr(args, name) is not None}
 
 

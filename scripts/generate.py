@@ -22,7 +22,7 @@ from pathlib import Path
 
 import numpy as np
 
-from hf_vrae.command_line import add_generation_flags, add_reading_flags, read_lines, reading_flags, run_script
+from hf_vrae.command_line import add_generation_flags, add_reading_flags, given_flags, read_lines, run_script
 
 
 def main():
@@ -38,7 +38,7 @@ def main():
     parser.add_argument("--texts", nargs="+", default=[], help="To reconstruct, to move, or the ends of a path")
     parser.add_argument("--file", help="The same, a text a line")
     parser.add_argument("--data", help="Of frames: as --train_file of train.py; by default the built-in ones")
-    add_reading_flags(parser)
+    reading = add_reading_flags(parser)
     parser.add_argument("--indices", type=int, nargs="+", default=[0, 1, 2], help="Of frames: which sequences of it")
     parser.add_argument("--label", default="label", help="Of frames: column of the attribute")
     parser.add_argument("--count", type=int, default=10, help="Samples")
@@ -51,17 +51,17 @@ def main():
     parser.add_argument("--output", help="Also write the rows to this .jsonl file; of frames an .npz")
     options = add_generation_flags(parser)
     args = parser.parse_args()
-    given = {name: getattr(args, name) for name in options if getattr(args, name) is not None}
+    given, how_to_read = given_flags(args, options), given_flags(args, reading)
 
     set_seed(args.seed)
     model, tokenizer = load(args.model)
     if args.source_labels is not None and (args.mode != "reconstruct" or tokenizer is None):
         raise ValueError("`source_labels` are of texts to reconstruct. Leave them out.")
-    if tokenizer is not None and (args.data or reading_flags(args)):
+    if tokenizer is not None and (args.data or how_to_read):
         raise ValueError("`data` and how it is read are of frames, and this is a model of text: --texts or --file.")
     if tokenizer is None:
         names = "texts file indices label count steps spherical examples without strength seed".split()
-        chosen = {name: getattr(args, name) for name in names if getattr(args, name)} | reading_flags(args) | given
+        chosen = {name: getattr(args, name) for name in names if getattr(args, name)} | how_to_read | given
         arrays = walk_frames(model, args.mode, args.data, **chosen)
         output = Path((args.output or "frames").removesuffix(".npz") + ".npz")
         np.savez(output, **arrays)
