@@ -428,9 +428,10 @@ def test_starting_from_a_model(tiny, tmp_path):
 def test_a_recipe_changes_of_a_saved_model_what_no_weight_depends_on(tiny, tmp_path):
     run(tiny("--max_steps 1", "first"))
     first = f" --max_steps 1 --model_name_or_path {tmp_path / 'first'}"
-    run(tiny("--word_dropout 0.7 --kernels plain --svi_steps 2" + first))
+    run(tiny("--word_dropout 0.7 --kernels plain --svi_steps 2 --batch_norm_gamma 0.7" + first))
     config = json.loads((tmp_path / "run" / "config.json").read_text())
-    assert (config["word_dropout"], config["kernels"], config["svi_steps"]) == (0.7, "plain", 2)
+    changed = ("word_dropout", "kernels", "svi_steps", "batch_norm_gamma")
+    assert [config[name] for name in changed] == [0.7, "plain", 2, 0.7]
     with pytest.raises(ValueError, match="`posterior` is gaussian in the model .* the recipe asks for batch_norm"):
         run(tiny("--posterior batch_norm" + first, "third"))
 
