@@ -87,7 +87,7 @@ def train_rows(
     """Train and evaluate each recipe with each seed in `output_dir/NAME-SEED`, unless that is done already.
 
     An interrupted row goes on from its last checkpoint. A recipe with `begins_at: NAME` starts from the model of that
-    row, of the same seed.
+    row, of the same seed, and comes after it.
 
     Args:
         recipes: paths.
@@ -102,7 +102,7 @@ def train_rows(
     for name, remedy in (("--config", "Put it into the folder"), ("--push_to_hub", "Use scripts/push_to_hub.py")):
         if any(flag.split("=")[0] == name for flag in flags):
             raise ValueError(f"{name} is of a run alone, and these are rows of recipes of their own. {remedy}.")
-    for path in recipes:
+    for path in sorted(recipes, key=_rows_before):
         for seed in seeds:
             folder = Path(output_dir) / f"{path.stem}-{seed}"
             own = ["--config", str(path), *flags, "--output_dir", str(folder), "--seed", str(seed)]
@@ -137,6 +137,17 @@ def _say_what_differs(folder: Path, recipe: Recipe) -> None:
     ]
     if other:
         logger.warning("%s was begun with %s; delete it to train it anew", folder, "; ".join(other))
+
+
+def _rows_before(path: Path) -> int:
+    """How many rows stand between a recipe and one that begins with a new model."""
+    chain = [path.stem]
+    while path.is_file() and (first := _read(path).get("begins_at")):
+        if first in chain:
+            raise ValueError(f"`begins_at` of {chain[-1]!r} is {first!r}, which begins at that row in the end.")
+        chain.append(first)
+        path = path.with_name(f"{first}.yaml")
+    return len(chain) - 1
 
 
 def _trained(folder: Path, name: str) -> Path:
