@@ -51,7 +51,7 @@ def evaluate(
         dataset: rows with `length` and `input_ids` or `input_features`; `num_characters`, for bits a character, and
             `log_prob`, the true log-probability of the row (of frames in raw units), where they are there.
         collator: makes a batch with `labels` of a list of sequences.
-        num_samples: K of the importance-weighted bound.
+        num_samples: K of the importance-weighted bound; of a model without z, which gives log p(x) itself, 1.
         batch_size: sequences a batch.
         seed: of the noise.
         svi_steps: of stochastic variational inference from each encoder's posterior (Kim et al. 2018), by the model's
@@ -71,6 +71,7 @@ def evaluate(
     accelerator = accelerator or Accelerator()
     was_training = model.training
     model.eval()
+    num_samples = num_samples if model.config.latent_size else 1  # the same number K times over
     batches = own_batches(dataset, batch_size, accelerator)
     sequences = batch_rows(dataset)
     rows, posterior = [], None

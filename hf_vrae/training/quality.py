@@ -21,7 +21,7 @@ logger = logging.getLogger(__name__)
 
 SAMPLES_AT_ONCE = 64
 # The language model whose perplexity is the reverse one: small, and the same for all.
-JUDGE = """--model_type vrae --latent_size 0 --kl_schedule constant --word_dropout 0 --num_importance_samples 1
+JUDGE = """--model_type vrae --latent_size 0 --kl_schedule constant --word_dropout 0
 --num_train_epochs 10 --logging_steps 1000"""
 
 

@@ -75,6 +75,11 @@ def test_reconstruction_and_kl_add_up_with_one_sample(trained, tokenized):
     assert results["neg_elbo"] == results["reconstruction"] + results["kl"]
 
 
+def test_a_model_without_z_is_asked_once(tokenizer, tokenized):
+    results = run(make_model(vocab_size=len(tokenizer), latent_size=0), tokenized["test"], num_samples=7)
+    assert results["num_samples"] == 1 and results["nll_iw"] == results["neg_elbo"] == results["reconstruction"]
+
+
 def test_perplexity_is_of_totals_not_a_mean_of_means():
     assert perplexity(nll_per_sequence=30.0, num_sequences=2, num_tokens=20) == pytest.approx(math.exp(3))
     assert perplexity(nll_per_sequence=1e5, num_sequences=2, num_tokens=20) == math.inf
