@@ -10,7 +10,7 @@ import functools
 import torch
 from torch import nn
 
-from .kernels import Dropout, PackedLinear, RecurrentProjection, product_dtype
+from .kernels import IS_INTEL, Dropout, PackedLinear, RecurrentProjection, product_dtype
 
 State = tuple[torch.Tensor, ...]
 
@@ -141,7 +141,8 @@ class LayerNormGRU(LayerNormCell):
 def drop_weights(layer: nn.Module) -> torch.Tensor:
     """The recurrent weight [G * H, H] as training sees it: elements dropped for a whole batch, the same at every step,
     which leaves the state itself alone (weight-dropped LSTM, Merity et al. 2018, sec. 2)."""
-    return nn.functional.dropout(layer.recurrent_weight, layer.weight_dropout, layer.training)
+    dropout = Dropout(layer.weight_dropout, layer.kernels).train(layer.training)
+    return dropout(layer.recurrent_weight)
 
 
 @contextlib.contextmanager
@@ -234,7 +235,7 @@ def prefers_loop(layer: nn.Module, inputs: torch.Tensor, state: State) -> bool:
     return isinstance(layer, GRU) or (torch.is_grad_enabled() and product_dtype(inputs) == torch.bfloat16)
 
 
-LARGE = 1024  # hidden units
+LARGE = 1024 if IS_INTEL else 512  # hidden units
 SMALL = 2**16  # weights, below which what [`RecurrentProjection`] saves is less than its own calls take
 
 

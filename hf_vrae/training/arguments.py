@@ -21,7 +21,7 @@ CONFIGURATIONS = {"vrae": VRAEConfig, "vrnn": VRNNConfig, "hierarchical_vrae": H
 # What says something of text alone, and of frames alone.
 OF_TEXT = (
     "text_column", "encoding", "max_length", "tokenizer_name", "tokenizer_type", "vocab_size", "min_frequency",
-    "preprocessing_num_workers", "segment_separators",
+    "preprocessing_num_workers", "segment_separators", "word_noise",
 )  # fmt: skip
 WAYS_TO_READ = ("features_column", "feature_columns", "sequence_column", "segment_column", "window", "stride")
 MODEL_OF_FRAMES = (
@@ -70,6 +70,11 @@ class DataArguments:
     segment_separators: list[str] | None = _arg(
         None, "hierarchical_vrae: tokens behind which a segment ends (marks of sentences, bars); by default none"
     )
+    word_noise: float = _arg(
+        0.0,
+        "vrae: in training put other words in place of up to this share of those that the decoder reads and is to "
+        "say, most of all of rare ones, behind which anything may follow (Kneser-Ney noising, Xie et al. 2017)",
+    )
     features_column: str | None = _arg(
         None, "frames: column, or array of an .npz, of the frames; by default 'input_features', or the only one"
     )
@@ -111,6 +116,8 @@ class DataArguments:
             raise ValueError(
                 f"`validation_split_percentage` must be between 0 and 100, got {self.validation_split_percentage}."
             )
+        if not 0 <= self.word_noise <= 1:
+            raise ValueError(f"`word_noise` is a share and must be in [0, 1], got {self.word_noise}.")
         _check_positive(
             self, "corpus_size", "max_train_samples", "max_eval_samples", "min_frequency", "window", "stride",
             "max_labeled_samples",
@@ -504,6 +511,16 @@ class Recipe:
             raise ValueError(
                 f"`label_columns`, `attribute_columns` and `condition_column` condition a vrae, and this is a "
                 f"{self.model.model_type}. Leave them out."
+            )
+        if data.word_noise and (self.model.model_type != "vrae" or self.model.label_classifier):
+            raise ValueError(
+                f"`word_noise` {data.word_noise} takes a model whose decoder may read other words than its encoder: a "
+                f"vrae without `label_classifier`; this is a {self.model.model_type}. Leave it out."
+            )
+        if data.word_noise and (self.training.num_train_samples > 1 or self.training.svi_steps):
+            raise ValueError(
+                f"`word_noise` {data.word_noise} is of the ELBO of one sample. Leave it out, or leave out "
+                "`num_train_samples` and `svi_steps`."
             )
         if data.segment_column and self.model.model_type != "hierarchical_vrae":
             raise ValueError(

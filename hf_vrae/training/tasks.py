@@ -27,6 +27,7 @@ from ..data.frames import (
     num_channels,
 )
 from ..data.grammar import generate_corpus
+from ..data.noising import KneserNeyNoise
 from ..data.signals import generate_frames
 from ..data.tokenization import decode, load_tokenizer, train_tokenizer
 from ..latent import conditions_of, draw_latents, each_label, reconstruct_frames, sample_frames
@@ -46,6 +47,7 @@ class TextTask:
         num_proc: processes to tokenize with.
         causal: whether the model has one latent a token, and its input tokens as labels.
         conditions: columns that condition the model.
+        noise: puts other words in place of the decoder's and of its targets in training.
     """
 
     unit = "tokens"
@@ -58,9 +60,10 @@ class TextTask:
         num_proc: int | None = None,
         causal: bool = False,
         conditions: Conditions | None = None,
+        noise: KneserNeyNoise | None = None,
     ):
         self.tokenizer, self.max_length, self.num_proc, self.causal = tokenizer, max_length, num_proc, causal
-        self.conditions = conditions or Conditions()
+        self.conditions, self.noise = conditions or Conditions(), noise
 
     @classmethod
     def prepare(cls, recipe: Recipe) -> tuple["TextTask", DatasetDict]:
@@ -74,6 +77,9 @@ class TextTask:
         splits = DatasetDict({name: task.ready(split, name) for name, split in text.items()})
         if data.max_labeled_samples:
             splits["train"] = hide_labels(splits["train"], data.max_labeled_samples, recipe.training.seed)
+        if data.word_noise:
+            size = 1 + max(tokenizer.get_vocab().values())
+            task.noise = KneserNeyNoise(splits["train"]["input_ids"], data.word_noise, size)
         return task, splits
 
     def read(self, path: str | None, seed: int, split: str = "test", **options) -> Dataset:
@@ -141,8 +147,11 @@ class TextTask:
         return int(lengths.sum() - len(lengths))
 
     def vary(self, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """A training batch as it is."""
-        return batch
+        """A training batch, where there is noise with other words for the decoder; the encoder's stay."""
+        if self.noise is None:
+            return batch
+        read, labels = self.noise(batch["input_ids"], batch["labels"])
+        return batch | {"decoder_input_ids": read, "decoder_attention_mask": labels != -100, "labels": labels}
 
     def fingerprint(self, split: Dataset) -> str:
         """SHA-256 of a split's texts, one a line."""

@@ -100,6 +100,7 @@ def test_accumulation_makes_the_update_of_one_big_batch(steps, tiny, tmp_path, m
         "--kl_schedule capacity --kl_capacity 4 --skip_connections True --decoder_layers 2",
         "--svi_steps 2 --kernels plain",
         "--num_train_samples 3",
+        "--word_noise 0.3",
         "--latent_size 0 --kl_schedule constant",
         "--posterior vmf --kl_schedule constant",
         "--encoder_type transformer --decoder_type transformer",
