@@ -50,7 +50,7 @@ def prefers_onednn(tensor: torch.Tensor) -> bool:
 
 def product(a: torch.Tensor, b: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
     """`a @ b` of two matrices, without gradient; in the memory of `out` where torch's own product is taken."""
-    if prefers_onednn(a) and len(a):
+    if prefers_onednn(a) and a.numel():
         return torch.ops.mkldnn._linear_pointwise(a, b.t(), None, "none", [], "")
     return torch.mm(a, b, out=out)
 
