@@ -238,6 +238,14 @@ def _columns(rows: Sequence[dict]) -> list[tuple[str, str, int]]:
     return columns + more + quality
 
 
+def _names_in(rows: Sequence[dict], precision: str) -> set[str]:
+    """The rows that ran in this mixed precision, or "all"."""
+    names = {
+        row["name"] for row in rows for run in row["runs"] if run["run"].get("mixed_precision", "no") == precision
+    }
+    return {"all"} if names == {row["name"] for row in rows if row["runs"]} else names
+
+
 def comparison_notes(rows: Sequence[dict]) -> str:
     """What the table's numbers are of: samples, sequences, hardware, versions."""
     runs = [run for row in rows for run in row["runs"]]
@@ -253,6 +261,8 @@ def comparison_notes(rows: Sequence[dict]) -> str:
         "self-BLEU of as many real texts": _rounded(runs, "reference_self_bleu", 1),
         "reverse PPL of as many real texts": _rounded(runs, "reference_reverse_ppl", 2),
         "hardware": {run["run"]["hardware"] for run in runs},
+        "in bf16": _names_in(rows, "bf16"),
+        "in fp16": _names_in(rows, "fp16"),
         "torch": {run["run"]["versions"]["torch"] for run in runs},
         "SHA-256 of the evaluated split": {run["run"]["data"][run["split"]]["sha256"][:12] for run in runs},
     }

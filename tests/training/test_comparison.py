@@ -135,7 +135,11 @@ def test_a_table_of_frames_is_of_steps(folder, tmp_path):
     assert "| 6.200 (6.290) | 6.400 |  |" in vae and vae.endswith("| 99 | 1.0 | 1 |")
     assert lm.count("|") == head.count("|")
     notes = comparison.comparison_notes(rows)
-    assert "steps: 7;" in notes and "Nats a step" in notes and "MI" not in notes
+    assert "steps: 7;" in notes and "Nats a step" in notes and "MI" not in notes and "bf16" not in notes
+    rows[1]["runs"][0]["run"]["mixed_precision"] = "bf16"
+    assert "in bf16: all;" in comparison.comparison_notes(rows)
+    rows[0]["runs"] = [{**results, "run": run | {"mixed_precision": "no", "data": {"test": {"sha256": "0" * 64}}}}]
+    assert "in bf16: VAE;" in comparison.comparison_notes(rows)
 
 
 QUALITY = {"teacher_forced_accuracy": 0.5, "self_bleu": 40.04, "reverse_ppl": 9.0, "tokens_per_second": 12345.6}
