@@ -47,7 +47,8 @@ class KneserNeyNoise:
             so does what is no target.
         """
         read = input_ids[:, :-1]
-        gamma = self.gamma.to(read.device)[read]
+        self.gamma, self.cumulative = self.gamma.to(read.device), self.cumulative.to(read.device)
+        gamma = self.gamma[read]
         noised = self._draw(read, gamma)
         noised[:, 0] = read[:, 0]
         return noised, torch.where(labels == -100, labels, self._draw(labels, gamma))
@@ -55,5 +56,5 @@ class KneserNeyNoise:
     def _draw(self, tokens: torch.Tensor, gamma: torch.Tensor) -> torch.Tensor:
         """Tokens [B, T], of which each is replaced with its own probability `gamma` [B, T]."""
         uniform = torch.rand(tokens.shape, dtype=torch.float64, device=tokens.device)
-        draws = torch.searchsorted(self.cumulative.to(tokens.device), uniform, right=True)
+        draws = torch.searchsorted(self.cumulative, uniform, right=True)
         return torch.where(torch.rand(tokens.shape, device=tokens.device) < gamma, draws, tokens)

@@ -141,8 +141,9 @@ class LayerNormGRU(LayerNormCell):
 def drop_weights(layer: nn.Module) -> torch.Tensor:
     """The recurrent weight [G * H, H] as training sees it: elements dropped for a whole batch, the same at every step,
     which leaves the state itself alone (weight-dropped LSTM, Merity et al. 2018, sec. 2)."""
-    dropout = Dropout(layer.weight_dropout, layer.kernels).train(layer.training)
-    return dropout(layer.recurrent_weight)
+    if not layer.training or layer.weight_dropout == 0:  # as at every step of a generation
+        return layer.recurrent_weight
+    return Dropout(layer.weight_dropout, layer.kernels)(layer.recurrent_weight)
 
 
 @contextlib.contextmanager

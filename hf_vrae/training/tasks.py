@@ -78,8 +78,7 @@ class TextTask:
         if data.max_labeled_samples:
             splits["train"] = hide_labels(splits["train"], data.max_labeled_samples, recipe.training.seed)
         if data.word_noise:
-            size = 1 + max(tokenizer.get_vocab().values())
-            task.noise = KneserNeyNoise(splits["train"]["input_ids"], data.word_noise, size)
+            task.noise = KneserNeyNoise(splits["train"]["input_ids"], data.word_noise, task.vocab_size)
         return task, splits
 
     def read(self, path: str | None, seed: int, split: str = "test", **options) -> Dataset:
@@ -112,6 +111,11 @@ class TextTask:
         texts = ([text.strip() for text in batch if text] for batch in batches)
         return train_tokenizer(texts, data.tokenizer_type, data.vocab_size, data.min_frequency)
 
+    @property
+    def vocab_size(self) -> int:
+        """One above the largest token id: added tokens may leave holes."""
+        return 1 + max(self.tokenizer.get_vocab().values())
+
     def make_model(self, recipe: Recipe, train: Dataset) -> PreTrainedModel:
         """A model for the tokenizer, which generates up to the longest training sequence."""
         tokenizer = self.tokenizer
@@ -121,7 +125,7 @@ class TextTask:
         conditions = self.conditions.fields(train, recipe.model.label_classifier)
         if recipe.data.segment_separators is not None:
             conditions["segment_separator_ids"] = self._separators(recipe)
-        model = make_model(recipe, vocab_size=1 + max(tokenizer.get_vocab().values()), **marks, **conditions)
+        model = make_model(recipe, vocab_size=self.vocab_size, **marks, **conditions)
         del marks["unk_token_id"]
         model.generation_config = GenerationConfig(max_length=int(np.max(lengths(train))), **marks)
         return model
