@@ -14,7 +14,7 @@ from hf_vrae.measure import evaluate_file, represent_file, walk_frames
 from hf_vrae.training.arguments import parse_recipe
 from hf_vrae.training.checkpoints import checkpoints
 from hf_vrae.training.run import run
-from hf_vrae.training.tasks import FrameTask
+from hf_vrae.training.tasks import FrameTask, TextTask
 from tests.scripts import script
 
 COMMON = """--corpus_size 60 --embedding_size 8 --latent_size 3 --per_device_train_batch_size 16 --max_steps 4
@@ -248,6 +248,17 @@ def test_what_makes_no_sense_of_frames_or_steps_is_refused(family, flags, messag
     with pytest.raises(ValueError) as caught:
         run(recipe(family, flags))
     assert message in str(caught.value)
+
+
+def test_noise_is_of_training_and_of_what_the_decoder_reads_and_says(recipe):
+    task, splits = TextTask.prepare(recipe("vrae", "--word_noise 1"))
+    batch = task.collator()(splits["train"].select(range(20)).to_list())
+    noised = task.vary(batch)
+    assert torch.equal(noised["input_ids"], batch["input_ids"])
+    assert torch.equal(noised["decoder_attention_mask"], batch["labels"] != -100)
+    for name, true in (("decoder_input_ids", batch["input_ids"][:, :-1]), ("labels", batch["labels"])):
+        assert noised[name].shape == true.shape and (noised[name] != true).any()
+    assert "decoder_input_ids" not in task.collator()(splits["test"].select(range(2)).to_list())
 
 
 def test_a_model_goes_on_only_as_what_it_is(recipe, tmp_path):
