@@ -26,7 +26,7 @@ VARIANTS = {
     "layer-norm lstm": {"layer_norm": True, "encoder_layers": 2},
     "layer-norm gru": {"layer_norm": True, "rnn_type": "gru", "decoder_layers": 2},
     "skip connections": {"skip_connections": True, "decoder_layers": 3, "posterior": "delta"},
-    "batch norm": {"posterior": "batch_norm", "learn_batch_norm_scale": True},
+    "batch norm": {"posterior": "batch_norm", "learn_batch_norm_scale": True, "correlated_prior": True},
     "vmf": {"posterior": "vmf", "rnn_type": "gru"},
     "transformer": {"encoder_type": "transformer", "decoder_type": "transformer", "max_position_embeddings": 20},
     "transformer prefix": {

@@ -102,9 +102,10 @@ class HierarchicalVRAEConfig(VRAEConfig):
                 "`model_type` vrae for a model without latents.",
             ),
             (
-                self.posterior != "gaussian" or self.svi_steps > 0,
-                f"`posterior` {self.posterior} and `svi_steps` {self.svi_steps} are of one z with a fixed prior, and "
-                "a segment's prior is learnt. Take `posterior` gaussian and `svi_steps` 0.",
+                self.posterior != "gaussian" or self.svi_steps > 0 or self.correlated_prior,
+                f"`posterior` {self.posterior}, `svi_steps` {self.svi_steps} and `correlated_prior` "
+                f"{self.correlated_prior} are of one z, and a segment's prior is learnt given those before it. Take "
+                "`posterior` gaussian, `svi_steps` 0 and no `correlated_prior`.",
             ),
             (
                 self.mmd_weight > 0 or self.bag_of_words_weight > 0,

@@ -115,6 +115,9 @@ class VRAEConfig(LatentSequenceConfig):
     concentration: float | int = field(
         default=13.0, metadata={"help": "vmf: kappa, the same for all (Xu & Durrett 2018)"}
     )
+    correlated_prior: bool = field(
+        default=False, metadata={"help": "p(z) is N(0, R), with learnt correlations R of the dimensions, not N(0, I)"}
+    )
     bag_of_words_weight: float | int = field(
         default=0.0, metadata={"help": "Of an added loss that predicts the words from z alone (Zhao et al. 2017)"}
     )
@@ -325,6 +328,11 @@ class VRAEConfig(LatentSequenceConfig):
                 "makes one for each condition. Set `learn_prior` false, or `posterior` gaussian.",
             ),
             (
+                self.correlated_prior and conditional and self.learn_prior,
+                "`correlated_prior` is one for all, and `learn_prior` makes one for each condition. Set one of them "
+                "to false.",
+            ),
+            (
                 self.label_classifier and len(self.condition_labels or ()) != 1,
                 "`label_classifier` is of exactly one label, got "
                 f"{list(self.condition_labels or ())}. Name one of `label_columns`, or leave it out.",
@@ -414,6 +422,12 @@ class VRAEConfig(LatentSequenceConfig):
             (
                 self.posterior == "vmf" and self.free_bits > 0,
                 f"`posterior` vmf has a constant KL, which {free} cannot change. Set `concentration` in its place.",
+            ),
+            (
+                self.correlated_prior and (self.latent_size < 2 or self.posterior in ("delta", "vmf")),
+                f"`correlated_prior` is of two dimensions or more of a Gaussian z, and `latent_size` is "
+                f"{self.latent_size}, `posterior` {self.posterior} (delta keeps away from N(0, I), which would move). "
+                "Set it to false, or take `posterior` gaussian or batch_norm.",
             ),
             (
                 self.learn_batch_norm_scale and self.posterior != "batch_norm",

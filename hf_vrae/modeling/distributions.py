@@ -87,19 +87,71 @@ def _standard_normal(shape, like: torch.Tensor, generator) -> torch.Tensor:
     return torch.stack(rows, dim=len(shape) - like.dim()).to(like.device)
 
 
-def kl_per_dimension(q: DiagonalGaussian, p: DiagonalGaussian) -> torch.Tensor:
+class CorrelatedGaussian(Distribution):
+    """N(0, R) over vectors z of D dimensions, each of variance 1, with R = L L^T their correlations.
+
+    Args:
+        factor: L, lower triangular with rows of length 1 and a diagonal above 0, [D, D].
+    """
+
+    arg_constraints = {}
+    support = constraints.real_vector
+
+    def __init__(self, factor: torch.Tensor):
+        self.factor = factor
+        # L^-1: epsilon = L^-1 z are independent, and epsilon_d is what z_d has beyond z_1 .. z_(d-1).
+        self.whitening = torch.linalg.solve_triangular(factor, torch.eye(len(factor)).to(factor), upper=False)
+        super().__init__(torch.Size(), factor.shape[-1:], validate_args=False)
+
+    @property
+    def mean(self) -> torch.Tensor:
+        """[D], zeros."""
+        return torch.zeros_like(self.factor[0])
+
+    @property
+    def variance(self) -> torch.Tensor:
+        """[D], ones."""
+        return torch.ones_like(self.factor[0])
+
+    def sample(self, sample_shape=(), generator: torch.Generator | None = None) -> torch.Tensor:
+        """z = L epsilon: [*sample_shape, D]."""
+        with torch.no_grad():
+            return _times(
+                _standard_normal(self._extended_shape(torch.Size(sample_shape)), self.mean, generator), self.factor
+            )
+
+    def log_prob(self, value: torch.Tensor) -> torch.Tensor:
+        """log density of `value` [..., D], in nats: [...]."""
+        squares = _times(value, self.whitening).square() + math.log(2 * math.pi)
+        return -0.5 * squares.sum(-1) - self.factor.diagonal().log().sum()
+
+
+def _times(vectors: torch.Tensor, matrix: torch.Tensor) -> torch.Tensor:
+    """The matrix times each of the vectors [..., D], in their own precision under autocast too."""
+    with torch.autocast(vectors.device.type, enabled=False):
+        return vectors @ matrix.to(vectors.dtype).T
+
+
+def kl_per_dimension(q: DiagonalGaussian, p: DiagonalGaussian | CorrelatedGaussian) -> torch.Tensor:
     """KL(q || p) of each latent dimension, in nats: [*batch, D]; never negative (Kingma & Welling 2014, appendix B).
 
     -0.5 (1 + log r - r - (mean_q - mean_p)^2 / variance_p) with r = variance_q / variance_p, where r - 1 is taken as
     expm1(log r): near the prior the plain form loses all its digits and its sign.
+
+    Where p's dimensions are correlated, that of q(z_d) to p(z_d | z_1 .. z_(d-1)) in the mean over q: they sum to the
+    KL, as the others do.
     """
+    if isinstance(p, CorrelatedGaussian):
+        squares = _times(q.mean, p.whitening).square() + _times(q.variance, p.whitening.square())  # E[epsilon^2]
+        return 0.5 * (squares - 1 - q.logvar) + p.factor.diagonal().log()
     log_ratio = q.logvar - p.logvar
     distance = (q.mean - p.mean).square() * torch.exp(-p.logvar)
     return 0.5 * (torch.expm1(log_ratio) - log_ratio + distance)
 
 
+@register_kl(DiagonalGaussian, CorrelatedGaussian)
 @register_kl(DiagonalGaussian, DiagonalGaussian)
-def _kl_gaussian_gaussian(q: DiagonalGaussian, p: DiagonalGaussian) -> torch.Tensor:
+def _kl_gaussian_gaussian(q: DiagonalGaussian, p: DiagonalGaussian | CorrelatedGaussian) -> torch.Tensor:
     return kl_per_dimension(q, p).sum(-1)
 
 
@@ -256,4 +308,11 @@ def _kl_vmf_uniform(q: VonMisesFisher, p: HypersphericalUniform) -> torch.Tensor
     return p.entropy() - q.entropy()
 
 
-__all__ = ["DiagonalGaussian", "HypersphericalUniform", "VonMisesFisher", "kl_divergence", "kl_per_dimension"]
+__all__ = [
+    "CorrelatedGaussian",
+    "DiagonalGaussian",
+    "HypersphericalUniform",
+    "VonMisesFisher",
+    "kl_divergence",
+    "kl_per_dimension",
+]

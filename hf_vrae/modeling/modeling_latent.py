@@ -23,7 +23,7 @@ from .objectives import (
     maximum_mean_discrepancy,
     negative_elbo,
 )
-from .posteriors import BatchNormPosterior
+from .posteriors import BatchNormPosterior, CorrelatedPrior
 from .recurrent import GRU, LSTM, LayerNormCell, LayerNormLSTM
 
 MAX_AT_ONCE = 2**22  # decoder outputs, or parameters of p(x_t), held at once for importance weights: 16 MiB in float32
@@ -71,6 +71,8 @@ class LatentSequenceModel(PreTrainedModel):
                 forget = torch.zeros(4, module.hidden_size)
                 forget[1] = 1
                 init.copy_(module.bias_ih_l0 if isinstance(module, LSTM) else module.bias, forget.flatten())
+        elif isinstance(module, CorrelatedPrior):
+            init.zeros_(module.weight)
         else:
             super()._init_weights(module)
 
@@ -113,7 +115,8 @@ class OneLatentModel(LatentSequenceModel):
     """
 
     def prior(self, **batch) -> torch.distributions.Distribution:
-        """p(z) = N(0, I), beside a vMF posterior the uniform one on the sphere; event shape [D], for every batch."""
+        """p(z) = N(0, I), or with a `correlated_prior` N(0, R), beside a vMF posterior the uniform one on the sphere;
+        event shape [D], for every batch."""
         return self._prior(self.condition(**batch))
 
     def condition(self, **batch) -> torch.Tensor | None:
@@ -124,6 +127,8 @@ class OneLatentModel(LatentSequenceModel):
         """p(z|c)."""
         if self.config.posterior == "vmf":
             return HypersphericalUniform(self.config.latent_size, self.device)
+        if self.config.correlated_prior:
+            return self.model.correlated_prior()
         zeros = torch.zeros(self.config.latent_size, device=self.device)
         return DiagonalGaussian(zeros, zeros)
 

@@ -26,7 +26,7 @@ from .generation_vrae import VRAEGenerationMixin
 from .kernels import IGNORE_INDEX, Dropout, draw, linear_cross_entropy, linear_nll
 from .modeling_conditional import ConditionalModel
 from .modeling_latent import LatentSequenceModel, at_least_float32, check_latents, check_token_ids, token_nll
-from .posteriors import ConditionalPrior
+from .posteriors import ConditionalPrior, CorrelatedPrior
 from .pretrained import copy_head, copy_weights, fields_of
 from .recurrent import left_align
 
@@ -104,6 +104,8 @@ class VRAEModel(VRAEPreTrainedModel):
             if config.learn_prior and config.latent_size:
                 sizes = config.condition_width, config.encoder_hidden_size, config.latent_size
                 self.conditional_prior = ConditionalPrior(*sizes)
+        if config.correlated_prior:
+            self.correlated_prior = CorrelatedPrior(config.latent_size)
         if config.label_classifier:
             self.classifier = nn.Linear(config.encoder_hidden_size, config.num_labels)
         self.post_init()

@@ -5,7 +5,7 @@ import math
 import torch
 from torch import nn
 
-from .distributions import DiagonalGaussian, VonMisesFisher
+from .distributions import CorrelatedGaussian, DiagonalGaussian, VonMisesFisher
 
 # Bounds of the log-variance: wide enough never to bind in a healthy run, narrow enough for exp in float16.
 MIN_LOGVAR, MAX_LOGVAR = -10.0, 10.0
@@ -152,6 +152,27 @@ class ConditionalPrior(nn.Module):
     def forward(self, condition: torch.Tensor) -> DiagonalGaussian:
         """p(z|c), with batch shape [*batch] and event shape [D], in float32, of c [*batch, C]."""
         return DiagonalGaussian(*self.moments(self.hidden(condition.to(self.hidden.weight.dtype)).tanh()))
+
+
+class CorrelatedPrior(nn.Module):
+    """p(z) = N(0, R) with learnt correlations R, which at first are 0.
+
+    What a posterior says of x twice, in two dimensions, is then paid for once. The variances stay 1: with scales of
+    its own the prior could follow a posterior that says less and less.
+
+    Args:
+        latent_size: D.
+    """
+
+    def __init__(self, latent_size: int):
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(latent_size, latent_size))  # what stands below the diagonal is read
+
+    def forward(self) -> CorrelatedGaussian:
+        """p(z), with event shape [D], in float32."""
+        wide = torch.promote_types(self.weight.dtype, torch.float32)
+        rows = self.weight.to(wide).tril(-1) + torch.eye(len(self.weight), dtype=wide, device=self.weight.device)
+        return CorrelatedGaussian(nn.functional.normalize(rows, dim=-1))
 
 
 def committed_rate_bounds(rate: float) -> tuple[float, float]:

@@ -32,6 +32,8 @@ FREE_TO_CHANGE = (
     "segment_kl_weight", "segment_free_bits",
 )  # fmt: skip
 """What of a saved model a recipe may set anew: no weight depends on it."""
+FREE_TO_ADD = ("correlated_prior",)
+"""What a recipe may add to a saved model, which at first is the same with it."""
 
 
 def make_model(recipe: Recipe, **of_the_data) -> PreTrainedModel:
@@ -116,7 +118,7 @@ def start_from(name_or_path: str, wanted: LatentSequenceConfig, given: Iterable[
         value = getattr(wanted, name)
         if value == getattr(config, name):
             continue
-        if name not in FREE_TO_CHANGE:
+        if name not in FREE_TO_CHANGE and not (name in FREE_TO_ADD and value):
             raise ValueError(
                 f"`{name}` is {getattr(config, name)} in the model {name_or_path!r}, and the recipe asks for "
                 f"{value}. Leave it out, or train a new model."

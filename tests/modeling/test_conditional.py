@@ -471,6 +471,7 @@ def test_cached_is_uncached(mode):
         (SEMI | {"free_bits": 0.1}, "weighted by"),
         (SEMI | {"label_frequencies": [0.5, 0.5]}, "one for each value"),
         (GUIDED | {"posterior": "vmf"}, "`learn_prior` false"),
+        (GUIDED | {"correlated_prior": True}, "`correlated_prior` is one for all"),
         ({"condition_labels": {"a": ["x", "x"]}}, "each value of label 'a' once"),
         ({"condition_attributes": ["a"], "attribute_mean": [0.0, 1.0]}, "each of the 1"),
         ({"condition_attributes": ["a"], "attribute_scale": [0.0]}, "above 0"),

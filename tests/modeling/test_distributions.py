@@ -2,9 +2,10 @@ import math
 
 import pytest
 import torch
-from torch.distributions import Independent, Normal, kl_divergence
+from torch.distributions import Independent, MultivariateNormal, Normal, kl_divergence
 
 from hf_vrae.modeling.distributions import (
+    CorrelatedGaussian,
     DiagonalGaussian,
     HypersphericalUniform,
     VonMisesFisher,
@@ -48,6 +49,39 @@ def test_kl_is_never_negative_and_zero_only_at_the_prior():
         (math.expm1(1e-3) - 1e-3) / 2, rel=1e-3
     )
     assert kl_divergence(prior, prior).item() == 0
+
+
+def correlated(size):
+    """A [`CorrelatedGaussian`] and torch's."""
+    rows = torch.nn.functional.normalize(torch.randn(size, size).tril(-1) + torch.eye(size), dim=-1).double()
+    return CorrelatedGaussian(rows), MultivariateNormal(torch.zeros(size).double(), scale_tril=rows)
+
+
+def test_correlated_dimensions_agree_with_torch():
+    q, (p, theirs) = make(5, 4), correlated(4)
+    z = torch.randn(3, 5, 4).double()
+    torch.testing.assert_close(p.log_prob(z), theirs.log_prob(z))
+    wanted = kl_divergence(MultivariateNormal(q.mean, torch.diag_embed(q.variance)), theirs)
+    torch.testing.assert_close(kl_divergence(q, p), wanted)
+    torch.testing.assert_close(p.variance, theirs.variance)
+    z = p.sample((200_000,), torch.Generator().manual_seed(0))
+    torch.testing.assert_close(torch.cov(z.T), theirs.covariance_matrix, atol=0.01, rtol=0)
+    assert (p.batch_shape, p.event_shape) == ((), (4,))
+    with torch.autocast("cpu", torch.bfloat16):  # which would round z to 8 bits
+        assert torch.equal(p.log_prob(z.float()), CorrelatedGaussian(p.factor).log_prob(z.float()))
+        torch.testing.assert_close(p.log_prob(z[:9].float()), theirs.log_prob(z[:9]).float(), rtol=1e-5, atol=1e-5)
+
+
+def test_the_kl_of_a_correlated_dimension_is_the_one_given_those_before_it():
+    q, (p, _) = make(4), correlated(4)
+    z = q.sample((400_000,))
+    before, spread = torch.zeros(400_000, 4).double(), p.factor.diagonal()
+    for d in range(4):  # z_d = L_d . epsilon
+        epsilon = z[:, :d] @ torch.linalg.inv(p.factor[:d, :d]).T
+        before[:, d] = epsilon @ p.factor[d, :d]
+    of_each = kl_divergence(Normal(q.mean, q.stddev), Normal(before, spread)).mean(0)
+    torch.testing.assert_close(kl_per_dimension(q, p), of_each, rtol=0.02, atol=0.02)
+    torch.testing.assert_close(kl_per_dimension(q, p).sum(), kl_divergence(q, p))
 
 
 def test_log_variance_means_variance_everywhere():

@@ -425,6 +425,7 @@ def test_frames_step_by_step_are_the_whole_decoder(options, do_sample):
         ({"latent_size": 0}, "`latent_size` 0 leaves out z of the whole"),
         ({"decoder_type": "transformer"}, "must be rnn: a segment is summarised by a state"),
         ({"posterior": "vmf"}, "a segment's prior is learnt"),
+        ({"correlated_prior": True}, "no `correlated_prior`"),
         ({"mmd_weight": 1.0}, "say something of one z for the whole sequence"),
         ({"section_sizes": [1]}, "`section_sizes` must each be at least 2"),
         ({"segment_separator_ids": [99]}, "must be one or more of the 40 tokens"),

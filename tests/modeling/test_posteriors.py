@@ -8,10 +8,12 @@ import torch
 from torch.distributions import kl_divergence
 from torch.multiprocessing import spawn
 
-from hf_vrae.modeling.distributions import kl_per_dimension
+from hf_vrae import VRAEForSequenceGeneration
+from hf_vrae.modeling.distributions import DiagonalGaussian, kl_per_dimension
 from hf_vrae.modeling.posteriors import (
     BatchNormPosterior,
     CommittedRatePosterior,
+    CorrelatedPrior,
     VonMisesFisherPosterior,
     committed_rate_bounds,
 )
@@ -137,3 +139,46 @@ def test_every_family_trains(posterior, batch):
     model(**batch, labels=model.labels_from_input_ids(**batch)).loss.backward()
     gradient = model.model.encoder.posterior.weight.grad
     assert gradient.isfinite().all() and gradient.abs().max() > 0
+
+
+def test_a_correlated_prior_begins_at_the_standard_one():
+    model = make_model(correlated_prior=True)
+    p, z = model.prior(), torch.randn(3, 6)
+    torch.testing.assert_close(p.log_prob(z), make_model().prior().log_prob(z))
+    torch.nn.init.normal_(model.model.correlated_prior.weight, std=5.0)
+    p = model.prior()
+    torch.testing.assert_close((p.factor @ p.factor.T).diagonal(), torch.ones(6))  # whatever it learns
+    assert (p.log_prob(z) - make_model().prior().log_prob(z)).abs().min() > 0.01
+
+
+def test_a_correlated_prior_learns_what_is_said_twice():
+    said = torch.randn(5_000, 1)
+    q = DiagonalGaussian(0.6 * said.expand(-1, 3), torch.full((5_000, 3), math.log(0.64)))  # 0.36 + 0.64: variance 1
+    prior = CorrelatedPrior(3)
+    optimizer = torch.optim.Adam(prior.parameters(), 0.02)
+    first = kl_divergence(q, prior()).mean().item()
+    for _ in range(300):
+        optimizer.zero_grad()
+        kl_divergence(q, prior()).mean().backward()
+        optimizer.step()
+    p = prior()
+    torch.testing.assert_close((p.factor @ p.factor.T)[0, 1].item(), 0.36, atol=0.03, rtol=0)
+    # The mutual information of a Gaussian said in Gaussian noise: nothing of the KL is wasted any more.
+    assert kl_divergence(q, p).mean().item() == pytest.approx(0.5 * math.log(1 + 3 * 0.36 / 0.64), abs=0.02)
+    assert first > 1.1 * kl_divergence(q, p).mean().item()
+
+
+def test_a_correlated_prior_is_trained_saved_and_measured(batch, tmp_path):
+    model = make_model(correlated_prior=True, posterior="batch_norm", free_bits=0.1).train()
+    with torch.autocast("cpu", torch.bfloat16):
+        model(**batch, labels=model.labels_from_input_ids(**batch)).loss.backward()
+    gradient = model.model.correlated_prior.weight.grad
+    assert gradient.tril(-1).ne(0).sum() == 15 and gradient.triu().eq(0).all()
+    torch.nn.init.normal_(model.model.correlated_prior.weight)
+    model.eval().save_pretrained(tmp_path)
+    again = VRAEForSequenceGeneration.from_pretrained(tmp_path)
+    assert torch.equal(again.prior().factor, model.prior().factor)
+    terms = again.evaluation_terms(8, **batch, labels=model.labels_from_input_ids(**batch))
+    q, z = terms["posterior"], again.prior().sample((4,))
+    torch.testing.assert_close(terms["kl"], kl_divergence(q, model.prior()).double(), rtol=1e-4, atol=1e-4)
+    assert again.generate(latents=z, max_new_tokens=5).shape[0] == 4

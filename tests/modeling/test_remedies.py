@@ -258,6 +258,8 @@ def test_skip_connections_add_what_a_layer_was_given(batch):
         ({"latent_size": 0, "free_bits": 1.0}, "there is no KL for `free_bits`"),
         ({"posterior": "vmf", "latent_size": 2}, "3 or more dimensions, got 2"),
         ({"posterior": "vmf", "free_bits": 0.1}, "constant KL, which `free_bits` 0.1 cannot change"),
+        ({"correlated_prior": True, "posterior": "vmf"}, "take `posterior` gaussian or batch_norm"),
+        ({"correlated_prior": True, "latent_size": 1}, "of two dimensions or more"),
         ({"learn_batch_norm_scale": True}, "is of `posterior` batch_norm, got gaussian"),
         ({"num_train_samples": 4, "free_bits": 0.1}, "`num_train_samples` 4 .* `free_bits` 0.1"),
         ({"num_train_samples": 4, "mmd_weight": 0.1}, "`svi_steps` are of the ELBO"),

@@ -437,6 +437,14 @@ def test_a_recipe_changes_of_a_saved_model_what_no_weight_depends_on(tiny, tmp_p
         run(tiny("--posterior batch_norm" + first, "third"))
 
 
+def test_a_recipe_adds_correlations_of_the_prior_to_a_saved_model(tiny, tmp_path):
+    run(tiny("--max_steps 1", "first"))
+    run(tiny(f"--max_steps 2 --correlated_prior True --model_name_or_path {tmp_path / 'first'}"))
+    assert load_file(tmp_path / "run" / "model.safetensors")["model.correlated_prior.weight"].tril(-1).abs().sum() > 0
+    with pytest.raises(ValueError, match="`correlated_prior` is True in the model .* the recipe asks for False"):
+        run(tiny(f"--correlated_prior False --model_name_or_path {tmp_path / 'run'}", "third"))
+
+
 def test_a_model_is_not_given_the_tokens_of_another(tiny, tmp_path):
     run(tiny("--max_steps 1", "first"))
     run(tiny("--max_steps 1 --tokenizer_type char", "second"))
