@@ -170,7 +170,8 @@ def append(inputs: torch.Tensor, constant: torch.Tensor | None) -> torch.Tensor:
 def input_gates(layer: nn.Module, inputs: torch.Tensor, constant: torch.Tensor | None):
     """W [x; z] + b of all steps as W_x x + b [T, B, G * H] and W_z z [K * B, G * H], each computed once."""
     weight_x, weight_z = layer.input_weight.tensor_split([inputs.shape[-1]], dim=1)
-    gates_x = nn.functional.linear(inputs.transpose(0, 1), weight_x, layer.input_bias)
+    # Without a gradient torch would multiply what is not contiguous step by step, by as many copies of the weights.
+    gates_x = nn.functional.linear(inputs.transpose(0, 1).contiguous(), weight_x, layer.input_bias)
     return gates_x, None if constant is None else nn.functional.linear(constant.to(inputs.dtype), weight_z)
 
 
