@@ -39,8 +39,6 @@ PACKED_DTYPES = tuple(dtype for dtype in (torch.float32, torch.bfloat16) if _pac
 # as their transpose.
 PACKED_FROM = 2**20 if IS_INTEL else 0
 FEWEST_ROWS = 2 if IS_INTEL else 1  # with a single row MKL need not lay out anything first
-
-
 CACHED_ROWS = 32  # of logits, of some ten thousand words: 1.25 MiB in float32
 
 
