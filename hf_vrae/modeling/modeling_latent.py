@@ -306,7 +306,7 @@ class OneLatentModel(LatentSequenceModel):
 
     @torch.no_grad()
     def reset_decoder(self) -> None:
-        """Make p(x|z) anew, as at the start, and keep q(z|x): after training as an autoencoder (Li et al. 2019).
+        """Make p(x|z) anew, as at the start, and keep the rest: after training as an autoencoder (Li et al. 2019).
 
         A table of words that the encoder shares (`tie_word_embeddings`) is kept with it.
         """
