@@ -8,6 +8,7 @@ import argparse
 import json
 import subprocess
 import sys
+import textwrap
 from pathlib import Path
 
 FOLDER = Path(__file__).parent
@@ -34,9 +35,12 @@ def table() -> str:
     reports = {path.stem: json.loads(path.read_text()) for path in sorted(RESULTS.glob("*.json"))}
     machine, rates = reports["train"]["machine"], reports["train"]["ceilings"]
     verdict = ", so bf16 cannot win on this machine" if rates["bf16"] < rates["fp32"] else ""
-    lines = [
+    conditions = (
         f"{machine['threads']} threads, {machine['cpu']}, torch {reports['train']['versions']['torch']}; a large "
-        f"product runs at {rates['fp32']:.0f} GFLOP/s in fp32 and {rates['bf16']:.0f} in bf16{verdict}.",
+        f"product runs at {rates['fp32']:.0f} GFLOP/s in fp32 and {rates['bf16']:.0f} in bf16{verdict}."
+    )
+    lines = [
+        *textwrap.wrap(conditions, width=120),
         "",
         "| | size | plain, fp32 | ours, fp32 | | ours, bf16 | |",
         "| --- | --- | ---: | ---: | ---: | ---: | ---: |",
