@@ -6,7 +6,7 @@ import signal
 import statistics
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import yaml
@@ -87,7 +87,7 @@ def train_rows(
     """Train and evaluate each recipe with each seed in `output_dir/NAME-SEED`, unless that is done already.
 
     An interrupted row goes on from its last checkpoint. A recipe with `begins_at: NAME` starts from the model of that
-    row, of the same seed, and comes after it.
+    row, of the same seed, which is trained first.
 
     Args:
         recipes: paths.
@@ -97,12 +97,12 @@ def train_rows(
 
     Raises:
         SystemExit: with the code of a process that failed.
-        ValueError: where the row that another begins at has not been trained, and for flags that are no row's.
+        ValueError: for rows that begin at one another or at none there is, and for flags that are no row's.
     """
     for name, remedy in (("--config", "Put it into the folder"), ("--push_to_hub", "Use scripts/push_to_hub.py")):
         if any(flag.split("=")[0] == name for flag in flags):
             raise ValueError(f"{name} is of a run alone, and these are rows of recipes of their own. {remedy}.")
-    for path in sorted(recipes, key=_rows_before):
+    for path in dict.fromkeys(step for row in recipes for step in _chain(row)):
         for seed in seeds:
             folder = Path(output_dir) / f"{path.stem}-{seed}"
             own = ["--config", str(path), *flags, "--output_dir", str(folder), "--seed", str(seed)]
@@ -110,7 +110,7 @@ def train_rows(
             if (folder / "results.json").is_file():
                 continue
             if first := _read(path).get("begins_at"):
-                own += ["--model_name_or_path", str(_trained(Path(output_dir) / f"{first}-{seed}", path.stem))]
+                own += ["--model_name_or_path", str(Path(output_dir) / f"{first}-{seed}")]
             if checkpoints(folder) or checkpoints(folder / "autoencoder"):
                 own += ["--resume_from_checkpoint", "latest"]
             elif any((folder / name).exists() for name in RUN_FILES):
@@ -139,23 +139,17 @@ def _say_what_differs(folder: Path, recipe: Recipe) -> None:
         logger.warning("%s was begun with %s; delete it to train it anew", folder, "; ".join(other))
 
 
-def _rows_before(path: Path) -> int:
-    """How many rows stand between a recipe and one that begins with a new model."""
-    chain = [path.stem]
-    while path.is_file() and (first := _read(path).get("begins_at")):
-        if first in chain:
-            raise ValueError(f"`begins_at` of {chain[-1]!r} is {first!r}, which begins at that row in the end.")
-        chain.append(first)
-        path = path.with_name(f"{first}.yaml")
-    return len(chain) - 1
-
-
-def _trained(folder: Path, name: str) -> Path:
-    if not (folder / "results.json").is_file():
-        raise ValueError(
-            f"The row {name!r} begins at the model in {str(folder)!r}, which is not trained yet. Train that row first."
-        )
-    return folder
+def _chain(path: Path) -> list[Path]:
+    """The recipe behind the one that it begins at, behind the one that that begins at, and so on."""
+    chain = [path]
+    while first := _read(chain[0]).get("begins_at"):
+        path = chain[0].with_name(f"{first}.yaml")
+        if path in chain:
+            raise ValueError(f"`begins_at` of {chain[0].stem!r} is {first!r}, which begins at that row in the end.")
+        if not path.is_file():
+            raise ValueError(f"`begins_at` of {chain[0].stem!r} is {first!r}, but there is no recipe {str(path)!r}.")
+        chain.insert(0, path)
+    return chain
 
 
 def _run_apart(command: Sequence[str]) -> None:
@@ -178,15 +172,32 @@ def collect(recipes: Sequence[Path], results_dir: str | Path) -> list[dict]:
     """
     rows = []
     for path in recipes:
-        recipe = _read(path)
-        found = sorted([*Path(results_dir).glob(f"{path.stem}-*/results.json"), *Path(results_dir).glob("*.json")])
-        runs = [
-            _results(file)
-            for file in found
-            if (file.parent.name if file.name == "results.json" else file.stem).rpartition("-")[0] == path.stem
-        ]
-        rows.append({"name": recipe["title"], "published": recipe.get("published") or {}, "runs": runs})
+        recipe, runs = _read(path), _runs(path, results_dir)
+        steps = [_runs(step, results_dir) for step in _chain(path)]
+        complete = [seed for seed in runs if all(seed in step for step in steps)]
+        rows.append(
+            {
+                "name": recipe["title"],
+                "published": recipe.get("published") or {},
+                "runs": list(runs.values()),
+                "minutes": [_minutes([step[seed] for step in steps]) for seed in complete],
+                "begins_at": recipe.get("begins_at"),
+            }
+        )
     return rows
+
+
+def _runs(path: Path, results_dir: str | Path) -> dict[int, dict]:
+    """The results of a recipe's seeds."""
+    found = sorted([*Path(results_dir).glob(f"{path.stem}-*/results.json"), *Path(results_dir).glob("*.json")])
+    names = ((file, file.parent.name if file.name == "results.json" else file.stem) for file in found)
+    runs = [_results(file) for file, name in names if name.rpartition("-")[0] == path.stem]
+    return {run["run"]["seed"]: run for run in runs}
+
+
+def _minutes(runs: Sequence[dict]) -> float:
+    """That training took, all stages together."""
+    return sum(run["run"]["training_seconds"] + run["run"].get("autoencoder_seconds", 0.0) for run in runs) / 60
 
 
 def _results(path: Path) -> dict:
@@ -219,8 +230,7 @@ def comparison_table(rows: Sequence[dict]) -> str:
             cells.append(_mean([value for value in values if value is not None], digits) + beside)
         described = [run["run"] for run in row["runs"]]
         cells.append(f"{described[0]['num_parameters']:,}" if described else "")
-        seconds = [run["training_seconds"] + run.get("autoencoder_seconds", 0.0) for run in described]
-        cells.append(_mean([s / 60 for s in seconds], 1))
+        cells.append(_mean(row["minutes"], 1))
         cells.append(", ".join(str(run["seed"]) for run in described) or "not run")
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
@@ -238,11 +248,9 @@ def _columns(rows: Sequence[dict]) -> list[tuple[str, str, int]]:
     return columns + more + quality
 
 
-def _names_in(rows: Sequence[dict], precision: str) -> set[str]:
-    """The rows that ran in this mixed precision, or "all"."""
-    names = {
-        row["name"] for row in rows for run in row["runs"] if run["run"].get("mixed_precision", "no") == precision
-    }
+def _names_of(rows: Sequence[dict], ran_so: Callable[[dict], bool]) -> set[str]:
+    """The rows that ran so, or "all"."""
+    names = {row["name"] for row in rows for run in row["runs"] if ran_so(run["run"])}
     return {"all"} if names == {row["name"] for row in rows if row["runs"]} else names
 
 
@@ -261,8 +269,9 @@ def comparison_notes(rows: Sequence[dict]) -> str:
         "self-BLEU of as many real texts": _rounded(runs, "reference_self_bleu", 1),
         "reverse PPL of as many real texts": _rounded(runs, "reference_reverse_ppl", 2),
         "hardware": {run["run"]["hardware"] for run in runs},
-        "in bf16": _names_in(rows, "bf16"),
-        "in fp16": _names_in(rows, "fp16"),
+        "in bf16": _names_of(rows, lambda run: run.get("mixed_precision") == "bf16"),
+        "in fp16": _names_of(rows, lambda run: run.get("mixed_precision") == "fp16"),
+        "in several processes": _names_of(rows, lambda run: run.get("num_processes", 1) > 1),
         "torch": {run["run"]["versions"]["torch"] for run in runs},
         "SHA-256 of the evaluated split": {run["run"]["data"][run["split"]]["sha256"][:12] for run in runs},
     }
@@ -272,8 +281,9 @@ def comparison_notes(rows: Sequence[dict]) -> str:
     unit = "Nats a step, of all steps together or (mean) the mean of each sequence's own"
     if not _of_frames(rows):
         unit = "Nats a sequence where nothing else is said"
+    stages = " The minutes are also those of the row that one begins at." if any(r["begins_at"] for r in rows) else ""
     quality = f" {NOTE_OF_QUALITY}" if distinct["samples"] else ""
-    return "; ".join(said) + f". In brackets: published. {unit}.{quality}\n"
+    return "; ".join(said) + f". In brackets: published. {unit}.{stages}{quality}\n"
 
 
 def _rounded(runs: Sequence[dict], key: str, digits: int) -> set[str]:

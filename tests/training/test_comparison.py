@@ -89,16 +89,17 @@ def test_broken_files_are_named(folder, tmp_path):
 
 
 def test_a_row_begins_where_another_ended(folder, tmp_path):
-    """It comes after that one, wherever it stands among the recipes."""
+    """That one is trained first, whether it was asked for or not."""
     (folder / "more.yaml").write_text("base: vae.yaml\ntitle: more\nbegins_at: vae\n")
     more, vae = folder / "more.yaml", folder / "vae.yaml"
-    with pytest.raises(ValueError, match="'more' begins at the model in .*vae-1'"):
-        comparison.train_rows([more], tmp_path / "out", [1], FLAGS)
-    comparison.train_rows([more, vae], tmp_path / "out", [1], [*FLAGS, "--learning_rate", "1e-12"])
+    comparison.train_rows([more], tmp_path / "out", [1], [*FLAGS, "--learning_rate", "1e-12"])
     first, second = (load_file(tmp_path / "out" / name / "model.safetensors") for name in ("vae-1", "more-1"))
     torch.testing.assert_close(first, second)
     vae.write_text("base: base.yaml\ntitle: VAE\nbegins_at: more\n")
     with pytest.raises(ValueError, match="`begins_at` of 'more' is 'vae', which begins at that row"):
+        comparison.train_rows([vae], tmp_path / "out", [1], FLAGS)
+    more.unlink()
+    with pytest.raises(ValueError, match="`begins_at` of 'vae' is 'more', but there is no recipe '.*more.yaml'"):
         comparison.train_rows([vae], tmp_path / "out", [1], FLAGS)
 
 
@@ -115,6 +116,12 @@ def test_the_table_has_means_deviations_published_numbers_and_empty_rows(folder,
     )
     assert lm.count("|") == head.count("|") and lm.endswith("| not run |") and "1" not in lm
     assert comparison.points(rows) == [{"name": "VAE", "kl": 1.0, "reconstruction": 1.0}]
+    # The minutes of a row that begins at another are those of both, where both are known.
+    (folder / "more.yaml").write_text("base: vae.yaml\ntitle: more\nbegins_at: vae\n")
+    for seed in (2, 3):
+        (tmp_path / f"more-{seed}.json").write_text(json.dumps(numbers | {"run": described | {"seed": seed}}))
+    more = comparison.collect(comparison.find_recipes(folder), tmp_path)[1]
+    assert more["name"] == "more" and len(more["runs"]) == 2 and more["minutes"] == [4.0]
 
 
 def test_a_table_of_frames_is_of_steps(folder, tmp_path):
@@ -138,6 +145,10 @@ def test_a_table_of_frames_is_of_steps(folder, tmp_path):
     assert "steps: 7;" in notes and "Nats a step" in notes and "MI" not in notes and "bf16" not in notes
     rows[1]["runs"][0]["run"]["mixed_precision"] = "bf16"
     assert "in bf16: all;" in comparison.comparison_notes(rows)
+    assert "processes" not in notes and "begins at" not in notes
+    rows[1]["runs"][0]["run"]["num_processes"], rows[1]["begins_at"] = 2, "lm"
+    notes = comparison.comparison_notes(rows)
+    assert "in several processes: all;" in notes and notes.endswith("also those of the row that one begins at.\n")
     rows[0]["runs"] = [{**results, "run": run | {"mixed_precision": "no", "data": {"test": {"sha256": "0" * 64}}}}]
     assert "in bf16: VAE;" in comparison.comparison_notes(rows)
 
