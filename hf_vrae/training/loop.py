@@ -459,6 +459,8 @@ class TrainingLoop:
             logger.warning("the best model up to %s is deleted: the best one from here on is taken", folder)
             state.best_step, state.best_metric = None, math.inf
         self.state = state
+        # What was over stays over; what the arguments take away, or ask for first now, is theirs.
+        state.aggressive = self.args.aggressive and (state.aggressive or state.encoder_updates == 0)
         logger.info("going on from %s", folder)
         if self.accelerator.is_main_process:
             for name in ("metrics.jsonl", "samples.jsonl"):

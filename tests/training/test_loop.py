@@ -289,6 +289,18 @@ def test_aggressive_training_ends_with_its_last_epoch(tiny, monkeypatch):
     assert len(calls) == 3  # an epoch is 15 updates
 
 
+def test_aggressive_training_is_taken_up_or_given_up_with_a_resumption(tiny, monkeypatch):
+    calls, train_encoder = [], TrainingLoop.train_encoder
+    monkeypatch.setattr(TrainingLoop, "train_encoder", lambda *args: (calls.append(1), train_encoder(*args)))
+    flags = "--eval_strategy steps --eval_steps 5 --aggressive_max_epochs 9 --max_steps "
+    run(tiny(flags + "2"))
+    more = "--resume_from_checkpoint latest "
+    run(tiny(f"{more} --aggressive {flags} 4"))
+    assert len(calls) == 2
+    run(tiny(more + flags + "6"))
+    assert len(calls) == 2
+
+
 def test_a_minimum_rate_is_held_where_the_posterior_would_collapse(tiny, tmp_path):
     flags = "--max_steps 400 --logging_steps 50 --kl_schedule constant"
     run(tiny(flags, "free"))
