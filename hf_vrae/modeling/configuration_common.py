@@ -74,6 +74,10 @@ class LatentSequenceConfig(PreTrainedConfig):
     embedding_initializer_range: float | int = field(
         default=0.1, metadata={"help": "Embeddings start uniform in [-r, r]; 0.1 is He et al. 2019"}
     )
+    forget_bias: float | int = field(
+        default=1.0,
+        metadata={"help": "LSTMs' forget gates start with it; 1 is Jozefowicz et al. 2015, 0 is He et al. 2019"},
+    )
     kernels: Literal["auto", "plain"] = field(
         default="auto", metadata={"help": "plain: torch's own operations throughout, slower and twice differentiable"}
     )
@@ -119,7 +123,12 @@ class LatentSequenceConfig(PreTrainedConfig):
 
     def _combinations(self) -> list[tuple[bool, str]]:
         """Whether each combination that makes no sense is there, and why it makes none."""
-        return []
+        return [
+            (
+                self.rnn_type != "lstm" and self.forget_bias != 1,
+                f"`forget_bias` {self.forget_bias} is of LSTMs, and `rnn_type` is {self.rnn_type}. Leave it out.",
+            )
+        ]
 
     def _check_tokens(self):
         for name in ("pad_token_id", "unk_token_id", "bos_token_id", "eos_token_id", "decoder_start_token_id"):

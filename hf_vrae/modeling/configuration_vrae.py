@@ -274,7 +274,8 @@ class VRAEConfig(LatentSequenceConfig):
         rnn = encoder == "rnn" or self.decoder_type == "rnn"
         own = (encoder == "transformer" and self.encoder_config is None) or self._kind_of_decoder == "transformer"
         steps = own or "independent" in (encoder, self.decoder_type)
-        read = {"rnn_type": rnn, "layer_norm": rnn, "bidirectional_encoder": encoder == "rnn"}
+        read = dict.fromkeys(("rnn_type", "layer_norm", "forget_bias"), rnn)
+        read["bidirectional_encoder"] = encoder == "rnn"
         read |= dict.fromkeys(("weight_dropout", "skip_connections"), self.decoder_type == "rnn")
         read |= {"num_attention_heads": own, "intermediate_size": own, "max_position_embeddings": steps}
         read["memory_tokens"] = "memory" in self.latent_conditioning
@@ -310,7 +311,8 @@ class VRAEConfig(LatentSequenceConfig):
             )
 
     def _combinations(self) -> list[tuple[bool, str]]:
-        return self._combinations_of_one_latent() + self._combinations_of_conditions()
+        own = self._combinations_of_one_latent() + self._combinations_of_conditions()
+        return super()._combinations() + own
 
     def _combinations_of_conditions(self) -> list[tuple[bool, str]]:
         conditional = self.condition_width > 0

@@ -46,6 +46,7 @@ class VRNNConfig(LatentSequenceConfig):
         no_latent = self.latent_size == 0
         several = self.num_train_samples > 1
         return [
+            *super()._combinations(),
             (
                 self.num_hidden_layers != 1,
                 f"`num_hidden_layers` is 1 in a VRNN, whose recurrence is one layer; got {self.num_hidden_layers}.",

@@ -45,7 +45,7 @@ class LatentSequenceModel(PreTrainedModel):
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module):
-        """Uniform weights, zero biases, forget gates open; every tensor that was loaded is left as it is."""
+        """Uniform weights, zero biases but those of forget gates; every tensor that was loaded is left as it is."""
         bound = self.config.initializer_range
         if isinstance(module, nn.Embedding):
             bound = self.config.embedding_initializer_range
@@ -67,9 +67,8 @@ class LatentSequenceModel(PreTrainedModel):
                 else:
                     init.zeros_(parameter)
             if isinstance(module, (LSTM, LayerNormLSTM)):
-                # Forget-gate bias 1 (Gers et al. 2000; Jozefowicz et al. 2015), gates in torch's order i, f, g, o.
-                forget = torch.zeros(4, module.hidden_size)
-                forget[1] = 1
+                forget = torch.zeros(4, module.hidden_size)  # torch's order: i, f, g, o
+                forget[1] = self.config.forget_bias
                 init.copy_(module.bias_ih_l0 if isinstance(module, LSTM) else module.bias, forget.flatten())
         elif isinstance(module, CorrelatedPrior):
             init.zeros_(module.weight)

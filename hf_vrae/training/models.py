@@ -28,7 +28,7 @@ OF_THE_LOSS = ("free_bits", "free_bits_form", "mmd_weight", "num_train_samples",
 """What of the configuration the run's arguments set, whatever model it starts from."""
 FREE_TO_CHANGE = (
     "dropout", "encoder_dropout", "weight_dropout", "variational_dropout", "word_dropout",
-    "kernels", "initializer_range", "condition_dropout", "classifier_weight", "batch_norm_gamma",
+    "kernels", "initializer_range", "forget_bias", "condition_dropout", "classifier_weight", "batch_norm_gamma",
     "segment_kl_weight", "segment_free_bits",
 )  # fmt: skip
 """What of a saved model a recipe may set anew: no weight depends on it."""

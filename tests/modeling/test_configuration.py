@@ -43,6 +43,7 @@ def test_unknown_key_names_the_nearest():
         ({"encoder_hidden_size": 9, "bidirectional_encoder": True}, "must be even, got 9"),
         ({"initializer_range": 0}, "`initializer_range` must be above 0, got 0"),
         ({"unk_token_id": None, "word_dropout": 0.3}, "`unk_token_id`, which is None"),
+        ({"rnn_type": "gru", "forget_bias": 0}, "`forget_bias` 0 is of LSTMs, and `rnn_type` is gru"),
     ],
 )
 def test_values_that_make_no_model(options, message):

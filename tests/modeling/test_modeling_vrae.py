@@ -251,12 +251,13 @@ def test_runs_in_bfloat16(model, batch):
     assert model.generate(**batch, max_new_tokens=4).shape[0] == 4
 
 
-def test_forget_gates_start_open_and_biases_at_zero():
+@pytest.mark.parametrize(("options", "forget"), [({}, 1.0), ({"forget_bias": 0.5}, 0.5)])
+def test_forget_gates_start_open_and_biases_at_zero(options, forget):
     for layer_norm in (False, True):
-        model = make_model(layer_norm=layer_norm, initializer_range=0.01)
+        model = make_model(layer_norm=layer_norm, initializer_range=0.01, **options)
         layer = model.model.decoder.rnn.layers[0]
         bias = layer.bias if layer_norm else layer.bias_ih_l0 + layer.bias_hh_l0
-        assert bias.view(4, -1).tolist() == [[0.0] * 16, [1.0] * 16, [0.0] * 16, [0.0] * 16]
+        assert bias.view(4, -1).tolist() == [[0.0] * 16, [forget] * 16, [0.0] * 16, [0.0] * 16]
         weight = layer.weight_hh if layer_norm else layer.weight_hh_l0
         assert 0.009 < weight.abs().max() <= 0.01
         assert 0.9 < model.model.encoder.embed_tokens.weight.abs().max() <= 1.0
