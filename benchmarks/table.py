@@ -36,8 +36,9 @@ def table() -> str:
     machine, rates = reports["train"]["machine"], reports["train"]["ceilings"]
     verdict = ", so bf16 cannot win on this machine" if rates["bf16"] < rates["fp32"] else ""
     conditions = (
-        f"{machine['threads']} threads, {machine['cpu']}, torch {reports['train']['versions']['torch']}; a large "
-        f"product runs at {rates['fp32']:.0f} GFLOP/s in fp32 and {rates['bf16']:.0f} in bf16{verdict}."
+        f"{machine['threads']} threads, {machine['cpu']}, torch {reports['train']['versions']['torch']}; torch's "
+        f"own product of large matrices runs at {rates['fp32']:.0f} GFLOP/s in fp32 and {rates['bf16']:.0f} in "
+        f"bf16{verdict}."
     )
     lines = [
         *textwrap.wrap(conditions, width=120),
