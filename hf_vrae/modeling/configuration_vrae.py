@@ -311,8 +311,7 @@ class VRAEConfig(LatentSequenceConfig):
             )
 
     def _combinations(self) -> list[tuple[bool, str]]:
-        own = self._combinations_of_one_latent() + self._combinations_of_conditions()
-        return super()._combinations() + own
+        return [*super()._combinations(), *self._combinations_of_one_latent(), *self._combinations_of_conditions()]
 
     def _combinations_of_conditions(self) -> list[tuple[bool, str]]:
         conditional = self.condition_width > 0

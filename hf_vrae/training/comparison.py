@@ -172,8 +172,8 @@ def collect(recipes: Sequence[Path], results_dir: str | Path) -> list[dict]:
     """
     rows = []
     for path in recipes:
-        recipe, runs = _read(path), _runs(path, results_dir)
-        steps = [_runs(step, results_dir) for step in _chain(path)]
+        recipe, steps = _read(path), [_runs(step, results_dir) for step in _chain(path)]
+        runs = steps[-1]
         complete = [seed for seed in runs if all(seed in step for step in steps)]
         rows.append(
             {
