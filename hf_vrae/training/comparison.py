@@ -86,7 +86,8 @@ def train_rows(
 ) -> None:
     """Train and evaluate each recipe with each seed in `output_dir/NAME-SEED`, unless that is done already.
 
-    An interrupted row goes on from its last checkpoint. A recipe with `begins_at: NAME` starts from the model of that
+    An interrupted row goes on from its last checkpoint; a done one is evaluated again where no more than
+    `num_importance_samples` has changed, and has grown. A recipe with `begins_at: NAME` starts from the model of that
     row, of the same seed, which is trained first.
 
     Args:
@@ -106,9 +107,13 @@ def train_rows(
         for seed in seeds:
             folder = Path(output_dir) / f"{path.stem}-{seed}"
             own = ["--config", str(path), *flags, "--output_dir", str(folder), "--seed", str(seed)]
-            _say_what_differs(folder, parse_recipe(own))
-            if (folder / "results.json").is_file():
-                continue
+            other, done = _what_differs(folder, parse_recipe(own)), (folder / "results.json").is_file()
+            begun_with, now = other.get("num_importance_samples", (0, 0))
+            more_samples = len(other) == 1 and now > begun_with
+            if not (done and more_samples and checkpoints(folder)):
+                _say_what_differs(folder, other)
+                if done:
+                    continue
             if first := _read(path).get("begins_at"):
                 own += ["--model_name_or_path", str(Path(output_dir) / f"{first}-{seed}")]
             if checkpoints(folder) or checkpoints(folder / "autoencoder"):
@@ -123,20 +128,22 @@ def train_rows(
                 PartialState().wait_for_everyone()
 
 
-def _say_what_differs(folder: Path, recipe: Recipe) -> None:
-    """Warn of a row that was begun with other arguments: a done one stays what it is."""
+def _what_differs(folder: Path, recipe: Recipe) -> dict[str, tuple]:
+    """The arguments that a row was begun with where they are not those of now, and these."""
     try:
         begun = parse_recipe(["--config", str(folder / "recipe.yaml")]).flat()
     except ValueError:  # not begun, or by a version with other arguments
-        return
+        return {}
     here = {"output_dir", "overwrite_output_dir", "resume_from_checkpoint", "model_name_or_path"}
-    other = [
-        f"{name} {begun[name]}, now {value}"
-        for name, value in recipe.flat().items() - begun.items()
-        if name not in here
-    ]
+    now = recipe.flat()
+    return {name: (begun[name], now[name]) for name in now if now[name] != begun[name] and name not in here}
+
+
+def _say_what_differs(folder: Path, other: dict[str, tuple]) -> None:
+    """Warn of a row that was begun with other arguments: a done one stays what it is."""
     if other:
-        logger.warning("%s was begun with %s; delete it to train it anew", folder, "; ".join(other))
+        said = "; ".join(f"{name} {begun}, now {now}" for name, (begun, now) in other.items())
+        logger.warning("%s was begun with %s; delete it to train it anew", folder, said)
 
 
 def _chain(path: Path) -> list[Path]:

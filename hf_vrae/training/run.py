@@ -32,6 +32,8 @@ PACKAGES = ("torch", "transformers", "tokenizers", "datasets", "accelerate", "hu
 def run(recipe: Recipe) -> dict:
     """Train by a recipe; the folder `output_dir` then holds the best model, its tokenizer, results.json, the curves.
 
+    A run at its end that is resumed is evaluated again: with more samples, say.
+
     Returns:
         what results.json holds: the metrics of [`evaluate`] on the test split (or, without one, on the validation
         split), and under "run" how they came about.
@@ -86,10 +88,14 @@ def run(recipe: Recipe) -> dict:
     )
     if args.num_quality_samples:
         metrics |= measure_quality(model, task, data, split, recipe, accelerator)
-    described = describe_run(accelerator, model, task, data, args.seed)
-    results = {"split": split, **metrics, "run": described | numbers}
+    described = describe_run(accelerator, model, task, data, args.seed) | numbers
+    file = output_dir / "results.json"
+    if numbers["resumed_from_step"] == numbers["steps"] and file.is_file():
+        # All of it was trained before: this was another evaluation.
+        described = json.loads(file.read_text())["run"] | {"evaluation_command": described["command"]}
+    results = {"split": split, **metrics, "run": described}
     if accelerator.is_main_process:
-        (output_dir / "results.json").write_text(json.dumps(results, indent=2) + "\n")
+        file.write_text(json.dumps(results, indent=2) + "\n")
     for tracker in accelerator.trackers:
         tracker.finish()
     return results

@@ -76,6 +76,20 @@ def test_flags_that_change_are_told_and_those_of_one_run_refused(folder, tmp_pat
         comparison.train_rows(row, tmp_path / "out", [1], ["--push_to_hub"])
 
 
+def test_a_done_row_is_evaluated_again_with_more_samples(folder, tmp_path, caplog):
+    def results(samples):
+        fresh_accelerator()
+        flags = [*FLAGS, "--max_steps", "2", "--num_importance_samples", str(samples)]
+        comparison.train_rows([folder / "vae.yaml"], tmp_path / "out", [1], flags)
+        return json.loads((tmp_path / "out" / "vae-1" / "results.json").read_text())
+
+    first, second, third = results(2), results(20), results(3)
+    assert (first["num_samples"], second["num_samples"]) == (2, 20) and second["nll_iw"] < first["nll_iw"]
+    evaluation = second["run"].pop("evaluation_command")
+    assert evaluation and second["run"] == first["run"], "of its training all stays"
+    assert third["num_samples"] == 20 and "num_importance_samples 20, now 3" in caplog.text, "fewer say less"
+
+
 def test_broken_files_are_named(folder, tmp_path):
     recipes = comparison.find_recipes(folder)
     for broken in ('{"nll_iw": 3', "{}"):
