@@ -349,6 +349,11 @@ class VRAEConfig(LatentSequenceConfig):
                 f"`condition_dropout` {self.condition_dropout} is there to learn. Set one of them to its default.",
             ),
             (
+                self.label_classifier and self.posterior == "batch_norm",
+                "`label_classifier` encodes a batch under each of its labels, and `posterior` batch_norm would keep "
+                "statistics of all of these together. Take `posterior` gaussian.",
+            ),
+            (
                 self.label_classifier and other_losses,
                 "`label_classifier` trains -ELBOs weighted by q(c|x): `num_train_samples`, `svi_steps`, `free_bits`, "
                 "`mmd_weight` and `bag_of_words_weight` are of one -ELBO a row. Leave them at their defaults.",

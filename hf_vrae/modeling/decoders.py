@@ -74,7 +74,9 @@ class VRAEDecoder(nn.Module):
         return torch.where(first.unsqueeze(-1), self.embed_start.weight[0], embedded)
 
     def beside_latents(self, hidden: torch.Tensor, latents: torch.Tensor) -> torch.Tensor:
-        """What p(x_t | ...) is read from: h, or [h; z], of outputs `hidden` [B, T, H] and `latents` [B, D]."""
+        """What p(x_t | ...) is read from: h, or [h; z], of outputs `hidden` [B, T, H] and `latents` [B, D]; dropout is
+        of h alone."""
+        hidden = self.dropout(hidden)
         if "output" not in self.config.latent_conditioning:
             return hidden
         z = latents.to(hidden.dtype).unsqueeze(1).expand(-1, hidden.shape[1], -1)

@@ -181,7 +181,7 @@ class HierarchicalDecoder(VRAERecurrentDecoder):
         return self.embed_start.weight[0]
 
     def beside_latents(self, hidden: torch.Tensor, latents: torch.Tensor) -> torch.Tensor:
-        return hidden  # `forward` has put [c_s; z_s] there, which z alone does not tell
+        return hidden  # after its dropout `forward` has put [c_s; z_s] there, which z alone does not tell
 
     def forward(
         self,
@@ -253,6 +253,7 @@ class HierarchicalDecoder(VRAERecurrentDecoder):
         return outputs, hidden_states
 
     def _beside(self, outputs: torch.Tensor, nodes: torch.Tensor) -> torch.Tensor:
+        outputs = self.dropout(outputs)
         if "output" not in self.config.latent_conditioning:
             return outputs
         return torch.cat([outputs, nodes.to(outputs.dtype)], dim=-1)

@@ -35,8 +35,8 @@ def _is_intel() -> bool:
 
 IS_INTEL = _is_intel()
 PACKED_DTYPES = tuple(dtype for dtype in (torch.float32, torch.bfloat16) if _packs(dtype))
-# Weights, or on other processors than Intel's multiplications, from which on it pays to pack in float32: MKL is quicker
-# with little (20 rows by [64, 64] take it 4 us, oneDNN 20), if the weights are laid out as their transpose.
+# Weights, or on other processors than Intel's multiplications, from which on it pays to pack in float32: MKL is
+# quicker with little (20 rows by [64, 64] take it 4 us, oneDNN 20), if the weights are laid out as their transpose.
 PACKED_FROM = 2**20
 FEWEST_ROWS = 2 if IS_INTEL else 1  # with a single row MKL need not lay out anything first
 CACHED_ROWS = 32  # of logits, of some ten thousand words: 1.25 MiB in float32

@@ -91,11 +91,12 @@ class ScalesOfLatents(OneLatentModel):
         if self.kl_capacity is not None:
             return negative_elbo(reconstruction, capacity_gap(kl, self.kl_capacity), self.kl_weight), kl
 
-        def charged(kl, amount):
-            return free_bits(kl, amount, config.free_bits_form) if amount else kl.sum(1).mean()
+        def charged(kl, amount, present=None):
+            return free_bits(kl, amount, config.free_bits_form, present) if amount else kl.sum(1).mean()
 
         of_whole, below = of_each.tensor_split([config.latent_size], dim=1)
-        of_segments = config.segment_kl_weight * charged(below, config.segment_free_bits)
+        present = posterior.present[:, config.latent_size :]
+        of_segments = config.segment_kl_weight * charged(below, config.segment_free_bits, present)
         return negative_elbo(reconstruction, charged(of_whole, config.free_bits) + of_segments, self.kl_weight), kl
 
     def evaluation_terms(self, num_samples, generators=None, svi_steps=0, **batch):

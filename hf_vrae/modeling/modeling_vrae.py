@@ -23,7 +23,7 @@ from .configuration_vrae import VRAEConfig
 from .decoders import make_decoder
 from .encoders import VRAEEncoderOutput, make_encoder
 from .generation_vrae import VRAEGenerationMixin
-from .kernels import IGNORE_INDEX, Dropout, draw, linear_cross_entropy, linear_nll
+from .kernels import IGNORE_INDEX, draw, linear_cross_entropy, linear_nll
 from .modeling_conditional import ConditionalModel
 from .modeling_latent import LatentSequenceModel, at_least_float32, check_latents, check_token_ids, token_nll
 from .posteriors import ConditionalPrior, CorrelatedPrior
@@ -202,7 +202,6 @@ class VRAEForSequenceGeneration(VRAEPreTrainedModel, ConditionalModel, VRAEGener
                 f"`input_size` {config.input_size} is of frames: take `VRAEForFrameGeneration`, or leave it out."
             )
         self.model = self.inner_class(config)
-        self.dropout = Dropout(config.dropout, config.kernels, config.variational_dropout)
         size = self.model.decoder.output_size
         self.projection = nn.Identity()
         if config.tie_word_embeddings and size != self._tied_table().embedding_dim:
@@ -422,7 +421,7 @@ class VRAEForSequenceGeneration(VRAEPreTrainedModel, ConditionalModel, VRAEGener
 
     def features(self, hidden: torch.Tensor, latents: torch.Tensor) -> torch.Tensor:
         """What `lm_head` projects: h, or [h; z], of decoder outputs `hidden` [B, T, H] and `latents` [B, D]."""
-        return self.projection(self.model.decoder.beside_latents(self.dropout(hidden), latents))
+        return self.projection(self.model.decoder.beside_latents(hidden, latents))
 
     def _parts_of_likelihood(self) -> list[nn.Module]:
         head = [] if self.config.tie_word_embeddings else [self.lm_head]

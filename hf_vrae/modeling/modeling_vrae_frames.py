@@ -18,7 +18,6 @@ from .conditioning import join
 from .configuration_vrae import VRAEConfig
 from .encoders import VRAEEncoderOutput
 from .generation import GeneratedFrames
-from .kernels import Dropout
 from .modeling_conditional import ConditionalModel
 from .modeling_frames import FrameModel, ScoredFrames, move_on
 from .modeling_vrae import VRAEModel, VRAEPreTrainedModel
@@ -74,7 +73,6 @@ class VRAEForFrameGeneration(VRAEPreTrainedModel, ConditionalModel, FrameModel):
     def __init__(self, config: VRAEConfig):
         super().__init__(config)
         self.model = self.inner_class(config)
-        self.dropout = Dropout(config.dropout, config.kernels, config.variational_dropout)
         self._make_head(self.model.decoder.output_size)
         self.post_init()
 
@@ -196,12 +194,12 @@ class VRAEForFrameGeneration(VRAEPreTrainedModel, ConditionalModel, FrameModel):
             frames = torch.full_like(frames, torch.nan)
         elif self.training and self.sampling_probability > 0:
             hidden, _, _ = self._decode(latents, target, self._embed(frames, first))
-            frames = self._mix_in_own_frames(frames, self._beside_latents(hidden, latents), target)
+            frames = self._mix_in_own_frames(frames, self.model.decoder.beside_latents(hidden, latents), target)
         if self.training and self.config.word_dropout:
             dropped = torch.rand(first.shape, device=first.device) < self.config.word_dropout
             frames = frames.masked_fill(dropped.unsqueeze(-1), torch.nan)
         hidden, _, hidden_states = self._decode(latents, target, self._embed(frames, first), output_hidden_states)
-        return self._beside_latents(hidden, latents), hidden_states
+        return self.model.decoder.beside_latents(hidden, latents), hidden_states
 
     def _decode(self, latents: torch.Tensor, target: ScoredFrames, embedded: torch.Tensor, output_hidden_states=False):
         return self.model.decoder(
@@ -227,9 +225,6 @@ class VRAEForFrameGeneration(VRAEPreTrainedModel, ConditionalModel, FrameModel):
         if frame is None or not self.config.reads_the_past:
             frame = latents.new_full((len(latents), self.config.input_size), torch.nan)
         return self._embed(frame, first)
-
-    def _beside_latents(self, hidden: torch.Tensor, latents: torch.Tensor) -> torch.Tensor:
-        return self.model.decoder.beside_latents(self.dropout(hidden), latents)
 
     def _log_likelihood(self, latents: torch.Tensor, target: ScoredFrames) -> torch.Tensor:
         features, _ = self._features(latents.flatten(0, 1), target)
@@ -300,7 +295,7 @@ class VRAEForFrameGeneration(VRAEPreTrainedModel, ConditionalModel, FrameModel):
 
         def next_features(frame):
             hidden = step(self._embed_chosen(frame, latents))
-            return self._beside_latents(hidden.unsqueeze(1), latents).squeeze(1)  # [B, H]
+            return self.model.decoder.beside_latents(hidden.unsqueeze(1), latents).squeeze(1)  # [B, H]
 
         return self._generate(next_features, rows, attention_mask, max_length, do_sample, lengths, beginning)
 

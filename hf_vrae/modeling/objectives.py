@@ -19,7 +19,7 @@ def negative_elbo(reconstruction: torch.Tensor, kl: torch.Tensor, kl_weight: flo
     return (reconstruction + kl_weight * kl).mean()
 
 
-def free_bits(kl: torch.Tensor, amount: float, form: str) -> torch.Tensor:
+def free_bits(kl: torch.Tensor, amount: float, form: str, present: torch.Tensor | None = None) -> torch.Tensor:
     """The KL term of a loss that leaves some KL free of charge, a scalar; what is free has no gradient.
 
     With KL_bj of example b and dimension j, and lambda the `amount`:
@@ -36,11 +36,13 @@ def free_bits(kl: torch.Tensor, amount: float, form: str) -> torch.Tensor:
         kl: KL(q(z|x) || p(z)) of each dimension, [B, D].
         amount: lambda, in nats (in bits for hinge): a dimension in the first two forms, a sequence in the others.
         form: one of these.
+        present: dimensions that an example has, [B, D]; what it lacks has no KL, nothing free, and no say in a mean.
     """
+    free = torch.full_like(kl, amount) if present is None else amount * present.to(kl.dtype)  # [B, D]
     if form == "dimension_mean":
-        return kl.mean(0).clamp(min=amount).sum()
+        return torch.maximum(kl.mean(0), free.mean(0)).sum()
     if form == "dimension":
-        return kl.clamp(min=amount).sum(1).mean()
+        return torch.maximum(kl, free).sum(1).mean()
     if form == "example":
         return kl.sum(1).clamp(min=amount).mean()
     if form == "mean":

@@ -388,6 +388,13 @@ class TrainArguments:
                 "floor of the KL (`minimum_rate`, `kl_schedule` capacity) is a part. Leave them out.",
             ),
             (
+                config.model_type == "hierarchical_vrae"
+                and (self.kl_schedule == "capacity" or self.minimum_rate > 0)
+                and (config.segment_kl_weight != 1 or config.segment_free_bits > 0),
+                "`kl_schedule` capacity and `minimum_rate` hold the KL of all scales together, which "
+                "`segment_kl_weight` and `segment_free_bits` take apart. Leave these at their defaults.",
+            ),
+            (
                 self.scheduled_sampling > 0
                 and config.model_type == "hierarchical_vrae"
                 and config.segment_separator_ids is not None,

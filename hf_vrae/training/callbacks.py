@@ -13,6 +13,9 @@ class KLAnnealingCallback(TrainerCallback):
     Args:
         kind, weight, start, warmup, cycles, capacity: as in [`KLSchedule`].
 
+    Raises:
+        ValueError: when training begins, where the loss would not read what this sets.
+
     Example:
 
     ```python
@@ -24,6 +27,22 @@ class KLAnnealingCallback(TrainerCallback):
     def __init__(self, kind="linear", weight=1.0, start=0.0, warmup=0.5, cycles=4, capacity=0.0):
         self.options = {"kind": kind, "weight": weight, "start": start, "warmup": warmup, "cycles": cycles}
         self.options["capacity"] = capacity
+
+    def on_train_begin(self, args, state, control, model=None, **kwargs):
+        config = model.config
+        if getattr(config, "resampling", False):
+            raise ValueError("`resampling` trains a particle filter's bound, which no KL weight is a part of.")
+        several_kl = config.num_train_samples > 1 or getattr(config, "label_classifier", False)
+        if self.options["capacity"] > 0 and several_kl:
+            raise ValueError(
+                f"`capacity` {self.options['capacity']:g} holds one KL, which neither the bound of several "
+                "`num_train_samples` nor `label_classifier` has. Set it to 0."
+            )
+        if args.label_smoothing_factor > 0:
+            raise ValueError(
+                f"`label_smoothing_factor` {args.label_smoothing_factor:g} has Trainer make a loss of its own from "
+                "the logits, without KL. Set it to 0."
+            )
 
     def on_step_begin(self, args, state, control, model=None, **kwargs):
         schedule = KLSchedule(total_steps=state.max_steps, **self.options)

@@ -65,10 +65,9 @@ class KLSchedule:
         """KL weight of update number `step`, counted from 0."""
         if self.kind == "capacity":
             return self.weight
-        position = step % self.period if self.kind == "cyclical" else step
         if self.has_arrived(step) and (self.kind != "geometric" or self.warmup_steps == 0):
             return self.weight
-        share = position / self.warmup_steps
+        share = self.position(step) / self.warmup_steps
         if self.kind == "geometric":
             share = 1 - 0.01**share  # r = 0.01 ** (1 / warm-up)
         if self.kind == "logistic":
@@ -83,5 +82,10 @@ class KLSchedule:
 
     def has_arrived(self, step: int) -> bool:
         """Whether weight and capacity are at their final values: only then does a loss say how good the model is."""
-        position = step % self.period if self.kind == "cyclical" else step
-        return position >= self.warmup_steps
+        return self.position(step) >= self.warmup_steps
+
+    def position(self, step: int) -> float:
+        """Updates since the last rise began."""
+        if self.kind != "cyclical":
+            return step
+        return step * self.cycles % self.total_steps / self.cycles  # step % period, exactly

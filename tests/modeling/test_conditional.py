@@ -469,6 +469,7 @@ def test_cached_is_uncached(mode):
         (SEMI | {"latent_size": 0}, "model without encoder"),
         (SEMI | {"condition_dropout": 0.1}, "no row is without one"),
         (SEMI | {"free_bits": 0.1}, "weighted by"),
+        (SEMI | {"posterior": "batch_norm", "learn_prior": False}, "statistics of all of these together"),
         (SEMI | {"label_frequencies": [0.5, 0.5]}, "one for each value"),
         (GUIDED | {"posterior": "vmf"}, "`learn_prior` false"),
         (GUIDED | {"correlated_prior": True}, "`correlated_prior` is one for all"),

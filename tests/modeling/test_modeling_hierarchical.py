@@ -313,6 +313,36 @@ def test_each_scale_has_its_own_price():
     torch.testing.assert_close(outputs.loss, outputs.reconstruction_loss + 0.5 * (outputs.kl - 30).abs())
 
 
+@pytest.mark.parametrize("form", ["dimension_mean", "dimension"])
+def test_segments_that_a_row_lacks_have_nothing_free(form):
+    """They were averaged as zeros: the last segment of a long row among short ones cost and taught nothing."""
+    model = make_hierarchical_model(segment_length=3, segment_free_bits=0.05, free_bits_form=form)
+    batch = make_tokens()
+    outputs, _ = trained_once(model, batch)
+    q = model.encode(**batch)
+    below = kl_per_dimension(q, model._prior_beside(q).along(outputs.latents))[:, 6:]
+    present = q.present[:, 6:]
+    assert not present.all()
+    if form == "dimension":
+        charged = sum(row[has].clamp(min=0.05).sum() for row, has in zip(below, present, strict=True)) / len(below)
+    else:
+        of_each = [(column[has], has.sum()) for column, has in zip(below.T, present.T, strict=True)]
+        charged = sum(kl.mean().clamp(min=0.05) * count for kl, count in of_each if count) / len(below)
+    of_whole = outputs.kl - below.sum(1).mean()
+    torch.testing.assert_close(outputs.loss, outputs.reconstruction_loss + of_whole + charged)
+
+
+def test_dropout_spares_the_latents():
+    """Of [h; c_s; z_s] that the words are read from, h alone is dropped."""
+    model = make_hierarchical_model(segment_length=3, dropout=0.5, latent_conditioning=["output"]).train()
+    batch = make_tokens()
+    z = model.encode(**batch).mode
+    hidden, _, _ = model.model.decoder(z, batch["input_ids"], batch["attention_mask"])
+    features = model.model.decoder.beside_latents(hidden, z)
+    h, nodes = features.tensor_split([model.config.decoder_hidden_size], dim=-1)
+    assert 0.3 < (h == 0).float().mean() < 0.7 and (nodes != 0).all()
+
+
 def test_the_importance_weighted_loss_is_its_bound():
     model = make_hierarchical_model(segment_length=3, num_train_samples=5)
     batch = make_tokens()

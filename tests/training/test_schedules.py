@@ -34,6 +34,7 @@ def test_cyclical_is_fu_et_al():
     for step in range(400):
         assert schedule(step) == pytest.approx(min(1, (step % 100) / 100 / 0.5))
     assert not schedule.has_arrived(349) and schedule.has_arrived(350) and not schedule.has_arrived(300)
+    assert KLSchedule("cyclical", 100, cycles=6)(50) == 0, "in floats 50 % (100 / 6) is just below a whole cycle"
 
 
 def test_a_cycle_shorter_than_its_warmup_is_refused():

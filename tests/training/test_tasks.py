@@ -218,6 +218,7 @@ def test_segments_of_a_file_are_those_of_training_and_evaluation(recipe, tmp_pat
         ("vrae", "--word_noise 1.2", "`word_noise` is a share and must be in [0, 1], got 1.2"),
         ("vrnn", "--word_noise 0.2", "a vrae without `label_classifier`; this is a vrnn"),
         ("hierarchical", "--word_noise 0.2", "a vrae without `label_classifier`; this is a hierarchical_vrae"),
+        ("hierarchical", "--minimum_rate 3 --segment_free_bits 0.1", "hold the KL of all scales together"),
         ("vrae", "--word_noise 0.2 --svi_steps 2 --kernels plain", "is of the ELBO of one sample"),
         ("vrae", "--train_file a.npz --segment_column bar", "segments of a hierarchical_vrae lie, and this is a vrae"),
         ("vrae", f"{FRAMES} --tokenizer_type char", "`tokenizer_type` is of text, and the data are frames"),

@@ -113,3 +113,19 @@ def test_the_callback_raises_a_capacity():
         callback.on_step_begin(None, SimpleNamespace(max_steps=20, global_step=step), None, model=model)
         seen.append((model.kl_weight, model.kl_capacity))
     assert seen == [(3.0, 0.0), (3.0, 4.0), (3.0, 8.0), (3.0, 8.0)]
+
+
+@pytest.mark.parametrize(
+    "capacity, smoothing, of_the_model, message",
+    [
+        (8.0, 0.0, {"num_train_samples": 3}, "`capacity` 8 holds one KL"),
+        (0.0, 0.1, {}, "`label_smoothing_factor` 0.1 has Trainer make a loss of its own"),
+        (0.0, 0.0, {"resampling": True}, "a particle filter's bound"),
+    ],
+)
+def test_the_callback_refuses_a_loss_that_would_not_read_it(capacity, smoothing, of_the_model, message):
+    callback, model = KLAnnealingCallback("capacity", capacity=capacity), make_model()
+    arguments = SimpleNamespace(label_smoothing_factor=smoothing)
+    model.config = SimpleNamespace(**{"num_train_samples": 1, **of_the_model})
+    with pytest.raises(ValueError, match=message):
+        callback.on_train_begin(arguments, None, None, model=model)
