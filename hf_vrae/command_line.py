@@ -99,7 +99,7 @@ def read_lines(path: str | None) -> list[str]:
     if path is None:
         raise ValueError("A file of texts is missing; `attribute` needs two of them, --with and --without.")
     try:
-        with open(path, encoding="utf-8") as file:
+        with open(path, encoding="utf-8-sig") as file:
             lines = [line.strip() for line in file]
     except UnicodeDecodeError as error:
         raise ValueError(f"The file {path!r} is not UTF-8 text.") from error

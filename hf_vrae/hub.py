@@ -91,6 +91,7 @@ def write_model_card(folder: str | Path, repo_id: str | None = None) -> Path:
     recipe = (folder / "recipe.yaml").read_text().strip() if (folder / "recipe.yaml").is_file() else ""
     name, source, run = (repo_id or folder.resolve().name).split("/")[-1], _data_source(recipe), results.get("run", {})
     of_text = config.input_size is None
+    named = getattr(config, "condition_labels", None) or {}
     card = ModelCard.from_template(
         ModelCardData(
             library_name="transformers",
@@ -110,6 +111,7 @@ def write_model_card(folder: str | Path, repo_id: str | None = None) -> Path:
         run=run,
         recipe=recipe,
         metrics=_table(results, _METRICS if of_text else _METRICS_OF_FRAMES),
+        labels=_literal({name: values[0] for name, values in named.items()}),
         **(_of_text if of_text else _of_frames)(folder, config, results),
     )
     card.save(folder / "README.md")
@@ -122,7 +124,7 @@ def _of_text(folder: Path, config, results: dict) -> dict:
     shown = json.loads(lines[-1]) if lines else {"reconstructions": [], "samples": []}
     return {
         "num_tokens": f"{results.get('num_tokens', 0):,}",
-        "example": shown["reconstructions"][0][0].replace('"', '\\"') if shown["reconstructions"] else "some text",
+        "example": _literal(shown["reconstructions"][0][0] if shown["reconstructions"] else "some text"),
         "reconstructions": [[_cell(text) for text in pair] for pair in shown["reconstructions"]],
         "samples": [_cell(text) for text in shown["samples"]],
     }
@@ -268,4 +270,9 @@ def _table(results: dict, metrics: dict) -> list[tuple[str, str]]:
 
 def _cell(text: str) -> str:
     """Text that breaks no table and no list."""
-    return text.replace("|", "\\|").replace("<", "&lt;")
+    return text.replace("\r", " ").replace("\n", " ").replace("|", "\\|").replace("<", "&lt;")
+
+
+def _literal(value) -> str:
+    """A string, or a dictionary of strings, as Python code."""
+    return json.dumps(value, ensure_ascii=False)

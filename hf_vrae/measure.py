@@ -11,11 +11,11 @@ from transformers import PreTrainedTokenizerFast
 
 from .data.collators import conditions as conditions_in
 from .data.conditions import batch_rows, label_names
-from .data.datasets import attribute_values, load_text
+from .data.datasets import attribute_values, load_text, value_name
 from .data.frames import sequence_rows
 from .data.grammar import generate_corpus
 from .data.tokenization import decode
-from .evaluation.anomaly import detect_anomalies
+from .evaluation.anomaly import check_normal, detect_anomalies
 from .evaluation.disentanglement import evaluate_disentanglement
 from .evaluation.free_running import evaluate_free_running
 from .evaluation.information import encode_dataset
@@ -111,16 +111,19 @@ def evaluate_file(
         metrics["disentanglement"] = evaluate_disentanglement(model, data, collator, batch_size, seed)
     if probe_label is not None and accelerator.is_main_process:
         train = task.ready(_read(task, probe_train, seed, "train", **reading), "train")
-        parts = [(representations(model, d, collator), attribute_values(d, probe_label)) for d in (train, data)]
-        metrics["probe"] = probe(*parts[0], *parts[1])
-    labels = attribute_values(data, anomaly_label) if anomaly_label is not None else None
+        metrics["probe"] = probe(
+            *(part for d in (train, data) for part in _labelled(d, probe_label, representations(model, d, collator)))
+        )
+    if anomaly_label is not None:
+        check_normal(_labelled(data, anomaly_label)[-1], normal)  # at once, not after the likelihoods
     options = {"svi_steps": svi_steps, "per_sequence": True}
     metrics |= evaluate(model, data, collator, num_samples, batch_size, seed, accelerator, **options)
     each = metrics.pop("per_sequence")
     if free_running:
         metrics |= evaluate_free_running(model, data, collator, batch_size, accelerator)
-    if labels is not None:
-        metrics["anomaly"] = detect_anomalies(each["nll_iw"], each["num_steps"], labels, normal)
+    if anomaly_label is not None:
+        nll, num_steps, labels = _labelled(data, anomaly_label, each["nll_iw"], each["num_steps"])
+        metrics["anomaly"] = detect_anomalies(nll, num_steps, labels, normal)
     if num_text_samples is not None and accelerator.is_main_process:
         rows = data.select(range(min(num_text_samples, data.num_rows)))
         texts = [decode(tokenizer, [row["input_ids"]])[0] if row["truncated"] else row["text"] for row in rows]
@@ -222,12 +225,13 @@ def walk_frames(
     under = {} if labels is None else {"labels": labels}
     if mode == "interpolate":
         return interpolate_frames(model, sequences[:2], steps, spherical, do_sample, **under)
-    values = [str(value) for value in attribute_values(data, label)]
+    values = [value_name(value) for value in attribute_values(data, label)]
     places = [[i for i, value in enumerate(values) if value == wanted] for wanted in (examples, without)]
     if not all(places):
+        named = sorted(set(values) - {None})[:9]
         raise ValueError(
-            f"`with` and `without` must be values of column {label!r}, which holds {sorted(set(values))[:9]}; got "
-            f"{examples!r} and {without!r}."
+            f"`with` and `without` must be values of column {label!r}, which holds {named}; got {examples!r} and "
+            f"{without!r}."
         )
     groups = (rows.__getitems__(place) for place in places)
     return move_frames(model, sequences, *groups, strength, do_sample, **under)
@@ -244,6 +248,7 @@ def transfer_file(
     max_samples: int = 1000,
     judge: tuple | None = None,
     guidance_scale: float | None = None,
+    reading: dict | None = None,
 ) -> dict:
     """Texts of each of two labels moved to the other one: by the difference of the labels' mean latents, or, where the
     label conditions the model, by decoding the same z under the other label.
@@ -257,15 +262,17 @@ def transfer_file(
         max_samples: texts to move, of both labels together.
         judge: a model, best a language model, and its tokenizer: adds the `perplexity` of the moved texts.
         guidance_scale: of decoding under the other label.
+        reading: how to read both files, see [`load_text`].
 
     Returns:
         `strengths`, for each its [`attribute_transfer`], and for 0, which only reconstructs; or `other_label` and
         `own_label`, which only reconstructs, of a conditional model; `classifier`, how good the judge of labels is on
         texts it did not learn from; `labels`.
     """
-    train = _of_two_labels(load_text(test_file=train_path)["test"], label, values)
+    reading = reading or {}
+    train = _of_two_labels(load_text(test_file=train_path, **reading)["test"], label, values)
     values = sorted(set(train["label"]))
-    test = _of_two_labels(load_text(test_file=path)["test"], label, values)
+    test = _of_two_labels(load_text(test_file=path, **reading)["test"], label, values)
     classifier = train_text_classifier(train["text"], train["label"])
     groups, moving = (
         [[text for text, own in zip(*rows.values(), strict=True) if own == value] for value in values]
@@ -316,6 +323,7 @@ def label_agreement(
     judge: tuple | None = None,
     guidance_scale: float | None = None,
     seed: int = 42,
+    reading: dict | None = None,
     **options,
 ) -> dict:
     """Do texts that a model draws under a label have it? x ~ p(x|z, c), z ~ p(z|c), read by a classifier of real text.
@@ -328,6 +336,7 @@ def label_agreement(
         judge: a model and its tokenizer: adds the `perplexity` of each value's texts.
         guidance_scale: as in `generate`.
         seed: of the draws.
+        reading: how to read the file, see [`load_text`].
         options: of `generate`, over those of [`draw_samples`].
 
     Returns:
@@ -339,7 +348,10 @@ def label_agreement(
     label = next(iter(names)) if label is None and len(names) == 1 else label
     if label not in names:
         raise ValueError(f"`label` must be one that conditions the model, of {list(names)}; got {label!r}.")
-    rows = generate_corpus(seed=seed)["train"] if train_path is None else load_text(test_file=train_path)["test"]
+    if train_path is None:
+        rows = generate_corpus(seed=seed)["train"]
+    else:
+        rows = load_text(test_file=train_path, **(reading or {}))["test"]
     pairs = zip(rows["text"][:], label_names(rows, label), strict=True)
     pairs = [(text.strip(), name) for text, name in pairs if (text or "").strip() and name in names[label]]
     classifier = train_text_classifier([text for text, _ in pairs], [name for _, name in pairs])
@@ -369,15 +381,21 @@ def label_agreement(
 
 def _of_two_labels(data: Dataset, label: str, values: Sequence | None) -> dict[str, list]:
     """Texts and labels of the rows whose label is one of two."""
-    labels = attribute_values(data, label)
-    found = sorted(set(labels)) if values is None else [v for v in sorted(set(labels)) if str(v) in map(str, values)]
+    labels = [value_name(value) for value in attribute_values(data, label)]
+    named = sorted(set(labels) - {None})
+    found = named if values is None else [value for value in named if value in map(str, values)]
     if len(found) != 2:
-        raise ValueError(
-            f"`values` must name two labels of column {label!r}, which holds {sorted(set(labels))[:9]}; got {values}."
-        )
-    rows = [(text.strip(), own) for text, own in zip(data["text"][:], labels, strict=True) if own in found]
+        raise ValueError(f"`values` must name two labels of column {label!r}, which holds {named[:9]}; got {values}.")
+    rows = [((text or "").strip(), own) for text, own in zip(data["text"][:], labels, strict=True) if own in found]
     rows = [row for row in rows if row[0]]
     return {"text": [text for text, _ in rows], "label": [own for _, own in rows]}
+
+
+def _labelled(data: Dataset, column: str, *of_rows: np.ndarray) -> tuple:
+    """What belongs to the rows that have a label in this column, and behind it the labels."""
+    labels = [value_name(value) for value in attribute_values(data, column)]
+    known = np.array([label is not None for label in labels], dtype=bool)
+    return *(part[known] for part in of_rows), [label for label in labels if label is not None]
 
 
 def _read(task: TextTask | FrameTask, path: str | None, seed: int, split: str = "test", **reading) -> Dataset:

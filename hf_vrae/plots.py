@@ -382,7 +382,8 @@ def plot_frames(arrays: dict[str, np.ndarray], picture: str | Path | None = None
     axes = figure.subplots(rows, len(panels), sharex="row", sharey="row", squeeze=False)
     for column, (name, array) in enumerate(panels.items()):
         for row, frames in enumerate(array):
-            axis, frames = axes[row, column], frames[~np.isnan(frames).all(1)]
+            there = np.flatnonzero(~np.isnan(frames).all(1))
+            axis, frames = axes[row, column], frames[: there[-1] + 1 if len(there) else 0]  # missing ones are gaps
             if channels <= MOST_LINES and not binary:
                 for channel in range(channels):
                     axis.plot(frames[:, channel], color=COLOURS[channel % len(COLOURS)], linewidth=1)

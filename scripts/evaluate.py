@@ -31,7 +31,7 @@ def main():
     parser.add_argument("--num_samples", type=int, default=100, help="K of the importance-weighted likelihood")
     parser.add_argument("--svi_steps", type=int, default=0, help="Refine each posterior by gradient steps first")
     parser.add_argument("--batch_size", type=int, default=32, help="Changes the speed and nothing else")
-    parser.add_argument("--seed", type=int, default=42, help="Of the noise")
+    parser.add_argument("--seed", type=int, default=42, help="Of the noise, and of what is built in")
     parser.add_argument("--free_running", action="store_true", help="Also reconstruct from z alone")
     parser.add_argument("--text_metrics", action="store_true", help="Also measure reconstructions and samples")
     parser.add_argument("--num_text_samples", type=int, default=1000, help="Texts, and samples, that these are of")
@@ -58,7 +58,9 @@ def main():
         raise ValueError("`transfer_train` moves the texts of --data, which is not given.")
     if scale is not None and not train and examples is None:
         raise ValueError("`guidance_scale` is of --label_agreement and --transfer_train. Leave it out.")
-    num_texts, options = args["num_text_samples"], {"judge": judge, "guidance_scale": scale}
+    reading = {name: args[name] for name in ("text_column", "encoding") if args[name] is not None}
+    num_texts = args["num_text_samples"]
+    options = {"judge": judge, "guidance_scale": scale, "reading": reading}
     if not args.pop("text_metrics"):
         args["num_text_samples"], args["judge"] = None, None if train or examples is not None else judge
     results = evaluate_file(*model, path, **args)

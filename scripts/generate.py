@@ -61,7 +61,11 @@ def main():
         raise ValueError("`data` and how it is read are of frames, and this is a model of text: --texts or --file.")
     if tokenizer is None:
         names = "texts file indices label count steps spherical examples without strength seed".split()
-        chosen = {name: getattr(args, name) for name in names if getattr(args, name)} | how_to_read | given
+        chosen = (
+            {name: getattr(args, name) for name in names if getattr(args, name) not in (None, [])}
+            | how_to_read
+            | given
+        )
         arrays = walk_frames(model, args.mode, args.data, **chosen)
         output = Path((args.output or "frames").removesuffix(".npz") + ".npz")
         np.savez(output, **arrays)

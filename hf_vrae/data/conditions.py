@@ -1,12 +1,16 @@
 """What sequences stand under: from columns of a data set to what a batch has of it."""
 
+import logging
 import math
 from dataclasses import dataclass, field
 
 import numpy as np
 from datasets import ClassLabel, Dataset, Value
 
+from .datasets import value_name
 from .frames import PREFIX, sequence_rows
+
+logger = logging.getLogger(__name__)
 
 MISSING = -100
 WORDS = ("class_ids", "attributes", "condition")  # of a batch
@@ -40,7 +44,8 @@ class Conditions:
         for name in (*(labels or ()), *(attributes or ()), *([vector] if vector else ())):
             if name not in train.column_names:
                 raise ValueError(
-                    f"A condition must be a column of the training data, one of {train.column_names}; got {name!r}."
+                    f"A condition must be a column of the training data, one of {train.column_names}; got {name!r}. "
+                    "(Columns of numbers of a .csv of frames are channels, unless `feature_columns` names these.)"
                 )
         size = 0
         if vector is not None:
@@ -67,6 +72,11 @@ class Conditions:
         Raises:
             ValueError: for a value of a label that has no name.
         """
+        wanted = [*self.labels, *self.attributes, *([self.vector] if self.vector is not None else [])]
+        for name in wanted:
+            if name not in split.column_names:
+                message = "The %s split has no column %r, which conditions the model: it is missing from every row"
+                logger.warning(message, split_name, name)
         columns = {}
         if self.labels:
             columns["class_ids"] = np.stack([self._ids(split, name, split_name) for name in self.labels], axis=1)
@@ -105,6 +115,8 @@ class Conditions:
         columns = train.with_format("numpy")
         if self.attributes:
             values = np.stack(columns[PREFIX + "attributes"][:]).astype(np.float64)
+            if (empty := np.isnan(values).all(axis=0)).any():
+                raise ValueError(f"Attribute {self.attributes[empty.argmax()]!r} has no value in the training data.")
             fields["attribute_mean"] = np.nanmean(values, axis=0).tolist()
             spread = np.nanstd(values, axis=0)
             fields["attribute_scale"] = np.where(spread > 0, spread, 1.0).tolist()
@@ -194,14 +206,7 @@ def label_names(split: Dataset, column: str) -> list[str | None]:
     if isinstance(split.features[column], ClassLabel):
         names = split.features[column].names
         return [None if value is None or value < 0 else names[value] for value in values]
-    return [_name(value) for value in values]
-
-
-def _name(value) -> str | None:
-    if value is None or value == "" or value != value:
-        return None
-    # A column of integers of which some are missing is read as one of floats.
-    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
+    return [value_name(value) for value in values]
 
 
 def _vectors(split: Dataset, column: str) -> list[list[float] | None]:

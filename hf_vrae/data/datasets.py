@@ -12,11 +12,13 @@ from transformers import PreTrainedTokenizerFast
 
 logger = logging.getLogger(__name__)
 
+# pandas would take words such as "NA" and "null" for missing values.
+_AS_IT_STANDS = {"keep_default_na": False, "na_values": [""]}
 # How `datasets` reads a file with this ending. Quotes in .tsv are ordinary characters, as in the corpora of the field.
 _READERS = {
     ".txt": ("text", {}),
-    ".csv": ("csv", {}),
-    ".tsv": ("csv", {"sep": "\t", "quoting": 3}),
+    ".csv": ("csv", {**_AS_IT_STANDS}),
+    ".tsv": ("csv", {"sep": "\t", "quoting": 3, **_AS_IT_STANDS}),
     ".json": ("json", {}),
     ".jsonl": ("json", {}),
     ".parquet": ("parquet", {}),
@@ -143,7 +145,7 @@ def _with_text(data: Dataset, column: str | None, split: str) -> Dataset:
 
 
 def attribute_values(data: Dataset, column: str) -> list:
-    """What each row has in a column of names or numbers; a class is given by its name.
+    """What each row has in a column of names or numbers; a class is given by its name, what is missing by None.
 
     Raises:
         ValueError: where there is no such column, or it holds something else.
@@ -152,8 +154,16 @@ def attribute_values(data: Dataset, column: str) -> list:
     if column not in named:
         raise ValueError(f"`label` must be a column of names or numbers, one of {sorted(named)}; got {column!r}.")
     if data.features[column] == Value("bool") or None in (values := data[column][:]):
-        return [str(value) for value in data[column][:]]
+        return [value_name(value) for value in data[column][:]]
     return data.features[column].int2str(values) if isinstance(named[column], ClassLabel) else values
+
+
+def value_name(value) -> str | None:
+    """The name of a label's value; None where it is missing."""
+    if value is None or value == "" or value != value:
+        return None
+    # A column of integers of which some are missing is read as one of floats.
+    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
 
 
 def split_validation(data: DatasetDict, percentage: float, seed: int) -> DatasetDict:

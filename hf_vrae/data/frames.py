@@ -356,10 +356,10 @@ def _from_rows(
             f"columns {data.column_names}; got {column!r}."
         )
     arrow = data.with_format("arrow")
-    first = next((array for array in _arrays(arrow, column) if len(array.flatten())), None)
+    first = next((array for array in _arrays(arrow, column) if len(array.flatten().drop_null())), None)
     if first is None:
         raise ValueError(f"{where} holds no frames: its {data.num_rows} rows are empty.")
-    channels = 1 if depths[column] == 1 else len(first.flatten()[0])
+    channels = 1 if depths[column] == 1 else len(first.flatten().drop_null()[0])
     kept = {name: feature for name, feature in data.features.items() if name not in (column, segment)}
     columns = {"column": column, "segment": segment}
     return arrow.map(
@@ -461,6 +461,8 @@ def check_frames(data: DatasetDict, binary: bool = False, levels: int | None = N
                 )
             seen |= (frames == frames).any(axis=0)
             _check_values(frames, lengths, first, split, binary, levels)
+        if not seen.any():
+            raise ValueError(f"The {split} split has no value: all of it is missing.")
         if split == "train" and not seen.all():
             raise ValueError(
                 f"Every channel must have a value, but channel {np.argmin(seen)} is missing throughout the train "

@@ -24,6 +24,11 @@ def auroc(scores: np.ndarray, positive: np.ndarray) -> float:
     return float((ranks[positive].sum() - count * (count + 1) / 2) / (count * (len(scores) - count)))
 
 
+def check_normal(labels: Sequence[str], normal: str) -> None:
+    if normal not in labels:
+        raise ValueError(f"`normal` must be one of the labels {sorted(set(labels))[:9]}, got {normal!r}.")
+
+
 def detect_anomalies(nll: np.ndarray, num_steps: np.ndarray, labels: Sequence, normal: str) -> dict[str, float]:
     """Sequences whose NLL is high taken for anomalies.
 
@@ -37,8 +42,7 @@ def detect_anomalies(nll: np.ndarray, num_steps: np.ndarray, labels: Sequence, n
         `auroc`, by the NLL of the sequence; `auroc_per_step`, by its NLL a step; `num_normal`, `num_anomalous`.
     """
     labels = np.array([str(label) for label in labels])
-    if normal not in labels:
-        raise ValueError(f"`normal` must be one of the labels {sorted(set(labels.tolist()))[:9]}, got {normal!r}.")
+    check_normal(labels, normal)
     anomalous = labels != normal
     return {
         "auroc": auroc(nll, anomalous),

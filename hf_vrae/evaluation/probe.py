@@ -49,6 +49,11 @@ def probe(train: np.ndarray, train_labels: Sequence, test: np.ndarray, test_labe
     train_labels, test_labels = (np.array([str(label) for label in labels]) for labels in (train_labels, test_labels))
     if len(set(train_labels)) < 2:
         raise ValueError(f"A probe needs two labels at least to tell apart, got {sorted(set(train_labels))}.")
+    if not set(train_labels) & set(test_labels):
+        raise ValueError(
+            f"The probe has learnt the labels {sorted(set(train_labels))[:9]}, and is to be tested on others, "
+            f"{sorted(set(test_labels))[:9]}."
+        )
     classifier = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000)).fit(train, train_labels)
     _, counts = np.unique(test_labels, return_counts=True)
     return {

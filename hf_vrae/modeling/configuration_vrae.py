@@ -18,9 +18,10 @@ PLACES = {
     "decoder_config": ["prefix", "input", "output"],
 }
 # Whose models of transformers, given embeddings, see what follows (XLM, XLNet), do not count on behind a cache
-# (RoBERTa's family), or cache no keys.
+# (RoBERTa's family), or cache no keys, or not in every layer.
 UNFIT_DECODERS = ("xlm", "xlnet", "roberta", "xlm-roberta", "xlm-roberta-xl", "camembert", "data2vec-text",
-                  "roberta-prelayernorm", "xmod", "mamba", "mamba2", "falcon_mamba")  # fmt: skip
+                  "roberta-prelayernorm", "xmod", "mamba", "mamba2", "falcon_mamba", "openai-gpt", "rwkv", "lfm2",
+                  "qwen3_next", "jamba", "bamba", "recurrent_gemma", "minimax", "xlstm")  # fmt: skip
 DEFAULT_PLACES = {
     "rnn": ["initial_state", "input", "output"],
     "transformer": ["memory", "input"],

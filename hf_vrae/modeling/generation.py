@@ -123,9 +123,18 @@ class RecurrentCache(Cache):
         return copied
 
 
-def copy_of(cache: Cache) -> Cache:
-    """A cache of the same tensors whose updates leave this one as it is."""
-    if isinstance(cache, RecurrentCache):
+def copy_of(cache: Cache, recurrent: bool) -> Cache:
+    """A cache of the same tensors whose updates leave this one as it is; of a recurrent decoder, or of another.
+
+    Raises:
+        ValueError: for a cache of another kind.
+    """
+    if isinstance(cache, RecurrentCache) != recurrent or not hasattr(cache, "layers"):
+        raise ValueError(
+            f"`past_key_values` must be what an earlier call of this model returned, got a {type(cache).__name__}. "
+            "Leave it out to begin anew."
+        )
+    if recurrent:
         return cache.copy()
     copied = copy.copy(cache)
     copied.layers = [copy.copy(layer) for layer in cache.layers]  # which bind new tensors when they grow

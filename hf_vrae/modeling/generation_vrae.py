@@ -9,7 +9,7 @@ from transformers.generation import GenerationMixin
 from .conditioning import join
 from .encoders import VRAEEncoderOutput
 from .generation import Draw, Guidance, copy_of, decode
-from .kernels import PackedLinear, product_dtype
+from .kernels import PackedLinear, is_plain
 from .modeling_conditional import CONDITIONS
 
 
@@ -56,8 +56,10 @@ class VRAEGenerationMixin(GenerationMixin):
                 "An `assistant_model` reads the input itself, and no condition: pass `input_ids` in place of "
                 "`latents` or `encoder_outputs`, or take `prompt_lookup_num_tokens`, as under a condition."
             )
+        if kwargs.get("decoder_inputs_embeds") is not None:
+            raise ValueError("`generate` goes on from tokens: pass `decoder_input_ids`, not `decoder_inputs_embeds`.")
         if kwargs.get("past_key_values") is not None:
-            kwargs["past_key_values"] = copy_of(kwargs["past_key_values"])
+            kwargs["past_key_values"] = copy_of(kwargs["past_key_values"], self._is_stateful)
         if kwargs.get("decoder_input_ids") is not None:
             self._prepare_beginning(kwargs)
         config = kwargs.get("generation_config") or self.generation_config
@@ -132,7 +134,7 @@ class VRAEGenerationMixin(GenerationMixin):
         outputs = self._prefill(input_ids, generation_config, model_kwargs)
         decoder, seen = self.model.decoder, outputs.encoder_last_hidden_state[:, 0]
         step = decoder.stepper(seen, outputs.past_key_values)
-        head = PackedLinear(self.lm_head.weight.to(product_dtype(self.lm_head.weight)), len(input_ids))
+        head = PackedLinear.here(self.lm_head.weight, len(input_ids)) if is_plain(self.lm_head) else self.lm_head
 
         def next_scores(tokens):
             hidden = step(decoder.read_tokens(tokens)).unsqueeze(1)  # [B, 1, H]
@@ -158,7 +160,8 @@ class VRAEGenerationMixin(GenerationMixin):
         )
 
     def _prepare_beginning(self, kwargs: dict) -> None:
-        """Give every row its beginning, and mask the padding of beginnings of different lengths."""
+        """Give every row its beginning, and mask the padding of beginnings of different lengths, but for columns of
+        padding alone: in front of a beginning transformers would take them for one without its start."""
         beginning = kwargs["decoder_input_ids"]
         if kwargs.get("encoder_outputs") is not None:
             beginning = beginning.expand(kwargs["encoder_outputs"][0].shape[0], -1)
@@ -174,6 +177,10 @@ class VRAEGenerationMixin(GenerationMixin):
                 mask[:, 0] = 1  # it starts the row as well
             if not mask.all():
                 kwargs["decoder_attention_mask"] = mask
+        mask = kwargs.get("decoder_attention_mask")
+        if mask is not None and mask.shape == beginning.shape and kwargs.get("past_key_values") is None:
+            empty = int((~mask.bool().any(0)).long().cumprod(0).sum())
+            kwargs["decoder_input_ids"], kwargs["decoder_attention_mask"] = beginning[:, empty:], mask[:, empty:]
 
     def prepare_inputs_for_generation(self, input_ids, next_sequence_length=None, past_key_values=None, **kwargs):
         if past_key_values is not None and next_sequence_length is None:

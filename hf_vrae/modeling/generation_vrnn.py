@@ -4,6 +4,8 @@ import torch
 from transformers.generation import GenerationMixin
 from transformers.utils import logging
 
+from .generation import copy_of
+
 logger = logging.get_logger(__name__)
 
 
@@ -40,7 +42,7 @@ class VRNNGenerationMixin(GenerationMixin):
                 inputs = torch.full((len(latents), 1), self.config.bos_token_id, device=self.device)
             kwargs["latents"] = latents.to(self.device)
         if kwargs.get("past_key_values") is not None:
-            kwargs["past_key_values"] = kwargs["past_key_values"].copy()
+            kwargs["past_key_values"] = copy_of(kwargs["past_key_values"], recurrent=True)
         elif inputs is not None:
             self._warn_of_marks(inputs, self._mask(inputs, None, kwargs.get("attention_mask")))
         given = kwargs.get("inputs_embeds") if inputs is None else inputs

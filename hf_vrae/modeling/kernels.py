@@ -91,6 +91,13 @@ class PackedLinear:
         return x @ self.weight if self.bias is None else torch.addmm(self.bias, x, self.weight)
 
 
+def is_plain(linear: nn.Module) -> bool:
+    """Whether its weight says all that a call of it does: there is no adapter, no hook, no quantization, and it is not
+    kept elsewhere."""
+    called = linear._forward_hooks or linear._forward_pre_hooks or hasattr(linear, "_hf_hook")  # accelerate's
+    return type(linear) is nn.Linear and not called and linear.weight.device.type != "meta"
+
+
 class RecurrentProjection:
     """h -> h W^T at each step of a loop over time, with W packed once and *one* product for its gradient.
 

@@ -14,7 +14,7 @@ from transformers.modeling_utils import PreTrainedModel
 from .conditioning import join
 from .distributions import DiagonalGaussian, HypersphericalUniform, kl_divergence, kl_per_dimension
 from .inference import refine
-from .kernels import IGNORE_INDEX
+from .kernels import IGNORE_INDEX, is_plain
 from .objectives import (
     capacity_gap,
     doubly_reparameterised_weights,
@@ -42,6 +42,15 @@ class LatentSequenceModel(PreTrainedModel):
     kl_weight: float = 1.0
     kl_capacity: float | None = None
     sampling_probability: float = 0.0
+
+    def __init__(self, config, *inputs, **kwargs):
+        config.validate_architecture()  # anew: `from_pretrained` sets what its caller overrides one by one
+        super().__init__(config, *inputs, **kwargs)
+
+    @property
+    def _head_is_plain(self) -> bool:
+        """Whether our kernels may read the weight of `lm_head` in place of calling it."""
+        return self.config.kernels == "auto" and is_plain(self.lm_head)
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module):

@@ -23,7 +23,7 @@ from .configuration_vrae import VRAEConfig
 from .decoders import make_decoder
 from .encoders import VRAEEncoderOutput, make_encoder
 from .generation_vrae import VRAEGenerationMixin
-from .kernels import IGNORE_INDEX, draw, linear_cross_entropy, linear_nll
+from .kernels import IGNORE_INDEX, draw, is_plain, linear_cross_entropy, linear_nll
 from .modeling_conditional import ConditionalModel
 from .modeling_latent import LatentSequenceModel, at_least_float32, check_latents, check_token_ids, token_nll
 from .posteriors import ConditionalPrior, CorrelatedPrior
@@ -350,7 +350,7 @@ class VRAEForSequenceGeneration(VRAEPreTrainedModel, ConditionalModel, VRAEGener
         c = seen if c is None else c  # of `encoder_outputs`, which have it
         features = self.features(outputs.last_hidden_state[:, -logits_to_keep:], outputs.latents)  # [B, T, H]
         loss = logits = reconstruction = kl = None
-        if labels is not None and self.training and self.config.kernels == "auto":
+        if labels is not None and self.training and self._head_is_plain:
             reconstruction = linear_cross_entropy(
                 features.flatten(0, 1), self.lm_head.weight, labels.flatten(), scale=1 / len(labels)
             )
@@ -390,6 +390,8 @@ class VRAEForSequenceGeneration(VRAEPreTrainedModel, ConditionalModel, VRAEGener
 
     def _weighable_log_likelihood(self, latents: torch.Tensor, target: torch.LongTensor):
         """As in [`OneLatentModel`], in two passes over the logits, of which none are kept."""
+        if not is_plain(self.lm_head):
+            return super()._weighable_log_likelihood(latents, target)
         features = self._features_of(latents, target).flatten(0, 1)  # [K * B * T, H]
         repeated = target.repeat(len(latents), 1)  # [K * B, T]
         with torch.no_grad():
@@ -496,7 +498,7 @@ class VRAEForSequenceGeneration(VRAEPreTrainedModel, ConditionalModel, VRAEGener
     @property
     def _without_logits(self) -> bool:
         """Whether likelihoods are taken chunk by chunk, which has no gradient."""
-        return self.config.kernels == "auto" and not torch.is_grad_enabled()
+        return self._head_is_plain and not torch.is_grad_enabled()
 
     def labels_from_input_ids(self, input_ids: torch.LongTensor, attention_mask: torch.Tensor | None = None):
         """Labels [B, T] of an autoencoder: the input itself, with -100 at padding and at the start token."""
@@ -511,6 +513,8 @@ class VRAEForSequenceGeneration(VRAEPreTrainedModel, ConditionalModel, VRAEGener
             raise ValueError(
                 "`config.decoder_start_token_id` must be set to make decoder inputs from labels; got None."
             )
+        if labels.shape[1] == 0:
+            raise ValueError(f"`labels` must hold a token at least, be it -100, got {list(labels.shape)}.")
         real = labels != IGNORE_INDEX
         order, back, _ = left_align(real)
         moved = labels.gather(1, order).roll(1, dims=1)

@@ -506,7 +506,7 @@ class VRNNForSequenceGeneration(VRNNPreTrainedModel, VRNNGenerationMixin):
 
     def _score(self, features: torch.Tensor, target: torch.LongTensor) -> torch.Tensor:
         labels = target.expand(features.shape[:-1])  # [K, B, T]
-        if self.config.kernels == "auto" and not torch.is_grad_enabled():
+        if self._head_is_plain and not torch.is_grad_enabled():
             return -linear_nll(features.flatten(0, -2), self.lm_head.weight, labels.flatten()).view_as(labels)
         return -token_nll(self.lm_head(features).flatten(0, 1), labels.flatten(0, 1)).view_as(labels)
 
@@ -525,7 +525,7 @@ class VRNNForSequenceGeneration(VRNNPreTrainedModel, VRNNGenerationMixin):
         return (target != IGNORE_INDEX).sum(1)
 
     def _reconstruction(self, path: Trajectory, observed: Observed) -> torch.Tensor:
-        if not self.training or self.config.kernels == "plain":
+        if not (self.training and self._head_is_plain):
             return super()._reconstruction(path, observed)
         features, labels = path.features.flatten(0, 1), observed.target.flatten()
         return linear_cross_entropy(features, self.lm_head.weight, labels, scale=1 / len(observed.target))

@@ -113,6 +113,7 @@ class VRNNForFrameGeneration(VRNNPreTrainedModel, FrameModel):
             if attention_mask is None:
                 attention_mask = torch.ones_like(input_features[..., 0], dtype=torch.long)
             latents = self.encode(input_features=input_features, attention_mask=attention_mask).mean
+            latents = take_time(latents, left_align(attention_mask)[0])
         if latents is not None:
             self._check_latents(latents)
             latents = latents.to(self.device, self.dtype)

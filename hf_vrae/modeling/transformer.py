@@ -11,7 +11,7 @@ from transformers.masking_utils import create_bidirectional_mask, create_causal_
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from .kernels import Dropout
+from .kernels import Dropout, is_plain
 
 
 def eager_attention_forward(module, query, key, value, attention_mask, scaling, dropout=0.0, **kwargs):
@@ -68,6 +68,9 @@ class MemoryAttention(Attention):
 
     def forward(self, hidden: torch.Tensor, memory: torch.Tensor) -> torch.Tensor:
         """[B, T, H] of hidden [B, T, H] and memory [B, M, H]."""
+        if not is_plain(self.qkv):
+            query, (_, *of_memory) = self.qkv(hidden).chunk(3, dim=-1)[0], self.qkv(memory).chunk(3, dim=-1)
+            return self.attend(*(self.heads(x) for x in (query, *of_memory)))
         weights, biases = self.qkv.weight.chunk(3), self.qkv.bias.chunk(3)
         parts = zip((hidden, memory, memory), weights, biases, strict=True)
         return self.attend(*(self.heads(nn.functional.linear(*part)) for part in parts))

@@ -246,7 +246,7 @@ class VRNNLayer(nn.Module):
                 read = read + nn.functional.pad(mean, (0, self.config.latent_size))
             q = gaussian(read)
             z_t = q.mean + q.stddev * epsilon
-            phi = phi_z(z_t)
+            phi = phi_z(z_t.to(features.dtype))  # moments are float32
             gates = layer.norm_gates(over_samples(gates, samples) + from_z(phi))
             state = layer.step(gates, gates_h, state)
             if choose is not None:

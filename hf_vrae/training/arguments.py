@@ -594,8 +594,9 @@ def parse_recipe(argv: list[str] | None = None) -> Recipe:
     return Recipe(*sections, frozenset(vars(parser.parse_args([*flags, *argv]))))
 
 
-def _recipe_flags(path: str) -> list[str]:
-    """A recipe as flags, each of its keys checked; those of the recipe that its `base` names come first."""
+def _recipe_flags(path: str, of: tuple[Path, ...] = ()) -> list[str]:
+    """A recipe as flags, each of its keys checked; those of the recipe that its `base` names come first. `of` are the
+    recipes whose base this is."""
     try:
         with open(path) as file:
             recipe = yaml.safe_load(file) or {}
@@ -605,18 +606,27 @@ def _recipe_flags(path: str) -> list[str]:
         raise ValueError(f"The recipe {path!r} must have the sections {', '.join(SECTIONS)}.")
     # The last three are for readers and for a comparison.
     base, *_ = (recipe.pop(key, None) for key in ("base", "title", "published", "begins_at"))
-    flags = [] if base is None else _recipe_flags(str(Path(path).parent / base))
+    of = (*of, Path(path).resolve())
+    if base is not None and (not isinstance(base, str) or (Path(path).parent / base).resolve() in of):
+        raise ValueError(f"`base` of {path!r} must be the file of a recipe that does not start here; got {base!r}.")
+    flags = [] if base is None else _recipe_flags(str(Path(path).parent / base), of)
     for section, values in recipe.items():
         if section not in SECTIONS:
             raise ValueError(f"{path}: " + _unknown("section", section, list(SECTIONS)))
+        if not isinstance(values or {}, dict):
+            raise ValueError(f"{path}: section {section} must have keys with values, got {values!r}.")
         for key, value in (values or {}).items():
             if key not in SECTIONS[section].__dataclass_fields__:
                 known = list(SECTIONS[section].__dataclass_fields__)
                 raise ValueError(f"{path}: " + _unknown(f"key of section {section}", key, known))
+            if value is False and key == "eval_strategy":
+                value = "no"  # which YAML takes for false
             if value is not None:
                 flags += [f"--{key}", *map(str, value if isinstance(value, list) else [value])]
     return flags
 
 
 def _unknown(what: str, name: str, known: list[str]) -> str:
-    return f"unknown {what} {name!r}; did you mean {difflib.get_close_matches(name, known, n=1, cutoff=0.0)[0]!r}?"
+    return (
+        f"unknown {what} {name!r}; did you mean {difflib.get_close_matches(str(name), known, n=1, cutoff=0.0)[0]!r}?"
+    )

@@ -260,13 +260,13 @@ class TrainingLoop:
             self.log_training(bar)
         if evaluation_due:
             improved = self.validate()
-            save_due = save_due or improved
+            save_due = save_due or improved or self.is_over()
         if save_due or stop_here:
             self.state.training_seconds = time.perf_counter() - self.started
             save_checkpoint(self.accelerator, self.model, self.task, dataclasses.asdict(self.state), self.output_dir)
             if self.accelerator.is_main_process:
                 remove_old_checkpoints(self.output_dir, args.save_total_limit, self.state.best_step, step)
-        if stop_here and not at_end:
+        if stop_here:
             raise Interrupted(stop_here, self.how_to_resume(f"Interrupted at step {step}; the run is saved."))
 
     def is_over(self) -> bool:
@@ -307,6 +307,12 @@ class TrainingLoop:
             f"{indices[:5].tolist()} and so on) is in {path}. Lower --learning_rate or --max_grad_norm."
         )
         raise FloatingPointError(self.how_to_resume(message))
+
+    def check_finite(self, results: dict) -> None:
+        """The last update before an evaluation may have broken the weights, which no loss has shown yet."""
+        if not math.isfinite(results["neg_elbo"]):
+            message = f"-ELBO is {results['neg_elbo']} after step {self.state.step}: lower --learning_rate."
+            raise FloatingPointError(self.how_to_resume(message))
 
     def how_to_resume(self, message: str) -> str:
         try:
@@ -361,6 +367,7 @@ class TrainingLoop:
             description="Validating",
             svi_steps=args.svi_steps,
         )
+        self.check_finite(results)
         # One sample estimates no importance weight, and a particle filter's are judged by its own bound.
         results = {
             name: value for name, value in results.items() if not name.startswith(("nll_iw", "ppl_iw", "num_samples"))

@@ -86,6 +86,7 @@ def run(recipe: Recipe) -> dict:
         description=f"Evaluating the {split} split",
         svi_steps=args.svi_steps,
     )
+    loop.check_finite(metrics)
     if args.num_quality_samples:
         metrics |= measure_quality(model, task, data, split, recipe, accelerator)
     described = describe_run(accelerator, model, task, data, args.seed) | numbers

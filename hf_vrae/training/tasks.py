@@ -89,7 +89,8 @@ class TextTask:
 
     def ready(self, rows: Dataset, name: str = "test") -> Dataset:
         """Rows as the model takes them."""
-        return self.conditions.add_to(tokenize(rows, self.tokenizer, self.max_length, name, self.num_proc), name)
+        rows = self.conditions.add_to(rows, name)  # before columns of ours take names that the user's may have
+        return tokenize(rows, self.tokenizer, self.max_length, name, self.num_proc)
 
     @staticmethod
     def _tokenizer(recipe: Recipe, train: Dataset) -> PreTrainedTokenizerFast:
@@ -353,7 +354,8 @@ def _load_frames(data: DataArguments, seed: int) -> DatasetDict:
 def _with_validation(splits: DatasetDict, data: DataArguments, seed: int) -> DatasetDict:
     """The splits that a run needs; validation data are taken out of the training data where there are none."""
     if "train" not in splits:
-        raise ValueError(f"`dataset_name` {data.dataset_name!r} has no training split, only {sorted(splits)}.")
+        source = data.dataset_name or data.train_file
+        raise ValueError(f"{source!r} has no training split, only {sorted(splits)}.")
     splits = split_validation(splits, data.validation_split_percentage, seed)
     return DatasetDict({name: splits[name] for name in ("train", "validation", "test") if name in splits})
 

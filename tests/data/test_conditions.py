@@ -92,3 +92,19 @@ def test_labels_of_files(tmp_path):
     split = Conditions.fit(train, ["label"], None, None).add_to(train)
     batch = batch_of(split, FrameCollator())
     assert batch["class_ids"].tolist() == [[1], [0], [1]] and batch["input_features"].shape == (3, 4, 2)
+
+
+def test_a_column_that_is_not_there_is_told(caplog):
+    train = rows(kind=["a", "b"], score=[1.0, 2.0])
+    conditions = Conditions.fit(train, ["kind"], ["score"], None)
+    conditions.add_to(train, "train")
+    assert not caplog.records
+    conditions.add_to(rows(Kind=["a", "b"], score=[1.0, 2.0]), "validation")
+    assert "The validation split has no column 'kind', which conditions the model" in caplog.text
+
+
+def test_an_attribute_without_a_value_is_refused():
+    train = rows(score=[math.nan, math.nan])
+    conditions = Conditions.fit(train, None, ["score"], None)
+    with pytest.raises(ValueError, match="'score' has no value in the training data"):
+        conditions.fields(conditions.add_to(train, "train"), frequencies=False)

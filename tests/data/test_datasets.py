@@ -172,10 +172,18 @@ def test_token_rows_are_the_rows():
     assert [row.tolist() for row in rows.__getitems__(indices)] == [split[i]["input_ids"] for i in indices]
 
 
+def test_words_that_pandas_takes_for_missing_are_text(tmp_path):
+    (tmp_path / "a.csv").write_text("text,label\nNA,null\nNone,x\n,y\n")
+    data = load_file(str(tmp_path / "a.csv"))
+    assert data["text"][:] == ["NA", "None", None] and data["label"][:] == ["null", "x", "y"]
+
+
 def test_attributes_are_named_as_in_the_data(corpus):
     data = corpus["test"]
     assert set(attribute_values(data, "tense")) == {"past", "present", "future"}
     assert attribute_values(data, "log_prob") == data["log_prob"][:]
+    missing = Dataset.from_dict({"text": ["a", "b", "c"], "label": [1.0, None, 0.0]})
+    assert attribute_values(missing, "label") == ["1", None, "0"]  # integers, as they are without the gap
     for column in ("text", "topic"):
         with pytest.raises(ValueError, match="`label`.*'tense'"):
             attribute_values(data, column)

@@ -35,3 +35,5 @@ def test_a_probe_reads_what_is_linear_and_no_more():
     assert probe(points[:100], hidden[:100], points[100:], hidden[100:])["accuracy"] < 0.7
     with pytest.raises(ValueError, match="two labels at least"):
         probe(points, ["a"] * 200, points, labels)
+    with pytest.raises(ValueError, match="is to be tested on others"):
+        probe(points, labels, points, ["1.0"] * 200)

@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from transformers import GenerationMixin, TextIteratorStreamer, set_seed
+from transformers import DynamicCache, EncoderDecoderCache, GenerationMixin, TextIteratorStreamer, set_seed
 
 from hf_vrae.modeling.encoders import VRAEEncoderOutput
 from hf_vrae.modeling.generation import RecurrentCache
@@ -220,3 +220,77 @@ def test_assisted_decoding_is_greedy_decoding_where_the_cache_rolls_back(model, 
     assert torch.equal(model.generate(**row, **options, assistant_model=assistant), greedy)
     with pytest.raises(ValueError, match="pass `input_ids` in place of `latents`"):
         model.generate(latents=z, assistant_model=assistant, **options)
+
+
+@pytest.mark.parametrize("kind", ["lstm", "transformer"])
+def test_a_beginning_alone_may_be_padded(kind):
+    """Where all rows had padding in front, transformers put another `<s>` before it."""
+    model = make_model(**VARIANTS[kind]).eval()
+    z = torch.randn(1, 6)
+    plain = model.generate(latents=z, decoder_input_ids=torch.tensor([[2, 5]]), max_new_tokens=6)
+    padded = model.generate(latents=z, decoder_input_ids=torch.tensor([[0, 0, 2, 5]]), max_new_tokens=6)
+    assert torch.equal(padded, plain)
+
+
+@pytest.mark.parametrize("kind", ["lstm", "transformer"])
+def test_what_generate_cannot_go_on_from_is_refused(kind):
+    model = make_model(**VARIANTS[kind]).eval()
+    z = torch.randn(2, 6)
+    embedded = model.model.decoder.embed_tokens(torch.tensor([[2, 5]] * 2))
+    with pytest.raises(ValueError, match="pass `decoder_input_ids`"):
+        model.generate(latents=z, decoder_inputs_embeds=embedded)
+    other = DynamicCache() if kind == "lstm" else RecurrentCache(1, 1)
+    for cache in (other, EncoderDecoderCache(DynamicCache(), DynamicCache())):
+        with pytest.raises(ValueError, match="must be what an earlier call of this model returned"):
+            model.generate(latents=z, past_key_values=cache)
+
+
+class Adapted(torch.nn.Module):
+    """A linear layer with something beside it that its `weight` does not tell, as peft's."""
+
+    def __init__(self, linear):
+        super().__init__()
+        self.linear, self.beside = linear, torch.nn.Linear(linear.in_features, linear.out_features, bias=False)
+
+    @property
+    def weight(self):
+        return self.linear.weight
+
+    @property
+    def bias(self):
+        return self.linear.bias
+
+    def forward(self, x):
+        return self.linear(x) + self.beside(x)
+
+
+@pytest.mark.parametrize("kind", ["lstm", "transformer"])
+def test_an_adapter_is_called(kind, batch):
+    """Kernels that read `lm_head.weight`, or that of the attention to the memory, went past it."""
+    model = make_model(**VARIANTS[kind]).eval()
+    adapted = copy.deepcopy(model)
+    adapted.lm_head = Adapted(adapted.lm_head)
+    if kind == "transformer":
+        attention = adapted.model.decoder.transformer.layers[0].memory_attention
+        attention.qkv = Adapted(attention.qkv)
+    plain = copy.deepcopy(adapted)
+    plain.lm_head = torch.nn.Linear(plain.lm_head.weight.shape[1], len(plain.lm_head.weight), bias=False)
+    with torch.no_grad():
+        plain.lm_head.weight.copy_(adapted.lm_head.weight + adapted.lm_head.beside.weight)
+        if kind == "transformer":
+            attention = plain.model.decoder.transformer.layers[0].memory_attention
+            linear = torch.nn.Linear(attention.qkv.weight.shape[1], len(attention.qkv.weight))
+            linear.weight.copy_(attention.qkv.weight + attention.qkv.beside.weight)
+            linear.bias.copy_(attention.qkv.bias)
+            attention.qkv = linear
+    z = torch.randn(3, len(batch["input_ids"]), 6)
+    weights = [m.log_importance_weights(latents=z, **batch).detach() for m in (model, adapted, plain)]
+    with torch.no_grad():
+        weights.append(adapted.log_importance_weights(latents=z, **batch))
+    torch.testing.assert_close(weights[1], weights[2], rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(weights[3], weights[2], rtol=1e-4, atol=1e-4)
+    assert (weights[0] - weights[1]).abs().max() > 0.1
+    assert torch.equal(generate(adapted, latents=z[0]), generate(plain, latents=z[0]))
+    labels = adapted.labels_from_input_ids(batch["input_ids"], batch["attention_mask"])
+    adapted.train()(**batch, labels=labels).loss.backward()
+    assert adapted.lm_head.beside.weight.grad.abs().max() > 0

@@ -482,3 +482,23 @@ def test_refusals():
         model.evaluation_terms(2, None, svi_steps=1, **batch)
     with pytest.raises(ValueError, match="labels"):
         model(batch["input_ids"], labels=batch["labels"][:, 1:])
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("kind", KINDS)
+def test_weights_of_half_precision_serve(kind, dtype, variant):
+    model = make_model(kind, **variant).to(dtype)
+    batch = make_batch(kind)
+    if kind == "frames":
+        batch = {name: t.to(dtype) if t.is_floating_point() else t for name, t in batch.items()}
+    outputs = model(**batch)
+    assert outputs.loss.dtype == torch.float32 and outputs.loss.isfinite()
+    inputs = {name: tensor for name, tensor in batch.items() if name != "labels"}
+    assert model.log_importance_weights(2, **inputs).isfinite().all()
+
+
+def test_frames_with_padding_in_front_are_reconstructed_as_without():
+    model, frames = make_model("frames"), torch.randn(2, 5, 4)
+    padded, mask = nn.functional.pad(frames, (0, 0, 3, 0)), torch.tensor([[0] * 3 + [1] * 5] * 2)
+    expected = model.generate(input_features=frames).sequences
+    torch.testing.assert_close(model.generate(input_features=padded, attention_mask=mask).sequences, expected)

@@ -200,6 +200,8 @@ def test_sequences_longer_than_there_are_positions(batch):
         ({"decoder_config": {"n_embd": 16}}, "`decoder_config` must have the `model_type`"),
         ({"decoder_config": {"model_type": "vit"}}, "`decoder_config` must be of a causal language model"),
         ({"decoder_config": {"model_type": "xlnet"}}, "gives other logits than in one pass"),
+        ({"decoder_config": {"model_type": "openai-gpt"}}, "gives other logits than in one pass"),
+        ({"decoder_config": {"model_type": "lfm2"}}, "gives other logits than in one pass"),
         ({"encoder_config": {"model_type": "t5"}}, "`encoder_config` is of an encoder with a decoder"),
         ({"decoder_config": GPT2, "decoder_type": "independent"}, "not of type independent"),
         ({"decoder_config": GPT2, "input_size": 3}, "are of models of words"),

@@ -54,11 +54,23 @@ def test_a_saved_recipe_repeats_the_run(write, tmp_path):
         ("model:\n  latent_size: many\n", "invalid int value: 'many'"),
         ("model: [\n", "cannot be read"),
         ("just text", "must have the sections model, data, training"),
+        ("model: [1, 2]\n", r"section model must have keys with values, got \[1, 2\]"),
+        ("model:\n  1: 2\n", "unknown key of section model 1"),
+        ("base: 5\n", "must be the file of a recipe that does not start here; got 5"),
     ],
 )
 def test_mistakes_in_a_recipe(content, message, write):
     with pytest.raises(ValueError, match=message):
         parse_recipe(["--config", write(content)])
+
+
+def test_a_recipe_that_is_its_own_base(write):
+    path = write("model:\n  rnn_type: gru\ntraining:\n  eval_strategy: no\n")
+    assert parse_recipe(["--config", path]).training.eval_strategy == "no"  # which YAML takes for false
+    with open(path, "a") as file:
+        file.write(f"base: {path}\n")
+    with pytest.raises(ValueError, match="must be the file of a recipe that does not start here"):
+        parse_recipe(["--config", path])
 
 
 @pytest.mark.parametrize(

@@ -209,7 +209,14 @@ def test_no_model_is_best_before_the_kl_weight_has_arrived(tiny, tmp_path):
     assert json.loads((tmp_path / "run" / "results.json").read_text())["run"]["best_step"] >= 8
 
 
-def test_early_stopping_counts_once_the_kl_weight_has_arrived(tiny, monkeypatch):
+@pytest.mark.parametrize("flags", ["--max_steps 1", "--max_steps 1 --eval_strategy no"])
+def test_weights_that_the_last_update_breaks_are_told(tiny, tmp_path, flags):
+    with pytest.raises(FloatingPointError, match="-ELBO is nan after step 1: lower --learning_rate"):
+        run(tiny(f"{flags} --learning_rate 1e38"))
+    assert not (tmp_path / "run" / "results.json").exists()
+
+
+def test_early_stopping_counts_once_the_kl_weight_has_arrived(tiny, tmp_path, monkeypatch):
     bounds = iter(range(100))
     original = loop_module.evaluate
     monkeypatch.setattr(
@@ -217,6 +224,7 @@ def test_early_stopping_counts_once_the_kl_weight_has_arrived(tiny, monkeypatch)
     )
     flags = "--max_steps 40 --eval_strategy steps --eval_steps 2 --kl_warmup_steps 9 --early_stopping_patience 3"
     assert run(tiny(flags))["run"]["steps"] == 16  # arrived at 10, which is the best; then 12, 14, 16
+    assert (tmp_path / "run" / "checkpoint-16").is_dir(), "the end, where a resumption has nothing to train"
 
 
 def test_decay_on_a_plateau_restores_the_best_model(tiny, tmp_path, monkeypatch):
