@@ -90,9 +90,10 @@ def load_frames(
             data |= _from_arrays(path, split, set(files) == {"train"}, columns, window, stride)
         elif suffix in (".csv", ".tsv"):
             # The kind of a column is then read off all of it: a sensor may be silent for its first 10,000 rows.
-            steps = load_file(path, chunksize=2**31 - 1)
+            steps = load_file(path, chunksize=2**31 - 1, keep_default_na=True)  # "NaN" is no word here
             columns = feature_columns, sequence_column, segment_column
-            data[split] = _from_steps(steps, *columns, path, window, stride)
+            # Of the other files the same channels are asked for, by name: their order is no matter.
+            data[split], feature_columns = _from_steps(steps, *columns, path, window, stride)
         else:
             if suffix not in (".parquet", ".json", ".jsonl"):
                 raise ValueError(
@@ -287,8 +288,8 @@ def _is_number(kind: pa.DataType) -> bool:
 
 def _from_steps(
     steps: Dataset, channels: list[str] | None, sequence: str | None, segment: str | None, path: str, window, stride
-) -> Dataset:
-    """A split out of a table with a row a step."""
+) -> tuple[Dataset, list[str]]:
+    """A split out of a table with a row a step, and its channels' names."""
     table = steps.with_format("arrow")[:].combine_chunks()
     for option, name in (("sequence_column", sequence), ("segment_column", segment)):
         if name is not None and name not in table.column_names:
@@ -319,7 +320,8 @@ def _from_steps(
             changing.append(name)
     if changing:
         logger.info("%s: left out, since they change within a sequence: %s", path, changing)
-    return make_frames(np.stack(values, axis=1), lengths, Dataset(pa.table(others)), window, stride, segment_ids)
+    columns = Dataset(pa.table(others))
+    return make_frames(np.stack(values, axis=1), lengths, columns, window, stride, segment_ids), channels
 
 
 def _codes(values: pa.ChunkedArray) -> np.ndarray:
@@ -518,11 +520,17 @@ def fit_range(train: Dataset) -> tuple[list[float], list[float]]:
     return ((low + high) / 2).tolist(), ((high - low) / 2).tolist()
 
 
-def _extremes(train: Dataset) -> tuple[np.ndarray, np.ndarray]:
-    """The least and the greatest value of each channel, [F] each, which must not be the same."""
+def value_range(train: Dataset) -> tuple[np.ndarray, np.ndarray]:
+    """The least and the greatest value of each channel, [F] each."""
     low, high = np.full(num_channels(train), np.inf), np.full(num_channels(train), -np.inf)
     for frames, _, _ in _blocks(train):
         low, high = np.fmin(low, np.fmin.reduce(frames)), np.fmax(high, np.fmax.reduce(frames))
+    return low, high
+
+
+def _extremes(train: Dataset) -> tuple[np.ndarray, np.ndarray]:
+    """The same of channels that vary."""
+    low, high = value_range(train)
     if not (low < high).all():
         channel = np.argmin(low < high)
         value = f"{low[channel]} wherever it is there" if low[channel] <= high[channel] else "missing throughout"

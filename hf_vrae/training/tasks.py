@@ -25,6 +25,7 @@ from ..data.frames import (
     frames_fingerprint,
     load_frames,
     num_channels,
+    value_range,
 )
 from ..data.grammar import generate_corpus
 from ..data.noising import KneserNeyNoise
@@ -260,6 +261,13 @@ class FrameTask:
         if (real_numbers if wanted is None else wanted) and not recipe.training.model_name_or_path:
             fit = fit_range if head == "logistic_mixture" else fit_scaling
             scaling["input_mean"], scaling["input_scale"] = fit(train)
+        elif head == "logistic_mixture" and not recipe.training.model_name_or_path:
+            reach = np.abs(value_range(train)).max()
+            if reach > 1:
+                raise ValueError(
+                    f"`head` logistic_mixture is of values in [-1, 1], and with `scale_features` false they reach "
+                    f"{reach:g}. Leave `scale_features` out."
+                )
         conditions = self.conditions.fields(train, recipe.model.label_classifier)
         return make_model(recipe, input_size=num_channels(train), **scaling, **conditions)
 

@@ -426,3 +426,20 @@ def test_the_seed_makes_the_signals_and_splits_do_not_hang_together():
     more = generate_frames(9, 3, 2, seed=5)
     assert frames_fingerprint(more["validation"]) == frames_fingerprint(first["validation"])
     assert frames_fingerprint(first["validation"]) != frames_fingerprint(first["test"])
+
+
+def test_channels_of_several_tables_are_matched_by_name(write):
+    """They were taken in the order of each file, so that a pressure was read as a temperature."""
+    train, test = write("a.csv", "hot,dry\n1,10\n2,20\n"), write("b.csv", "dry,hot\n30,3\n")
+    data = load_frames(train, test_file=test)
+    assert data["train"]["input_features"][:] == [[[1, 10], [2, 20]]] and data["test"]["input_features"][:] == [
+        [[3, 30]]
+    ]
+    with pytest.raises(ValueError, match="`feature_columns` must be columns of numbers of .*got .'dry'"):
+        load_frames(train, test_file=write("c.csv", "wet,hot\n30,3\n"))
+
+
+def test_a_split_without_a_value_is_refused(write):
+    data = load_frames(write("a.csv", "a\n1\n2\n"), test_file=write("b.csv", "a,s\nNaN,x\nNaN,x\n"))
+    with pytest.raises(ValueError, match="The test split has no value"):
+        check_frames(data)

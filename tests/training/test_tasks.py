@@ -225,7 +225,7 @@ def test_segments_of_a_file_are_those_of_training_and_evaluation(recipe, tmp_pat
         ("vrae", "--window 3", "`window` says how to read data, and none are named"),
         ("vrae", f"{FRAMES} --head bernoulli", "0 or 1 for this head"),
         ("vrae", f"{FRAMES} --tie_word_embeddings", "ties tables of words"),
-        ("vrae", f"{FRAMES} --autoregressive False --scheduled_sampling 0.5", "without `autoregressive`, or with"),
+        ("vrae", f"{FRAMES} --head logistic_mixture --scale_features False", "with `scale_features` false they reach"),
         ("vrae", "--num_train_samples 3 --resampling True", "Take `model_type` vrnn"),
         ("vrnn", "--resampling True --kl_schedule constant", "raise `num_train_samples` above 1, got 1"),
         (
