@@ -246,8 +246,8 @@ def plot_rate_distortion(rows: Sequence[dict], picture: str | Path | None = None
     best = {"color": "black", "linewidth": 1.2, "linestyle": "--"}
     for level, style, text in lines + [(level, best, f"best possible {level:.2f}") for level in truth]:
         ends = [max(axis.get_xlim()[0], level - high), min(right, level - low)]
-        if ends[1] - ends[0] < 0.03 * right:
-            continue
+        if ends[1] - ends[0] < (0.03 if style is best else 0.08) * right:
+            continue  # the frame would cut its number off
         axis.plot(ends, [level - end for end in ends], zorder=1, **style)
         x = ends[0] + 0.04 * (ends[1] - ends[0])
         angled = {"rotation": -45, "rotation_mode": "anchor", "transform_rotates_text": True, "fontsize": 8}
