@@ -103,13 +103,15 @@ def plot_latent_map(
 
     Args:
         means: posterior means, [N, D].
-        labels: the attribute of each, N strings, or numbers: of more than ten values they make a colour bar.
+        labels: the attribute of each, N strings (None: missing), or numbers: of more than ten values they make a
+            colour bar.
         method: "pca", or "tsne" (van der Maaten & Hinton 2008), whose distances between groups mean nothing.
         picture: PNG to write.
         attribute: its name, for the legend.
         seed: of t-SNE, and of the order in which points are drawn.
     """
-    means, labels = np.asarray(means, dtype=np.float64), np.asarray(labels)
+    means = np.asarray(means, dtype=np.float64)
+    labels = np.asarray(["missing" if label is None else label for label in labels])
     if len(means) != len(labels) or len(means) < 3:
         raise ValueError(f"`labels` must be one a row of `means`, 3 at least; got {len(labels)} and {len(means)}.")
     if method == "pca":

@@ -57,8 +57,7 @@ def main():
         numbers = {"kl": kl.tolist(), "variance": variance.tolist(), "num_sequences": len(data)}
         plots.plot_kl_per_dimension(kl, variance, picture)
     elif args.mode == "map":
-        values = ["missing" if value is None else value for value in attribute_values(data, args.label)]
-        plots.plot_latent_map(q, values, args.method, picture, args.label, args.seed)
+        plots.plot_latent_map(q, attribute_values(data, args.label), args.method, picture, args.label, args.seed)
     elif args.mode == "interpolation":
         table = plots.interpolation_table(latent.interpolate_texts(model, tokenizer, args.texts, args.steps))
         picture = folder / "interpolation.md"
