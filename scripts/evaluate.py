@@ -49,9 +49,8 @@ def main():
     parser.add_argument("--normal", default="0", help="Its value for what is")
     parser.add_argument("--output", help="Write the numbers to this .json file")
     args = vars(parser.parse_args())
-    output = args.pop("output")
     judge = args["judge"] = load(args["judge"]) if args["judge"] else None
-    model, path = load(args.pop("model")), args.pop("data")
+    model, path, output = load(args.pop("model")), args.pop("data"), args.pop("output")
     names = ("transfer_train", "label_agreement", "guidance_scale", "label", "label_values")
     train, examples, scale, label, values = [args.pop(name) for name in names]
     if train and not path:
@@ -59,8 +58,7 @@ def main():
     if scale is not None and not train and examples is None:
         raise ValueError("`guidance_scale` is of --label_agreement and --transfer_train. Leave it out.")
     reading = {name: args[name] for name in ("text_column", "encoding") if args[name] is not None}
-    num_texts = args["num_text_samples"]
-    options = {"judge": judge, "guidance_scale": scale, "reading": reading}
+    num_texts, options = args["num_text_samples"], {"judge": judge, "guidance_scale": scale, "reading": reading}
     if not args.pop("text_metrics"):
         args["num_text_samples"], args["judge"] = None, None if train or examples is not None else judge
     results = evaluate_file(*model, path, **args)
