@@ -61,12 +61,8 @@ def main():
         raise ValueError("`data` and how it is read are of frames, and this is a model of text: --texts or --file.")
     if tokenizer is None:
         names = "texts file indices label count steps spherical examples without strength seed".split()
-        chosen = (
-            {name: getattr(args, name) for name in names if getattr(args, name) not in (None, [])}
-            | how_to_read
-            | given
-        )
-        arrays = walk_frames(model, args.mode, args.data, **chosen)
+        said = {name: value for name in names if (value := getattr(args, name)) not in (None, [])}
+        arrays = walk_frames(model, args.mode, args.data, **said, **how_to_read, **given)
         output = Path((args.output or "frames").removesuffix(".npz") + ".npz")
         np.savez(output, **arrays)
         plots.plot_frames(arrays, output.with_suffix(".png"))
