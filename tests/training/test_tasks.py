@@ -226,6 +226,7 @@ def test_segments_of_a_file_are_those_of_training_and_evaluation(recipe, tmp_pat
         ("vrae", f"{FRAMES} --head bernoulli", "0 or 1 for this head"),
         ("vrae", f"{FRAMES} --tie_word_embeddings", "ties tables of words"),
         ("vrae", f"{FRAMES} --head logistic_mixture --scale_features False", "with `scale_features` false they reach"),
+        ("vrae", f"{FRAMES} --autoregressive False --scheduled_sampling 0.5", "without `autoregressive`, or with"),
         ("vrae", "--num_train_samples 3 --resampling True", "Take `model_type` vrnn"),
         ("vrnn", "--resampling True --kl_schedule constant", "raise `num_train_samples` above 1, got 1"),
         (
