@@ -111,19 +111,18 @@ def evaluate_file(
         metrics["disentanglement"] = evaluate_disentanglement(model, data, collator, batch_size, seed)
     if probe_label is not None and accelerator.is_main_process:
         train = task.ready(_read(task, probe_train, seed, "train", **reading), "train")
-        metrics["probe"] = probe(
-            *(part for d in (train, data) for part in _labelled(d, probe_label, representations(model, d, collator)))
-        )
+        parts = (_labelled(_names(d, probe_label), representations(model, d, collator)) for d in (train, data))
+        metrics["probe"] = probe(*(part for both in parts for part in both))
     if anomaly_label is not None:
-        check_normal(_labelled(data, anomaly_label)[-1], normal)  # at once, not after the likelihoods
+        labels = _names(data, anomaly_label)
+        check_normal(_labelled(labels)[-1], normal)  # at once, not after the likelihoods
     options = {"svi_steps": svi_steps, "per_sequence": True}
     metrics |= evaluate(model, data, collator, num_samples, batch_size, seed, accelerator, **options)
     each = metrics.pop("per_sequence")
     if free_running:
         metrics |= evaluate_free_running(model, data, collator, batch_size, accelerator)
     if anomaly_label is not None:
-        nll, num_steps, labels = _labelled(data, anomaly_label, each["nll_iw"], each["num_steps"])
-        metrics["anomaly"] = detect_anomalies(nll, num_steps, labels, normal)
+        metrics["anomaly"] = detect_anomalies(*_labelled(labels, each["nll_iw"], each["num_steps"]), normal)
     if num_text_samples is not None and accelerator.is_main_process:
         rows = data.select(range(min(num_text_samples, data.num_rows)))
         texts = [decode(tokenizer, [row["input_ids"]])[0] if row["truncated"] else row["text"] for row in rows]
@@ -225,7 +224,7 @@ def walk_frames(
     under = {} if labels is None else {"labels": labels}
     if mode == "interpolate":
         return interpolate_frames(model, sequences[:2], steps, spherical, do_sample, **under)
-    values = [value_name(value) for value in attribute_values(data, label)]
+    values = _names(data, label)
     places = [[i for i, value in enumerate(values) if value == wanted] for wanted in (examples, without)]
     if not all(places):
         named = sorted(set(values) - {None})[:9]
@@ -381,7 +380,7 @@ def label_agreement(
 
 def _of_two_labels(data: Dataset, label: str, values: Sequence | None) -> dict[str, list]:
     """Texts and labels of the rows whose label is one of two."""
-    labels = [value_name(value) for value in attribute_values(data, label)]
+    labels = _names(data, label)
     named = sorted(set(labels) - {None})
     found = named if values is None else [value for value in named if value in map(str, values)]
     if len(found) != 2:
@@ -391,9 +390,13 @@ def _of_two_labels(data: Dataset, label: str, values: Sequence | None) -> dict[s
     return {"text": [text for text, _ in rows], "label": [own for _, own in rows]}
 
 
-def _labelled(data: Dataset, column: str, *of_rows: np.ndarray) -> tuple:
-    """What belongs to the rows that have a label in this column, and behind it the labels."""
-    labels = [value_name(value) for value in attribute_values(data, column)]
+def _names(data: Dataset, column: str) -> list[str | None]:
+    """The label of each row, by name; None where it is missing."""
+    return [value_name(value) for value in attribute_values(data, column)]
+
+
+def _labelled(labels: Sequence[str | None], *of_rows: np.ndarray) -> tuple:
+    """What belongs to the rows that have a label, and behind it these labels."""
     known = np.array([label is not None for label in labels], dtype=bool)
     return *(part[known] for part in of_rows), [label for label in labels if label is not None]
 

@@ -17,7 +17,7 @@ _AS_IT_STANDS = {"keep_default_na": False, "na_values": [""]}
 # How `datasets` reads a file with this ending. Quotes in .tsv are ordinary characters, as in the corpora of the field.
 _READERS = {
     ".txt": ("text", {}),
-    ".csv": ("csv", {**_AS_IT_STANDS}),
+    ".csv": ("csv", _AS_IT_STANDS),
     ".tsv": ("csv", {"sep": "\t", "quoting": 3, **_AS_IT_STANDS}),
     ".json": ("json", {}),
     ".jsonl": ("json", {}),
