@@ -265,37 +265,41 @@ def reconstruct_frames(model, sequences: list, do_sample: bool = False, labels=N
     """Each sequence, as of [`encode_frames`], beside what its posterior means decode to, under its own conditions or
     other `labels`."""
     batch = FrameCollator()(sequences)
-    lengths, under = batch["attention_mask"].sum(1), conditions_of(model, batch)
-    under = under if labels is None else under | {"labels": labels}
+    lengths, under = batch["attention_mask"].sum(1), _under(model, batch, labels)
     decoded = decode_frames(model, encode_frames(model, sequences), lengths.tolist(), do_sample, **under)
     return {"real": batch["labels"].numpy(), "reconstruction": decoded, "lengths": lengths.numpy()}
 
 
 def interpolate_frames(
-    model, sequences: list[np.ndarray], num_steps: int = 7, spherical: bool = False, do_sample: bool = False, **under
+    model, sequences: list, num_steps: int = 7, spherical: bool = False, do_sample: bool = False, labels=None
 ) -> dict[str, np.ndarray]:
-    """Sequences on the way from the first of two to the second; `t` runs from 0 to 1.
+    """Sequences on the way from the first of two, as of [`encode_frames`], to the second; `t` runs from 0 to 1.
 
-    Lengths are on the way too; where there is one latent a frame, all are of the shorter of the two. `under` are
-    conditions, as in `generate`.
+    Lengths are on the way too; where there is one latent a frame, all are of the shorter of the two. Each stands under
+    the conditions of the nearer end, or other `labels`; where sequences bring their segments, it has its, and is as
+    long.
     """
     if len(sequences) != 2:
         raise ValueError(f"There must be two sequences, the ends of the path, got {len(sequences)}.")
-    ends, sizes = encode_frames(model, sequences), [len(sequence) for sequence in sequences]
+    ends, batch = encode_frames(model, sequences), FrameCollator()(sequences)
+    sizes, t = batch["attention_mask"].sum(1), torch.linspace(0, 1, num_steps)
+    nearer = (t > 0.5).long()  # [S]
+    lengths = sizes[nearer] if "segment_ids" in batch else torch.lerp(*sizes.float(), t).round().long()
     if ends[0].dim() == 2:
-        sizes = [min(sizes)] * 2
-        ends = [end[: sizes[0]] for end in ends]
-    path = interpolate(*(end.flatten() for end in ends), num_steps, spherical).unflatten(1, ends[0].shape)
-    lengths = np.linspace(*sizes, num_steps).round().astype(int)
+        lengths = sizes.min().expand(num_steps)
+        ends = [end[: sizes.min()] for end in ends]
+    ends = _stacked(ends)  # [2, D] or [2, T, D]
+    path = interpolate(*ends.flatten(1), num_steps, spherical).unflatten(1, ends.shape[1:])
+    under = _under(model, batch, labels, nearer)
     decoded = decode_frames(model, list(path), lengths.tolist(), do_sample, **under)
-    return {"path": decoded, "lengths": lengths, "t": np.linspace(0, 1, num_steps)}
+    return {"path": decoded, "lengths": lengths.numpy(), "t": t.numpy()}
 
 
 def move_frames(
-    model, sequences, with_attribute, without, strengths=(1.0,), do_sample: bool = False, **under
+    model, sequences, with_attribute, without, strengths=(1.0,), do_sample: bool = False, labels=None
 ) -> dict[str, np.ndarray]:
-    """Sequences moved along an attribute, given by two sets of examples, by each of several strengths; `under` are
-    conditions, as in `generate`.
+    """Sequences, as of [`encode_frames`], moved along an attribute, given by two sets of examples, by each of several
+    strengths, under their own conditions or other `labels`.
 
     Where there is one latent a frame, the direction is that of their means over time, and all latents move by it.
     """
@@ -305,18 +309,21 @@ def move_frames(
         for examples in (with_attribute, without)
     )
     direction, latents = attribute_vector(with_attribute, without), encode_frames(model, sequences)
-    lengths = [len(sequence) for sequence in sequences]
+    batch = FrameCollator()(sequences)
+    lengths, under = batch["attention_mask"].sum(1), _under(model, batch, labels)
     moved = {
         f"moved {strength:g}": decode_frames(
-            model, [z + strength * along(direction, z) for z in latents], lengths, do_sample, **under
+            model, [z + strength * along(direction, z) for z in latents], lengths.tolist(), do_sample, **under
         )
         for strength in strengths
     }
-    return {"real": _padded(sequences), **moved, "lengths": np.array(lengths)}
+    return {"real": batch["labels"].numpy(), **moved, "lengths": lengths.numpy()}
 
 
-def _padded(sequences: list[np.ndarray]) -> np.ndarray:
-    return FrameCollator()(sequences)["labels"].numpy()
+def _under(model, batch: dict, labels, rows=slice(None)) -> dict:
+    """What these rows of a batch are decoded under: their own conditions and segments, or other `labels`."""
+    under = {name: of_rows[rows] for name, of_rows in conditions_of(model, batch).items()}
+    return under if labels is None else under | {"labels": labels}
 
 
 def _ended(generated) -> np.ndarray:

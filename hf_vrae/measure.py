@@ -12,7 +12,6 @@ from transformers import PreTrainedTokenizerFast
 from .data.collators import conditions as conditions_in
 from .data.conditions import batch_rows, label_names
 from .data.datasets import attribute_values, load_text, value_name
-from .data.frames import sequence_rows
 from .data.grammar import generate_corpus
 from .data.tokenization import decode
 from .evaluation.anomaly import check_normal, detect_anomalies
@@ -65,7 +64,6 @@ def evaluate_file(
     probe_train: str | None = None,
     anomaly_label: str | None = None,
     normal: str = "0",
-    condition_column: str | None = None,
     **reading,
 ) -> dict:
     """[`evaluate`] a trained model on a file, or without one on the test split of what is built in.
@@ -80,11 +78,10 @@ def evaluate_file(
             `probe_train` (of an .npz with several splits, on that for training).
         anomaly_label: column; adds under "anomaly" how well a high NLL tells what is not `normal` in it
             ([`detect_anomalies`]).
-        condition_column: of the vectors that condition the model; its labels and attributes it finds by their names.
     """
     if (probe_label is None) != (probe_train is None):
         raise ValueError("`probe_label` names what `probe_train` teaches the probe: give both, or neither.")
-    task = task_of(model, tokenizer, max_length, condition_column)
+    task = task_of(model, tokenizer, max_length)
     if task.unit != "tokens" and (num_text_samples is not None or judge is not None):
         raise ValueError("`num_text_samples` and `judge` are of text, and this is a model of frames. Leave them out.")
     if num_text_samples is not None:
@@ -205,7 +202,7 @@ def walk_frames(
         do_sample: draw each frame too.
         seed: of the built-in frames; samples are drawn from torch's own stream.
         labels: of a conditional model, what is decoded stands under, as in its `generate`; by default samples under
-            each value in turn, and reconstructions under the sequences' own.
+            each value in turn, and others under the sequences' own.
     """
     task = task_of(model, None)
     _check_options(task, reading)
@@ -217,13 +214,12 @@ def walk_frames(
     data = task.ready(_read(task, path, seed, **reading))
     if wrong := [i for i in indices if not 0 <= i < len(data)]:
         raise ValueError(f"`indices` must be below {len(data)}, the sequences there are; got {wrong[0]}.")
-    rows = sequence_rows(data)
+    rows = batch_rows(data)
     sequences = rows.__getitems__(list(indices))
     if mode == "reconstruct":
-        return reconstruct_frames(model, batch_rows(data).__getitems__(list(indices)), do_sample, labels)
-    under = {} if labels is None else {"labels": labels}
+        return reconstruct_frames(model, sequences, do_sample, labels)
     if mode == "interpolate":
-        return interpolate_frames(model, sequences[:2], steps, spherical, do_sample, **under)
+        return interpolate_frames(model, sequences[:2], steps, spherical, do_sample, labels)
     values = _names(data, label)
     places = [[i for i, value in enumerate(values) if value == wanted] for wanted in (examples, without)]
     if not all(places):
@@ -233,7 +229,7 @@ def walk_frames(
             f"{without!r}."
         )
     groups = (rows.__getitems__(place) for place in places)
-    return move_frames(model, sequences, *groups, strength, do_sample, **under)
+    return move_frames(model, sequences, *groups, strength, do_sample, labels)
 
 
 def transfer_file(

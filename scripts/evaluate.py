@@ -42,7 +42,6 @@ def main():
     parser.add_argument("--label_values", nargs=2, help="The two labels; by default the column's two")
     parser.add_argument("--label_agreement", nargs="?", const="", help="Labelled texts: have samples their label?")
     parser.add_argument("--guidance_scale", type=float, help="Of these samples, and of texts moved by label")
-    parser.add_argument("--condition_column", help="Column of the vectors that condition the model")
     parser.add_argument("--probe", dest="probe_label", help="Column that a linear classifier tells from the latents")
     parser.add_argument("--probe_train", help="File to fit it on")
     parser.add_argument("--anomaly", dest="anomaly_label", help="Column that says what is not --normal")

@@ -57,14 +57,13 @@ class Conditions:
         return cls(names, list(attributes or ()), vector, size)
 
     @classmethod
-    def of_config(cls, config, vector: str | None = None) -> "Conditions":
-        """Those of a trained model; `vector` is the column of its vectors."""
+    def of_config(cls, config) -> "Conditions":
+        """Those of a trained model."""
         if config.model_type == "vrnn":
             return cls()
         labels, attributes = config.condition_labels or {}, config.condition_attributes or []
-        return cls(
-            labels, attributes, (vector or "condition") if config.condition_size else None, config.condition_size
-        )
+        vector = (config.condition_column or "condition") if config.condition_size else None
+        return cls(labels, attributes, vector, config.condition_size)
 
     def add_to(self, split: Dataset, split_name: str = "test") -> Dataset:
         """A split with what its batches are to have; a column that it lacks is missing from every row.
@@ -111,7 +110,7 @@ class Conditions:
         if not (self.labels or self.attributes or self.size):
             return {}
         fields = {"condition_labels": self.labels or None, "condition_attributes": self.attributes or None}
-        fields["condition_size"] = self.size
+        fields |= {"condition_size": self.size, "condition_column": self.vector}
         columns = train.with_format("numpy")
         if self.attributes:
             values = np.stack(columns[PREFIX + "attributes"][:]).astype(np.float64)

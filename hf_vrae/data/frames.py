@@ -89,11 +89,9 @@ def load_frames(
             columns = features_column, segment_column
             data |= _from_arrays(path, split, set(files) == {"train"}, columns, window, stride)
         elif suffix in (".csv", ".tsv"):
-            # The kind of a column is then read off all of it: a sensor may be silent for its first 10,000 rows.
-            steps = load_file(path, chunksize=2**31 - 1, keep_default_na=True)  # "NaN" is no word here
-            columns = feature_columns, sequence_column, segment_column
             # Of the other files the same channels are asked for, by name: their order is no matter.
-            data[split], feature_columns = _from_steps(steps, *columns, path, window, stride)
+            feature_columns = feature_columns or csv_channels(path, sequence_column, segment_column)
+            data[split] = _from_steps(path, feature_columns, sequence_column, segment_column, window, stride)
         else:
             if suffix not in (".parquet", ".json", ".jsonl"):
                 raise ValueError(
@@ -130,6 +128,16 @@ def make_frames(
     features = _features(frames.shape[1], columns.features if columns is not None else {}, segment_ids is not None)
     table = _table(frames, lengths, others, window, stride, segment_ids)
     return Dataset(table.select(list(features)), info=DatasetInfo(features=features))
+
+
+def csv_channels(path: str, sequence_column: str | None = None, segment_column: str | None = None) -> list[str]:
+    """The channels of a .csv of which none are named: its columns of numbers, but "label" and these two."""
+    marks = {"label", sequence_column, segment_column}
+    channels = [name for name in _of_numbers(_steps(path)) if name not in marks]
+    if not channels:
+        raise ValueError(f"The file {path!r} has no column of numbers for a channel.")
+    logger.info("%s: channels %s", path, channels)
+    return channels
 
 
 def cut_windows(split: Dataset, window: int) -> Dataset:
@@ -286,22 +294,26 @@ def _is_number(kind: pa.DataType) -> bool:
     return types.is_integer(kind) or types.is_floating(kind) or types.is_boolean(kind) or types.is_null(kind)
 
 
-def _from_steps(
-    steps: Dataset, channels: list[str] | None, sequence: str | None, segment: str | None, path: str, window, stride
-) -> tuple[Dataset, list[str]]:
-    """A split out of a table with a row a step, and its channels' names."""
-    table = steps.with_format("arrow")[:].combine_chunks()
+def _steps(path: str) -> pa.Table:
+    """A .csv with a row a step."""
+    # The kind of a column is read off all of it: a sensor may be silent for its first 10,000 rows.
+    steps = load_file(path, chunksize=2**31 - 1, keep_default_na=True)  # "NaN" is no word here
+    return steps.with_format("arrow")[:].combine_chunks()
+
+
+def _of_numbers(table: pa.Table) -> list[str]:
+    return [field.name for field in table.schema if _is_number(field.type)]
+
+
+def _from_steps(path: str, channels: list[str], sequence: str | None, segment: str | None, window, stride) -> Dataset:
+    """A split out of a table with a row a step."""
+    table = _steps(path)
     for option, name in (("sequence_column", sequence), ("segment_column", segment)):
         if name is not None and name not in table.column_names:
             raise ValueError(f"`{option}` must be a column of {path!r}, {table.column_names}; got {name!r}.")
-    marks = (sequence, segment)
-    numbers = [field.name for field in table.schema if _is_number(field.type) and field.name not in marks]
-    channels = channels or [name for name in numbers if name != "label"]
+    numbers = [name for name in _of_numbers(table) if name not in (sequence, segment)]
     if wrong := [name for name in channels if name not in numbers]:
         raise ValueError(f"`feature_columns` must be columns of numbers of {path!r}, {numbers}; got {wrong}.")
-    if not channels:
-        raise ValueError(f"The file {path!r} has no column of numbers, only {table.column_names}.")
-    logger.info("%s: channels %s", path, channels)
     ids = table[sequence].combine_chunks().dictionary_encode().indices if sequence else pa.array(np.zeros(len(table)))
     if ids.null_count:
         raise ValueError(f"`sequence_column` {sequence!r} of {path!r} is empty in {ids.null_count} rows. Fill it in.")
@@ -321,7 +333,7 @@ def _from_steps(
     if changing:
         logger.info("%s: left out, since they change within a sequence: %s", path, changing)
     columns = Dataset(pa.table(others))
-    return make_frames(np.stack(values, axis=1), lengths, columns, window, stride, segment_ids), channels
+    return make_frames(np.stack(values, axis=1), lengths, columns, window, stride, segment_ids)
 
 
 def _codes(values: pa.ChunkedArray) -> np.ndarray:

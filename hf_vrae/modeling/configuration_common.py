@@ -29,6 +29,9 @@ Head = Literal[
 ]  # `heads` says which
 _SCALED_HEADS = ("gaussian", "full_gaussian", "gaussian_mixture", "logistic_mixture")
 
+DATA_COLUMNS = ("feature_columns", "sequence_column", "segment_column")
+"""What a model of frames keeps of how its data were read: it would else be misread in silence."""
+
 
 @strict
 class LatentSequenceConfig(PreTrainedConfig):
@@ -55,6 +58,10 @@ class LatentSequenceConfig(PreTrainedConfig):
     )
     input_mean: list[float] | None = None  # of each channel; a model of frames sees (x - mean) / scale
     input_scale: list[float] | None = None
+    # Columns of the frames' data, by which scripts read more of it: [`DATA_COLUMNS`].
+    feature_columns: list[str] | None = None  # of a .csv, the channels in order
+    sequence_column: str | None = None
+    segment_column: str | None = None
     embedding_size: int = field(default=128, metadata={"help": "Width of the embedded tokens or frames"})
     latent_size: int = field(default=32, metadata={"help": "D, the dimensions of z; 0 is a model without"})
     rnn_type: Literal["lstm", "gru"] = field(default="lstm", metadata={"help": "Kind of the recurrent layers"})
@@ -138,22 +145,22 @@ class LatentSequenceConfig(PreTrainedConfig):
                     f"`vocab_size` must hold the special tokens, but `{name}` is {token_id} and `vocab_size` is "
                     f"{self.vocab_size}. Raise `vocab_size`."
                 )
-        if self.input_mean is not None or self.input_scale is not None or self.predict_length:
-            raise ValueError(
-                "`input_mean`, `input_scale` and `predict_length` are of a model of frames: set `input_size`."
-            )
+        for name in ("input_mean", "input_scale", "predict_length", *DATA_COLUMNS):
+            if getattr(self, name):
+                raise ValueError(f"`{name}` {getattr(self, name)} is of a model of frames: set `input_size`.")
 
     def _check_frames(self):
         self._check_at_least_1("input_size")
         if (self.input_mean is None) != (self.input_scale is None):
             raise ValueError("`input_mean` and `input_scale` belong together: give both, or neither.")
+        for name in ("input_mean", "input_scale", "feature_columns"):
+            entries = getattr(self, name)
+            if entries is not None and len(entries) != self.input_size:
+                raise ValueError(
+                    f"`{name}` must have an entry for each of `input_size` {self.input_size} channels, got "
+                    f"{len(entries)}."
+                )
         if self.input_scale is not None:
-            for name in ("input_mean", "input_scale"):
-                if len(getattr(self, name)) != self.input_size:
-                    raise ValueError(
-                        f"`{name}` must have an entry for each of `input_size` {self.input_size} channels, got "
-                        f"{len(getattr(self, name))}."
-                    )
             if min(self.input_scale) <= 0:
                 raise ValueError(f"`input_scale` must be above 0, got {min(self.input_scale)}.")
             if self.head not in _SCALED_HEADS:

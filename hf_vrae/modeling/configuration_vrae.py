@@ -128,6 +128,7 @@ class VRAEConfig(LatentSequenceConfig):
     attribute_mean: list[float] | None = None
     attribute_scale: list[float] | None = None
     condition_size: int = 0  # numbers of a vector that comes from anywhere
+    condition_column: str | None = None  # its name in the data, by which scripts find it
     label_frequencies: list[float] | None = None  # p(c), of `label_classifier`; by default uniform
     condition_embedding_size: int = field(
         default=16, metadata={"help": "conditions: width of each embedded label, of all attributes, of a vector"}

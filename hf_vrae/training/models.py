@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from safetensors import SafetensorError
 from transformers import AutoConfig, PreTrainedModel
 
-from ..modeling.configuration_common import LatentSequenceConfig
+from ..modeling.configuration_common import DATA_COLUMNS, LatentSequenceConfig
 from ..modeling.modeling_hierarchical import HierarchicalVRAEForSequenceGeneration
 from ..modeling.modeling_hierarchical_frames import HierarchicalVRAEForFrameGeneration
 from ..modeling.modeling_vrae import VRAEForSequenceGeneration
@@ -124,6 +124,15 @@ def start_from(name_or_path: str, wanted: LatentSequenceConfig, given: Iterable[
                 f"{value}. Leave it out, or train a new model."
             )
         setattr(config, name, value)
+    order, own = config.feature_columns or [], wanted.feature_columns or []
+    if sorted(order) == sorted(own) and order != own:
+        raise ValueError(
+            f"The channels of the model {name_or_path!r} are {order}, in this order, and this run's are {own}. Name "
+            "them in that order with `feature_columns`."
+        )
+    for name in (*DATA_COLUMNS, "condition_column"):
+        if getattr(wanted, name, None):
+            setattr(config, name, getattr(wanted, name))
     for name in type(wanted).__dataclass_fields__.keys() & set(OF_THE_LOSS):
         setattr(config, name, getattr(wanted, name))
     config.validate_architecture()

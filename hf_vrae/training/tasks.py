@@ -3,6 +3,7 @@
 Both tasks have the same methods; the loop and the evaluation know no other difference.
 """
 
+import dataclasses
 import hashlib
 import json
 import math
@@ -19,6 +20,7 @@ from ..data.conditions import Conditions, batch_rows, hide_labels
 from ..data.datasets import load_text, split_validation, tokenize
 from ..data.frames import (
     check_frames,
+    csv_channels,
     cut_windows,
     fit_range,
     fit_scaling,
@@ -32,6 +34,7 @@ from ..data.noising import KneserNeyNoise
 from ..data.signals import generate_frames
 from ..data.tokenization import decode, load_tokenizer, train_tokenizer
 from ..latent import conditions_of, draw_latents, each_label, reconstruct_frames, sample_frames
+from ..modeling.configuration_common import DATA_COLUMNS
 from .arguments import CONFIGURATIONS, WAYS_TO_READ, DataArguments, Recipe
 from .checkpoints import find_checkpoint
 from .models import make_model
@@ -207,6 +210,7 @@ class FrameTask:
         input_size: the channels that frames must have, where the model is there already.
         transpose: how far a sequence's channels are moved in training.
         conditions: columns that condition the model.
+        columns: of the data, as of [`load_frames`].
     """
 
     unit = "frames"
@@ -219,17 +223,21 @@ class FrameTask:
         input_size: int | None = None,
         transpose: int = 0,
         conditions: Conditions | None = None,
+        columns: dict | None = None,
     ):
         self.input_size, self.transpose, self.conditions = input_size, transpose, conditions or Conditions()
+        self.columns = columns or {}
         levels = num_levels if head == "categorical" else None
         self.values = {"binary": head in ("bernoulli", "nade"), "levels": levels}
 
     @classmethod
     def prepare(cls, recipe: Recipe) -> tuple["FrameTask", DatasetDict]:
         """The task of a run, and its splits: rows with `input_features` and `length`."""
-        data = _first_rows(_load_frames(recipe.data, recipe.training.seed), recipe.data)
+        columns = _columns(recipe.data)
+        data = dataclasses.replace(recipe.data, **columns)
+        data = _first_rows(_load_frames(data, recipe.training.seed), data)
         conditions = Conditions.fit(data["train"], *recipe.data.conditions)
-        task = cls(recipe.model.head, recipe.model.num_levels, None, recipe.data.transpose, conditions)
+        task = cls(recipe.model.head, recipe.model.num_levels, None, recipe.data.transpose, conditions, columns)
         check_frames(data, **task.values)
         if recipe.data.train_window:
             data["train"] = cut_windows(data["train"], recipe.data.train_window)
@@ -239,10 +247,11 @@ class FrameTask:
         return task, data
 
     def read(self, path: str | None, seed: int, split: str = "test", **options) -> Dataset:
-        """A split of a file, or without one of the built-in frames; `options` as of [`load_frames`]."""
+        """A split of a file, or without one of the built-in frames; `options` as of [`load_frames`], whose columns are
+        by default those that the model was trained on."""
         if path is None:
             return generate_frames(seed=seed)[split]
-        return load_frames(**{f"{split}_file": path}, **options)[split]
+        return load_frames(**{f"{split}_file": path}, **self.columns | options)[split]
 
     def ready(self, rows: Dataset, name: str = "test") -> Dataset:
         """Rows as the model takes them."""
@@ -269,7 +278,7 @@ class FrameTask:
                     f"{reach:g}. Leave `scale_features` out."
                 )
         conditions = self.conditions.fields(train, recipe.model.label_classifier)
-        return make_model(recipe, input_size=num_channels(train), **scaling, **conditions)
+        return make_model(recipe, input_size=num_channels(train), **self.columns, **scaling, **conditions)
 
     def collator(self, pad_to_multiple_of: int = 1) -> FrameCollator:
         return FrameCollator(pad_to_multiple_of)
@@ -359,6 +368,15 @@ def _load_frames(data: DataArguments, seed: int) -> DatasetDict:
     return _with_validation(frames, data, seed)
 
 
+def _columns(data: DataArguments) -> dict:
+    """The columns of frames that are said of the data, and the channels of a .csv."""
+    columns = {name: getattr(data, name) for name in DATA_COLUMNS if getattr(data, name)}
+    if data.train_file and Path(data.train_file).suffix in (".csv", ".tsv") and "feature_columns" not in columns:
+        marks = {name: column for name, column in columns.items() if name != "feature_columns"}
+        columns["feature_columns"] = csv_channels(data.train_file, **marks)
+    return columns
+
+
 def _with_validation(splits: DatasetDict, data: DataArguments, seed: int) -> DatasetDict:
     """The splits that a run needs; validation data are taken out of the training data where there are none."""
     if "train" not in splits:
@@ -379,16 +397,14 @@ def _first_rows(splits: DatasetDict, data: DataArguments) -> DatasetDict:
 
 
 def task_of(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerFast | None,
-    max_length: int = 128,
-    condition_column: str | None = None,
-):
-    """The task of a trained model; `condition_column` is that of the vectors that condition it."""
-    config, conditions = model.config, Conditions.of_config(model.config, condition_column)
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast | None, max_length: int = 128
+) -> TextTask | FrameTask:
+    """The task of a trained model."""
+    config, conditions = model.config, Conditions.of_config(model.config)
     if config.input_size is None:
         return TextTask(tokenizer, max_length, causal=not config.is_encoder_decoder, conditions=conditions)
-    return FrameTask(config.head, config.num_levels, config.input_size, conditions=conditions)
+    columns = {name: getattr(config, name) for name in DATA_COLUMNS if getattr(config, name)}
+    return FrameTask(config.head, config.num_levels, config.input_size, conditions=conditions, columns=columns)
 
 
 def lengths(split: Dataset) -> np.ndarray:

@@ -102,6 +102,25 @@ def test_frames_under_a_label(tiny, tmp_path):
         first, second = (walk_frames(model, mode, indices=[0, 1], labels=name, **more) for name in names[:2])
         (what,) = (name for name in first if name in ("moved 1", "path"))
         assert not np.array_equal(first[what], second[what], equal_nan=True)
+    # Under their own conditions the ends of a path and what is not moved are the reconstructions.
+    whole = walk_frames(model, "reconstruct", indices=[0, 1])["reconstruction"]
+    path = walk_frames(model, "interpolate", indices=[0, 1], steps=2)["path"]
+    moved = walk_frames(model, "attribute", indices=[0, 1], strength=[0.0], **options["attribute"])["moved 0"]
+    np.testing.assert_allclose(path, whole, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(moved, whole, rtol=1e-4, atol=1e-5)
+
+
+def test_the_column_of_vectors_is_found_by_every_script(tiny, tmp_path, corpus):
+    for split in ("train", "test"):
+        rows = [{"text": row["text"], "image": [float(row["mood"]), 1.0]} for row in corpus[split]]
+        (tmp_path / f"{split}.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    train, test = (str(tmp_path / f"{split}.jsonl") for split in ("train", "test"))
+    results = run(tiny(f"--train_file {train} --test_file {test} --condition_column image"))
+    model = load(str(tmp_path / "run"))
+    assert model[0].config.condition_size == 2 and model[0].config.condition_column == "image"
+    assert evaluate_file(*model, test, num_samples=2)["nll_iw"] == pytest.approx(results["nll_iw"], rel=1e-5)
+    data, q = encode_file(*model, test)
+    assert prior_of(model[0], data).mean.shape == q.mean.shape and "batch.condition" in data.column_names
 
 
 def test_transfer_and_agreement_of_a_label(tiny, tmp_path, corpus, capsys):

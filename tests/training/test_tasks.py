@@ -183,7 +183,18 @@ def test_a_table_of_sensors_with_missing_values(family, recipe, tmp_path):
     results = run(recipe(family, f"{files} --sequence_column id"))
     assert results["num_sequences"] == 20 and results["num_steps"] == 120 and results["split"] == "validation"
     assert all(np.isfinite(value) for value in results.values() if isinstance(value, float))
-    assert json.loads((tmp_path / "run" / "config.json").read_text())["input_size"] == 2
+    config = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert config["input_size"] == 2 and config["feature_columns"] == ["a", "b"] and config["sequence_column"] == "id"
+    # Another file has them in another order, and other numbers; the model knows its channels by their names.
+    rows = [line.split(",") for line in ["id,a,b,label", *lines]]
+    (tmp_path / "moved.csv").write_text("\n".join(f"{i},{b},{label},9.5,{a}" for i, a, b, label in rows))
+    model = load(str(tmp_path / "run"))
+    files = (str(tmp_path / name) for name in ("sensors.csv", "moved.csv"))
+    first, second = (evaluate_file(*model, file, num_samples=2) for file in files)
+    assert first["nll_iw"] == second["nll_iw"] and first["num_sequences"] == 20
+    start = f"--train_file {tmp_path / 'moved.csv'} --model_name_or_path {tmp_path / 'run'} --feature_columns"
+    with pytest.raises(ValueError, match=r"are \['a', 'b'\], in this order, and this run's are \['b', 'a'\]"):
+        run(recipe(family, f"{start} b a --sequence_column id", "other"))
 
 
 def test_segments_of_a_file_are_those_of_training_and_evaluation(recipe, tmp_path):
@@ -200,6 +211,29 @@ def test_segments_of_a_file_are_those_of_training_and_evaluation(recipe, tmp_pat
     plain = run(recipe("hierarchical", f"{files} --segment_length 4 --overwrite_output_dir"))
     assert results["fours"]["nll_iw"] == plain["nll_iw"] and results["fours"]["kl"] == plain["kl"]
     assert results["others"]["nll_iw"] != plain["nll_iw"]
+
+
+def test_what_is_walked_in_has_the_segments_of_its_file(recipe, tmp_path):
+    rng = np.random.default_rng(0)
+    x, bars = rng.normal(size=(20, 10, 2)), np.sort(rng.integers(0, 3, (20, 10)))
+    for name, ids in (("own", bars), ("other", np.tile(np.arange(10) // 2, (20, 1)))):
+        np.savez(tmp_path / f"{name}.npz", x=x, bar=ids, side=(x[:, 0, 0] > 0).astype(int))
+    files = " ".join(f"--{split}_file {tmp_path / 'own'}.npz" for split in ("train", "validation"))
+    results = run(recipe("hierarchical", f"{files} --features_column x --segment_column bar"))
+    model, own = load(str(tmp_path / "run")), {"features_column": "x"}
+    path, other = str(tmp_path / "own.npz"), str(tmp_path / "other.npz")
+    measured = evaluate_file(*model, path, num_samples=3, **own)
+    assert measured["kl"] == pytest.approx(results["kl"], rel=1e-5)  # without a word of the column
+    assert evaluate_file(*model, other, num_samples=2, **own)["kl"] != pytest.approx(measured["kl"], rel=1e-3)
+    options = {"path": path, "indices": [3, 4], **own}
+    whole = walk_frames(model[0], "reconstruct", **options)["reconstruction"]
+    way = walk_frames(model[0], "interpolate", steps=2, **options)["path"]
+    groups = {"label": "side", "examples": "1", "without": "0", "strength": [0.0]}
+    moved = walk_frames(model[0], "attribute", **groups, **options)["moved 0"]
+    for frames in (way, moved):
+        np.testing.assert_allclose(frames, whole, rtol=1e-4, atol=1e-5)
+    elsewhere = walk_frames(model[0], "reconstruct", **options | {"path": other})["reconstruction"]
+    assert not np.allclose(elsewhere, whole, rtol=1e-3)
 
 
 @pytest.mark.parametrize(
