@@ -29,13 +29,14 @@ def make_accelerator(args: TrainArguments) -> Accelerator:
 def use_all_of_the_cpu(accelerator: Accelerator) -> None:
     """What a CPU gives only where it is asked to, a quarter of the speed and a tenth on two cores.
 
-    `accelerate launch` gives each process a single core where nothing is said: the cores are shared among them. And
-    glibc hands each freed tensor above some megabytes back to the system, which then clears its pages for the next
-    one, step after step: memory once taken is kept.
+    A launcher gives each process a single core where nothing is said: the cores are shared among them. And glibc
+    hands each freed tensor above some megabytes back to the system, which then clears its pages for the next one, step
+    after step: memory once taken is kept.
     """
     if accelerator.device.type != "cpu":
         return
-    if os.environ.get("OMP_NUM_THREADS") == "1":
+    launched = accelerator.num_processes > 1 or "ACCELERATE_MIXED_PRECISION" in os.environ
+    if launched and os.environ.get("OMP_NUM_THREADS") == "1":
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
         torch.set_num_threads(max(1, cores // accelerator.num_processes))
     if platform.libc_ver()[0] == "glibc":

@@ -6,6 +6,7 @@ import shutil
 import signal
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -15,7 +16,7 @@ from transformers import AutoModel, AutoTokenizer, GPT2Config, GPT2LMHeadModel
 from hf_vrae import VRAEForSequenceGeneration
 from hf_vrae.modeling import distributions
 from hf_vrae.training import loop as loop_module
-from hf_vrae.training.accelerator import make_accelerator
+from hf_vrae.training.accelerator import make_accelerator, use_all_of_the_cpu
 from hf_vrae.training.arguments import parse_recipe
 from hf_vrae.training.checkpoints import checkpoints
 from hf_vrae.training.loop import Interrupted, TrainingLoop
@@ -52,6 +53,21 @@ def test_a_run_leaves_a_model_its_numbers_and_its_samples(tiny, tmp_path):
     samples = json.loads((folder / "samples.jsonl").read_text().splitlines()[-1])
     assert len(samples["reconstructions"]) == 3 and len(samples["samples"]) == 3
     assert samples["reconstructions"][0][0].split()[-1] in ".?"
+
+
+def test_threads_that_a_user_names_are_kept_and_a_launchers_are_shared_out(monkeypatch):
+    named = []
+    monkeypatch.setattr(torch, "set_num_threads", named.append)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(6), raising=False)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.delenv("ACCELERATE_MIXED_PRECISION", raising=False)
+    alone, shared = (SimpleNamespace(device=torch.device("cpu"), num_processes=n) for n in (1, 2))
+    use_all_of_the_cpu(alone)
+    assert named == []
+    use_all_of_the_cpu(shared)
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")
+    use_all_of_the_cpu(alone)
+    assert named == [3, 6]
 
 
 def test_training_lowers_the_bound(tiny):
