@@ -30,7 +30,7 @@ def plot_training_curves(metrics_file: str | Path, picture: str | Path | None = 
     train, validation = ([line for line in lines if line["kind"] == kind] for kind in ("train", "eval"))
 
     def curve(axis, rows, name, label, **style):
-        rows = [row for row in rows if name in row]  # of one latent a step there is no mutual information
+        rows = [row for row in rows if name in row]
         axis.plot([row["step"] for row in rows], [row[name] for row in rows], label=label, **style)
 
     figure = _figure(15, 4.2)
@@ -56,6 +56,9 @@ def plot_training_curves(metrics_file: str | Path, picture: str | Path | None = 
     curve(information, validation, "mutual_information", "mutual information", color="tab:purple", **dots)
     information.set(title="What the latent says", ylabel="mutual information, nats")
     information.set_ylim(bottom=0)
+    if validation and "mutual_information" not in validation[0]:  # of one latent a step there is none
+        information.set(title="Active units", ylabel="", yticks=[])
+        information.lines[0].remove()
     units = information.twinx()
     curve(units, validation, "active_units", "active units (right)", color="tab:orange", linestyle="--", **dots)
     # Room above, so that all units active is a line and not the frame; whole numbers only.
@@ -361,7 +364,12 @@ def plot_schedules(curves: dict[str, Sequence[float]], picture: str | Path | Non
 MOST_LINES = 12  # channels; more are drawn as a picture of their own
 
 
-def plot_frames(arrays: dict[str, np.ndarray], picture: str | Path | None = None, most_rows: int = 8):
+def plot_frames(
+    arrays: dict[str, np.ndarray],
+    picture: str | Path | None = None,
+    most_rows: int = 8,
+    names: Sequence[str] | None = None,
+):
     """Sequences of frames, a row each, side by side under their names: of 0 and 1 as piano rolls, up to 12 channels as
     lines, more as a heat map.
 
@@ -369,6 +377,7 @@ def plot_frames(arrays: dict[str, np.ndarray], picture: str | Path | None = None
         arrays: by name, frames [N, T, F], NaN where there is none; `lengths` [N], and numbers [N] to name the rows by.
         picture: PNG to write.
         most_rows: sequences to draw, the first.
+        names: of the channels; by default their numbers.
     """
     panels = {name: array[:most_rows] for name, array in arrays.items() if array.ndim == 3}
     titles = {name: array for name, array in arrays.items() if array.ndim == 1 and name != "lengths"}
@@ -380,13 +389,14 @@ def plot_frames(arrays: dict[str, np.ndarray], picture: str | Path | None = None
     channels = next(iter(panels.values())).shape[2]
     used = np.flatnonzero(np.any([np.nansum(array, axis=(0, 1)) > 0 for array in panels.values()], axis=0))
     low, high = (used[0], used[-1] + 1) if binary and len(used) else (0, channels)
+    lines = channels <= MOST_LINES and not binary
     figure = _figure(max(5.0, 4.2 * len(panels)), 0.6 + 1.7 * rows)
     axes = figure.subplots(rows, len(panels), sharex="row", sharey="row", squeeze=False)
     for column, (name, array) in enumerate(panels.items()):
         for row, frames in enumerate(array):
             there = np.flatnonzero(~np.isnan(frames).all(1))
             axis, frames = axes[row, column], frames[: there[-1] + 1 if len(there) else 0]  # missing ones are gaps
-            if channels <= MOST_LINES and not binary:
+            if lines:
                 for channel in range(channels):
                     axis.plot(frames[:, channel], color=COLOURS[channel % len(COLOURS)], linewidth=1)
                 axis.grid(alpha=0.3)
@@ -401,9 +411,12 @@ def plot_frames(arrays: dict[str, np.ndarray], picture: str | Path | None = None
                 axis.set_title(name)
             if row == rows - 1:
                 axis.set_xlabel("frame")
+    if lines and channels > 1:
+        names = names or [f"channel {channel}" for channel in range(channels)]
+        figure.legend(axes[0, 0].lines, names, loc="outside lower center", ncols=6, fontsize=8, frameon=False)
     for row in range(rows):
         named = [f"{name} {array[row]:.2f}" for name, array in titles.items()]
-        axes[row, 0].set_ylabel(", ".join(named) or ("value" if channels <= MOST_LINES and not binary else "channel"))
+        axes[row, 0].set_ylabel(", ".join(named) or ("value" if lines else "channel"))
     return _saved(figure, picture)
 
 

@@ -65,7 +65,7 @@ def main():
         arrays = walk_frames(model, args.mode, args.data, **said, **how_to_read, **given)
         output = Path((args.output or "frames").removesuffix(".npz") + ".npz")
         np.savez(output, **arrays)
-        plots.plot_frames(arrays, output.with_suffix(".png"))
+        plots.plot_frames(arrays, output.with_suffix(".png"), names=model.config.feature_columns)
         return print(f"Written to {output}, with a picture beside it")
     texts = args.texts + (read_lines(args.file) if args.file else [])
     rows = {

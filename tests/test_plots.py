@@ -33,9 +33,19 @@ def test_curves_are_drawn_of_whatever_a_run_left(kinds, tmp_path):
     figure = plot_training_curves(tmp_path / "metrics.jsonl", tmp_path / "curves.png")
     with Image.open(tmp_path / "curves.png") as picture:
         assert picture.size[0] > 1000 and len(picture.convert("RGB").getcolors(2**24)) > 10
+    assert figure.axes[2].get_title() == "What the latent says"
     (units,) = (axis for axis in figure.axes if axis.get_ylabel() == "active units")
     if "eval" in kinds:
         assert set(units.lines[0].get_ydata()) == {3} and units.get_ylim()[1] > 3  # below the frame
+
+
+def test_curves_of_one_latent_a_step_speak_of_no_mutual_information(tmp_path):
+    rows = [{"kind": "eval", "step": s} | EVAL for s in range(1, 5)]
+    rows = [{name: value for name, value in row.items() if name != "mutual_information"} for row in rows]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    axis = plot_training_curves(tmp_path / "metrics.jsonl").axes[2]
+    assert (axis.get_title(), axis.get_ylabel()) == ("Active units", "")
+    assert legend(axis) == ["active units (right)"]
 
 
 def test_kl_by_dimension_is_sorted_and_tells_active_units(tmp_path):
@@ -153,6 +163,9 @@ def test_frames_are_piano_rolls_lines_or_heat_maps(tmp_path):
     assert [axis.get_title() for axis in figure.axes] == ["real", "made", "", ""]
     assert [len(axis.lines) for axis in figure.axes] == [3] * 4 and figure.axes[2].get_ylabel() == "t 0.50"
     assert len(figure.axes[2].lines[0].get_xdata()) == 5
+    named = plot_frames({"real": values[:1]}, tmp_path / "lines.png", names=["x", "y", "z"])
+    for one, names in ((figure, ["channel 0", "channel 1", "channel 2"]), (named, ["x", "y", "z"])):
+        assert [text.get_text() for text in one.legends[0].get_texts()] == names
     roll = np.zeros((2, 9, 88))
     roll[:, :, 40:45] = 1
     (axis, _) = plot_frames({"sample": roll}, tmp_path / "roll.png").axes
