@@ -139,10 +139,10 @@ def generate_corpus(num_train: int = 20_000, num_validation: int = 2_000, num_te
         seed: of the draw; each split has a stream of its own, so its sentences do not depend on the others' number.
 
     Returns:
-        a `DatasetDict` of "train", "validation" and "test" with the columns `text`, `log_prob` (of the sentence under
-        the grammar, in nats) and one `ClassLabel` for each of [`FACTORS`].
+        a `DatasetDict` of "train", "validation" and "test" with the columns `text`, `true_log_prob` (of the sentence
+        under the grammar, in nats) and one `ClassLabel` for each of [`FACTORS`].
     """
-    features = {"text": Value("string"), "log_prob": Value("float64")}
+    features = {"text": Value("string"), "true_log_prob": Value("float64")}
     features |= {name: ClassLabel(names=list(values)) for name, values in FACTORS.items()}
     sizes = {"train": num_train, "validation": num_validation, "test": num_test}
     streams = np.random.SeedSequence(seed).spawn(len(sizes))
@@ -160,4 +160,4 @@ def _draw(num_sentences: int, rng: np.random.Generator) -> dict[str, list]:
         for name, values in FACTORS.items()
     }
     rows = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
-    return {"text": [realise(row) for row in rows], "log_prob": [log_prob(row) for row in rows], **columns}
+    return {"text": [realise(row) for row in rows], "true_log_prob": [log_prob(row) for row in rows], **columns}

@@ -66,7 +66,7 @@ def generate_frames(num_train: int = 2000, num_validation: int = 200, num_test: 
 
     Returns:
         a `DatasetDict` of "train", "validation" and "test" as of [`load_frames`], of 4 channels and 20 to 60 steps,
-        with the columns `label` (of [`ANGLES`]) and `log_prob` (given the length, in nats).
+        with the columns `label` (of [`ANGLES`]) and `true_log_prob` (given the length, in nats).
     """
     sizes = {"train": num_train, "validation": num_validation, "test": num_test}
     streams = np.random.SeedSequence(seed).spawn(len(sizes))
@@ -89,6 +89,6 @@ def _draw(num_sequences: int, rng: np.random.Generator) -> Dataset:
     frames = np.stack(states, axis=1) @ LOADINGS.T  # [N, T, F]
     # Rounded before it is scored, since the model sees what is rounded.
     frames = (frames + NOISE * rng.standard_normal(frames.shape)).astype(np.float32)
-    features = Features({"label": ClassLabel(names=list(ANGLES)), "log_prob": Value("float64")})
-    columns = Dataset.from_dict({"label": labels, "log_prob": log_prob(frames, lengths)}, features=features)
+    features = Features({"label": ClassLabel(names=list(ANGLES)), "true_log_prob": Value("float64")})
+    columns = Dataset.from_dict({"label": labels, "true_log_prob": log_prob(frames, lengths)}, features=features)
     return make_frames(frames[np.arange(LONGEST) < lengths[:, None]], lengths, columns)

@@ -49,7 +49,7 @@ def evaluate(
     Args:
         model: has `evaluation_terms`; it is put into evaluation mode and back.
         dataset: rows with `length` and `input_ids` or `input_features`; `num_characters`, for bits a character, and
-            `log_prob`, the true log-probability of the row (of frames in raw units), where they are there.
+            `true_log_prob`, the true log-probability of the row (of frames in raw units), where they are there.
         collator: makes a batch with `labels` of a list of sequences.
         num_samples: K of the importance-weighted bound; of a model without z, which gives log p(x) itself, 1.
         batch_size: sequences a batch.
@@ -128,8 +128,8 @@ def _summarise(columns, family, dataset, config, num_samples, per_sequence) -> d
         results["label_accuracy"] = float(columns["label_right"][columns["label_known"]].mean())
     results["active_units"] = active_units(torch.from_numpy(columns["mean"]))
     results |= {"num_samples": num_samples, "num_sequences": count}
-    if "log_prob" in dataset.column_names:
-        results["true_nll"] = -float(np.mean(dataset.with_format("numpy")["log_prob"][:]))
+    if "true_log_prob" in dataset.column_names:
+        results["true_nll"] = -float(np.mean(dataset.with_format("numpy")["true_log_prob"][:]))
     columns["neg_elbo"] = columns["reconstruction"] + columns["kl"]
     bounds = ["neg_elbo", *bounds]
     results |= (_of_tokens if config.input_size is None else _of_frames)(results, columns, bounds, dataset, config)

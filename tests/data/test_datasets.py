@@ -181,7 +181,7 @@ def test_words_that_pandas_takes_for_missing_are_text(tmp_path):
 def test_attributes_are_named_as_in_the_data(corpus):
     data = corpus["test"]
     assert set(attribute_values(data, "tense")) == {"past", "present", "future"}
-    assert attribute_values(data, "log_prob") == data["log_prob"][:]
+    assert attribute_values(data, "true_log_prob") == data["true_log_prob"][:]
     missing = Dataset.from_dict({"text": ["a", "b", "c"], "label": [1.0, None, 0.0]})
     assert attribute_values(missing, "label") == ["1", None, "0"]  # integers, as they are without the gap
     for column in ("text", "topic"):

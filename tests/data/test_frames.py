@@ -148,7 +148,7 @@ def test_what_was_loaded_loads_again(tmp_path):
     data.save_to_disk(tmp_path / "saved")
     again = load_frames(dataset_name=str(tmp_path / "saved"))["train"]
     assert frames_fingerprint(again) == frames_fingerprint(data["train"])
-    assert again.features == data["train"].features and again["log_prob"][:] == data["train"]["log_prob"][:]
+    assert again.features == data["train"].features and again["true_log_prob"][:] == data["train"]["true_log_prob"][:]
 
 
 @pytest.mark.parametrize(

@@ -25,7 +25,7 @@ def test_sentences_parse_to_the_factors_that_made_them():
     for row, factors in rows(generate_corpus(3000, 1, 1)["train"]):
         assert parse(row["text"]) == factors
         assert realise(factors) == row["text"]
-        assert row["log_prob"] == pytest.approx(log_prob(factors))
+        assert row["true_log_prob"] == pytest.approx(log_prob(factors))
 
 
 def test_no_word_or_phrase_means_two_things():
@@ -42,7 +42,7 @@ def test_every_factor_changes_the_sentence():
 
 
 def test_entropy_is_the_mean_negative_log_probability():
-    sample = np.array(generate_corpus(20_000, 1, 1, seed=3)["train"]["log_prob"])
+    sample = np.array(generate_corpus(20_000, 1, 1, seed=3)["train"]["true_log_prob"])
     assert -sample.mean() == pytest.approx(entropy(), abs=4 * sample.std() / math.sqrt(len(sample)))
 
 

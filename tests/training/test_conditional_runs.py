@@ -87,11 +87,12 @@ def test_two_stages_under_a_condition(tiny, tmp_path):
 def test_frames_under_a_label(tiny, tmp_path):
     run(
         tiny(
-            "--builtin frames --label_columns label --eval_strategy steps --eval_steps 6 --attribute_columns log_prob"
+            "--builtin frames --label_columns label --attribute_columns true_log_prob "
+            "--eval_strategy steps --eval_steps 6"
         )
     )
     model, _ = load(str(tmp_path / "run"))
-    assert model.config.condition_attributes == ["log_prob"] and len(model.config.condition_labels["label"]) > 1
+    assert model.config.condition_attributes == ["true_log_prob"] and len(model.config.condition_labels["label"]) > 1
     names = model.config.condition_labels["label"]
     arrays = walk_frames(model, "sample", count=2, max_length=5, labels=names[0])
     assert arrays["sample"].shape == (2, 5, 4)
