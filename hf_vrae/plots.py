@@ -53,12 +53,12 @@ def plot_training_curves(metrics_file: str | Path, picture: str | Path | None = 
     curve(weight, train, "kl_weight", "KL weight (right)", color="tab:gray", linestyle="--")
     weight.set_ylim(0, 1.05 * max([1.0] + [row["kl_weight"] for row in train]))
     weight.set_ylabel("weight")
-    curve(information, validation, "mutual_information", "mutual information", color="tab:purple", **dots)
-    information.set(title="What the latent says", ylabel="mutual information, nats")
-    information.set_ylim(bottom=0)
     if validation and "mutual_information" not in validation[0]:  # of one latent a step there is none
-        information.set(title="Active units", ylabel="", yticks=[])
-        information.lines[0].remove()
+        information.set(title="Active units", yticks=[])
+    else:
+        curve(information, validation, "mutual_information", "mutual information", color="tab:purple", **dots)
+        information.set(title="What the latent says", ylabel="mutual information, nats")
+        information.set_ylim(bottom=0)
     units = information.twinx()
     curve(units, validation, "active_units", "active units (right)", color="tab:orange", linestyle="--", **dots)
     # Room above, so that all units active is a line and not the frame; whole numbers only.
