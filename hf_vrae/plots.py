@@ -47,6 +47,8 @@ def plot_training_curves(metrics_file: str | Path, picture: str | Path | None = 
     bound.set(title="Bound and reconstruction", ylabel="nats a sequence")
     curve(kl, train, "kl", "KL, training", color="tab:green", alpha=0.4)
     curve(kl, validation, "kl", "KL, validation", color="tab:green", **dots)
+    if any("kl_capacity" in row for row in train):  # there the weight is constant, and this is the schedule
+        curve(kl, train, "kl_capacity", "capacity C, what the KL is held to", color="tab:gray", linestyle=":")
     kl.set(title="KL, and its weight", ylabel="nats a sequence")
     kl.set_ylim(bottom=0)
     weight = kl.twinx()

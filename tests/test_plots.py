@@ -39,6 +39,14 @@ def test_curves_are_drawn_of_whatever_a_run_left(kinds, tmp_path):
         assert set(units.lines[0].get_ydata()) == {3} and units.get_ylim()[1] > 3  # below the frame
 
 
+def test_curves_show_the_capacity_where_that_is_the_schedule(tmp_path):
+    rows = [{"kind": "train", "step": s, **TRAIN, "kl_capacity": s / 2} for s in range(1, 5)]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    axis = plot_training_curves(tmp_path / "metrics.jsonl").axes[1]
+    (capacity,) = (line for line in axis.lines if "capacity" in line.get_label())
+    assert list(capacity.get_ydata()) == [0.5, 1.0, 1.5, 2.0]
+
+
 def test_curves_of_one_latent_a_step_speak_of_no_mutual_information(tmp_path):
     rows = [{"kind": "eval", "step": s} | EVAL for s in range(1, 5)]
     rows = [{name: value for name, value in row.items() if name != "mutual_information"} for row in rows]

@@ -225,6 +225,13 @@ class VRAEConfig(LatentSequenceConfig):
         """Dimensions of what the decoder is given: z, and behind it c."""
         return self.latent_size + self.condition_width
 
+    @property
+    def committed_kl(self) -> float:
+        """Nats below which the posterior's family keeps no batch's mean KL: Zhu et al. 2020, eq. 7, and Razavi et al.
+        2019. Beside a prior that follows the posterior there is no such floor."""
+        per_dimension = {"batch_norm": self.batch_norm_gamma**2 / 2, "delta": self.committed_rate}
+        return 0.0 if self.correlated_prior else self.latent_size * per_dimension.get(self.posterior, 0.0)
+
     def validate_architecture(self):
         """Checked at construction and when saving."""
         self._check_at_least_1("encoder_hidden_size", "encoder_layers", "decoder_hidden_size", "decoder_layers")

@@ -287,9 +287,9 @@ class TrainArguments:
                 f"{self.kl_capacity} and `minimum_rate` {self.minimum_rate} are without effect.",
             ),
             (
-                self.svi_steps > 0 and (capacity or self.minimum_rate > 0),
-                f"`svi_steps` {self.svi_steps} descends the -ELBO, but `kl_capacity` or `minimum_rate` train "
-                "something else. Keep one.",
+                self.svi_steps > 0 and (capacity or self.minimum_rate > 0 or self.mmd_weight > 0),
+                f"`svi_steps` {self.svi_steps} descends the -ELBO, but `kl_capacity`, `minimum_rate` or `mmd_weight` "
+                "train something else. Keep one.",
             ),
             (
                 self.overwrite_output_dir
@@ -348,11 +348,19 @@ class TrainArguments:
 
     def _not_of_vrae(self, config: VRAEConfig, floor: bool) -> list[tuple[bool, str]]:
         batch_of_one = self.per_device_train_batch_size == 1
+        committed, prescribed = config.committed_kl, self.kl_capacity or self.minimum_rate
         return [
             (
-                config.posterior == "vmf" and (floor or self.kl_schedule != "constant"),
-                "`posterior` vmf has a constant KL, on which no KL schedule, `free_bits`, `kl_capacity` or "
-                f"`minimum_rate` has a say. Set `kl_schedule` constant, got {self.kl_schedule}.",
+                config.posterior == "vmf" and (floor or self.kl_schedule != "constant" or self.kl_weight != 1),
+                "`posterior` vmf has a constant KL, on which no KL schedule, `kl_weight`, `free_bits`, `kl_capacity` "
+                "or `minimum_rate` has a say. Set `kl_schedule` constant and `kl_weight` 1, got "
+                f"{self.kl_schedule} and {self.kl_weight}.",
+            ),
+            (
+                0 < prescribed <= committed,
+                f"`posterior` {config.posterior} never has a KL below {committed:.2f} nats, and `kl_capacity` "
+                f"{self.kl_capacity} or `minimum_rate` {self.minimum_rate} would hold it at less. Raise that, or "
+                "choose another posterior.",
             ),
             (
                 config.posterior == "vmf" and self.autoencoder_epochs > 0,

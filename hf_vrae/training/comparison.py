@@ -6,6 +6,7 @@ import signal
 import statistics
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -257,8 +258,22 @@ def _columns(rows: Sequence[dict]) -> list[tuple[str, str, int]]:
 
 def _names_of(rows: Sequence[dict], ran_so: Callable[[dict], bool]) -> set[str]:
     """The rows that ran so, or "all"."""
-    names = {row["name"] for row in rows for run in row["runs"] if ran_so(run["run"])}
-    return {"all"} if names == {row["name"] for row in rows if row["runs"]} else names
+    names = {row["name"] for row in rows for run in row["runs"] if ran_so(run)}
+    if names == {row["name"] for row in rows if row["runs"]}:
+        return {"all"}
+    return {" / ".join(sorted(names))} if names else set()  # a name may have commas
+
+
+def _samples_of(rows: Sequence[dict]) -> set[str]:
+    """The K of most rows, and those that have another: bounds of other K are not comparable to a tenth of a nat."""
+    counts = Counter(run["num_samples"] for row in rows for run in row["runs"])
+    usual = min(counts, key=lambda k: (-counts[k], k))
+    others = (
+        f"{k} of {names}"
+        for k in sorted(counts.keys() - {usual})
+        for names in _names_of(rows, lambda run, k=k: run["num_samples"] == k)
+    )
+    return {", but ".join(filter(None, (str(usual), " and ".join(others))))}
 
 
 def comparison_notes(rows: Sequence[dict]) -> str:
@@ -267,7 +282,7 @@ def comparison_notes(rows: Sequence[dict]) -> str:
     if not runs:
         return "No row has been run.\n"
     distinct = {
-        "K": {run["num_samples"] for run in runs},
+        "K": _samples_of(rows),
         "sequences": {run["num_sequences"] for run in runs},
         "steps": {run["num_steps"] for run in runs if "num_steps" in run},
         "sequences of MI": {run["mi_num_sequences"] for run in runs if "mi_num_sequences" in run},
@@ -276,9 +291,9 @@ def comparison_notes(rows: Sequence[dict]) -> str:
         "self-BLEU of as many real texts": _rounded(runs, "reference_self_bleu", 1),
         "reverse PPL of as many real texts": _rounded(runs, "reference_reverse_ppl", 2),
         "hardware": {run["run"]["hardware"] for run in runs},
-        "in bf16": _names_of(rows, lambda run: run.get("mixed_precision") == "bf16"),
-        "in fp16": _names_of(rows, lambda run: run.get("mixed_precision") == "fp16"),
-        "in several processes": _names_of(rows, lambda run: run.get("num_processes", 1) > 1),
+        "in bf16": _names_of(rows, lambda run: run["run"].get("mixed_precision") == "bf16"),
+        "in fp16": _names_of(rows, lambda run: run["run"].get("mixed_precision") == "fp16"),
+        "in several processes": _names_of(rows, lambda run: run["run"].get("num_processes", 1) > 1),
         "torch": {run["run"]["versions"]["torch"] for run in runs},
         "SHA-256 of the evaluated split": {run["run"]["data"][run["split"]]["sha256"][:12] for run in runs},
     }

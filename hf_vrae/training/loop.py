@@ -38,11 +38,11 @@ from .tasks import FrameTask, TextTask, lengths
 
 logger = logging.getLogger(__name__)
 
-COLLAPSED_KL = 0.1  # nats a sequence: below, z says next to nothing about x
-COLLAPSE_WARNING = """The posterior has collapsed: at step %d the KL is %.3f nats a sequence with %d active units, so \
-the decoder ignores z and all latents decode alike. What helps: let the KL weight rise more slowly \
-(--kl_warmup_steps) or in cycles (--kl_schedule cyclical); leave some of the KL free (--free_bits); %s; less \
---dropout. A larger --kl_weight makes it worse."""
+COLLAPSED = 0.1  # nats a sequence: below, z says next to nothing about x
+COLLAPSE_WARNING = """The posterior has collapsed: at step %d %s, so the decoder ignores z and all latents decode \
+alike. What helps: %s; %s; less --dropout."""
+OF_THE_KL = """let the KL weight rise more slowly (--kl_warmup_steps) or in cycles (--kl_schedule cyclical), for a \
+larger --kl_weight makes it worse; leave some of the KL free (--free_bits)"""
 REMEDIES = {
     "vrae": "drop more of the decoder's words or frames (--word_dropout); show it z at every place "
     "(--latent_conditioning initial_state input output)",
@@ -50,6 +50,9 @@ REMEDIES = {
     "KL free (--segment_free_bits) or charge less (--segment_kl_weight); make segments shorter (--segment_length)",
     "vrnn": "let the posterior begin at the prior (--residual_posterior) and see what comes (--smoothing_posterior)",
 }
+NEVER_ARRIVES = """The KL schedule rises for %g updates (`kl_warmup_steps`), and the run has %d. Until it has arrived \
+no model is judged: the last one is kept, and neither `early_stopping_patience` nor a plateau of the learning rate \
+counts."""
 # Aggressive training (He et al. 2019, released code): the encoder's loss is compared over windows of 15 updates, of
 # which there are fewer than 100 before each of the decoder's.
 ENCODER_WINDOW, MAX_ENCODER_UPDATES = 15, 99
@@ -127,6 +130,8 @@ class TrainingLoop:
             args.kl_cycles,
             args.kl_capacity,
         )
+        if not self.kl_schedule.has_arrived(self.total_steps - 1):
+            logger.warning(NEVER_ARRIVES, args.kl_warmup_steps, self.total_steps)
         self.lr_schedule = learning_rate_schedule(args, self.total_steps)
 
         use_plain_model_files(accelerator)
@@ -380,11 +385,7 @@ class TrainingLoop:
             f", MI {results['mutual_information']:.2f}" if "mutual_information" in results else "",
             results["active_units"],
         )
-        config = self.plain_model.config
-        collapsed = results["kl"] < COLLAPSED_KL or (config.model_type != "vrnn" and results["active_units"] == 0)
-        if collapsed and config.latent_size:
-            remedies = REMEDIES[config.model_type]
-            logger.warning(COLLAPSE_WARNING, state.step, results["kl"], results["active_units"], remedies)
+        self.warn_of_collapse(results)
         if state.aggressive:
             cap = args.aggressive_max_epochs * self.steps_per_epoch
             state.aggressive = results["mutual_information"] >= state.mutual_information and state.step < cap
@@ -407,6 +408,19 @@ class TrainingLoop:
         state.evaluations_without_improvement += 1
         self.decay_learning_rate()
         return False
+
+    def warn_of_collapse(self, results: dict) -> None:
+        """Say so where z tells nothing of x, and what helps this model."""
+        config, remedies = self.plain_model.config, OF_THE_KL
+        found = f"the KL is {results['kl']:.3f} nats a sequence with {results['active_units']} active units"
+        collapsed = results["kl"] < COLLAPSED or (config.model_type != "vrnn" and results["active_units"] == 0)
+        if getattr(config, "posterior", None) == "vmf":
+            # Its KL is constant, and means on a sphere vary by 1 / latent_size at most: often no unit is ever active.
+            remedies = "spread its posterior less (--concentration)"
+            found = f"the mutual information is {results['mutual_information']:.3f} nats a sequence"
+            collapsed = results["mutual_information"] < COLLAPSED
+        if collapsed and config.latent_size:
+            logger.warning(COLLAPSE_WARNING, self.state.step, found, remedies, REMEDIES[config.model_type])
 
     def decay_learning_rate(self) -> None:
         """On a plateau: decay the learning rate and go back to the best model (He et al. 2019, released code)."""

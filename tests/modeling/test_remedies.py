@@ -152,6 +152,15 @@ def test_gradients_flow_through_the_steps_of_refinement():
     torch.testing.assert_close(start.mean.grad, torch.zeros_like(start.mean))
 
 
+def test_refinement_has_momentum_and_a_limit_for_each_sequence():
+    """On f = slope * mean, with a limit of 1 and momentum 0.5: v_1 = g, v_2 = g / 2 + g, mean_2 = -(v_1 + v_2)."""
+    slope = torch.tensor([3.0, 0.4])
+    start = DiagonalGaussian(torch.zeros(2, 1), torch.zeros(2, 1))
+    twice = refine(start, lambda q, z: q.mean.squeeze(-1) * slope, 2)
+    torch.testing.assert_close(twice.mean, torch.tensor([[-2.5], [-1.0]]))
+    torch.testing.assert_close(twice.logvar, torch.zeros(2, 1))
+
+
 @pytest.mark.parametrize("rnn_type", ["lstm", "gru"])
 def test_semi_amortised_training_reaches_the_encoder_through_its_steps(rnn_type, batch):
     model = make_model(svi_steps=2, kernels="plain", rnn_type=rnn_type, **DRY)

@@ -97,6 +97,7 @@ def test_a_recipe_that_is_its_own_base(write):
         ("--kl_schedule capacity --kl_capacity 3 --minimum_rate 2", "both prescribe the KL"),
         ("--minimum_rate 3 --num_train_samples 5", "`minimum_rate` could hold"),
         ("--kl_weight 0 --free_bits 0.1", "`kl_weight` 0 charges nothing for the KL"),
+        ("--svi_steps 2 --mmd_weight 1", "`minimum_rate` or `mmd_weight` train something else"),
         ("--aggressive --svi_steps 2", "two ways to bring q(z|x) up to date"),
         ("--aggressive --eval_strategy no", "set `eval_strategy`"),
         ("--early_stopping_patience 2 --eval_strategy no", "count evaluations, of which there are none"),

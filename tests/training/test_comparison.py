@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from hf_vrae.data.grammar import generate_corpus
+from hf_vrae.data.grammar import FACTORS, generate_corpus
 from hf_vrae.data.tokenization import train_tokenizer
 from hf_vrae.training import comparison
 from hf_vrae.training.arguments import parse_recipe
@@ -164,7 +164,16 @@ def test_a_table_of_frames_is_of_steps(folder, tmp_path):
     notes = comparison.comparison_notes(rows)
     assert "in several processes: all;" in notes and notes.endswith("also those of the row that one begins at.\n")
     rows[0]["runs"] = [{**results, "run": run | {"mixed_precision": "no", "data": {"test": {"sha256": "0" * 64}}}}]
-    assert "in bf16: VAE;" in comparison.comparison_notes(rows)
+    assert "in bf16: VAE;" in comparison.comparison_notes(rows) and notes.startswith("K: 9;")
+    rows[0]["runs"][0]["num_samples"] = 1
+    assert comparison.comparison_notes(rows).startswith(f"K: 1, but 9 of {rows[1]['name']};")
+    rows.append({**rows[0], "name": "ours, without z"})
+    rows[1]["runs"] *= 2  # seeds of one row
+    assert comparison.comparison_notes(rows).startswith(f"K: 1, but 9 of {rows[1]['name']};")
+    rows[0]["runs"] = [rows[1]["runs"][0] | {"num_samples": 500}]
+    assert comparison.comparison_notes(rows).startswith(
+        f"K: 9, but 1 of ours, without z and 500 of {rows[0]['name']};"
+    )
 
 
 QUALITY = {"teacher_forced_accuracy": 0.5, "self_bleu": 40.04, "reverse_ppl": 9.0, "tokens_per_second": 12345.6}
@@ -240,15 +249,24 @@ sys.exit(100 + len(heard))
 
 
 def test_the_rows_of_the_comparison_are_of_one_size():
-    """Within 10 %, on the vocabulary of the whole built-in corpus."""
+    """Within 10 % of the VRAE, on the vocabulary and under the conditions of the whole built-in corpus."""
     recipes = comparison.find_recipes(ROOT / "recipes" / "comparison")
     sizes = {}
     for path in recipes:
         recipe = parse_recipe(["--config", str(path)])
         assert recipe.data.corpus_size is None and recipe.data.train_file is None
-        sizes[path.stem] = make_model(recipe, vocab_size=VOCABULARY).num_parameters()
-    assert {"vrae", "vrnn", "rnn_lm"} <= set(sizes)
-    assert max(sizes.values()) <= 1.1 * min(sizes.values()), sizes
+        labels = {name: sorted(FACTORS[name]) for name in recipe.data.label_columns or ()}
+        of_the_data = {"vocab_size": VOCABULARY} | ({"condition_labels": labels} if labels else {})
+        sizes[path.stem] = make_model(recipe, **of_the_data).num_parameters()
+    assert {"vrae", "vrnn", "rnn_lm", "conditional"} <= set(sizes)
+    assert all(0.9 <= size / sizes["vrae"] <= 1.1 for size in sizes.values()), sizes
+
+
+@pytest.mark.parametrize("folder", ["recipes/comparison", "recipes/text/ptb_systems"])
+def test_the_rows_that_were_measured_are_of_one_size(folder):
+    rows = comparison.collect(comparison.find_recipes(ROOT / folder), ROOT / folder / "results")
+    sizes = {row["name"]: run["run"]["num_parameters"] for row in rows for run in row["runs"]}
+    assert len(sizes) >= 7 and all(0.9 <= size / sizes["VRAE"] <= 1.1 for size in sizes.values()), sizes
 
 
 def test_that_vocabulary_is_the_built_in_corpus():

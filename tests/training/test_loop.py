@@ -8,6 +8,7 @@ import threading
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -301,6 +302,27 @@ def test_aggressive_training_brings_the_encoder_up_before_each_step_of_the_decod
     assert "decoder" in outer[1] and "encoder" not in outer[1]
 
 
+@pytest.mark.parametrize(
+    ("losses", "updates"),
+    [([5.0, 4.0, 4.1, 3.0], 45), ([5.0, 5.1], 30), ([5.0, 5.0, 4.0, 3.0, 2.0, 1.0, 0.5], 99)],
+    ids=["rises in its third window", "in its second", "falls to the end"],
+)
+def test_the_encoder_is_trained_until_its_loss_rises_from_one_window_to_the_next(losses, updates):
+    nats = iter(loss for loss in losses for _ in range(15))
+    loop = SimpleNamespace(
+        plain_model=torch.nn.Module(),
+        batches=SimpleNamespace(of_encoder=lambda update: np.array([update % 2])),
+        update=lambda batches, indices, frozen: (torch.tensor([3 * (indices[0] + 1) * next(nats)]), None),
+        state=SimpleNamespace(encoder_updates=0),
+        task=SimpleNamespace(scored=lambda lengths: 3 * lengths.sum()),
+        lengths=np.array([1, 2]),
+        accelerator=SimpleNamespace(reduce=lambda tensor, how: tensor),
+    )
+    loop.plain_model.get_encoder = lambda: torch.nn.Linear(1, 1)
+    TrainingLoop.train_encoder(loop, iter(()))
+    assert loop.state.encoder_updates == updates
+
+
 def test_aggressive_training_ends_with_its_last_epoch(tiny, monkeypatch):
     mi = iter(range(1, 99))
     original = loop_module.evaluate
@@ -365,7 +387,10 @@ def test_scheduled_sampling_rises_to_its_share(tiny, monkeypatch):
 @pytest.mark.parametrize(
     ("flags", "reason"),
     [
-        ("--posterior vmf", "Set `kl_schedule` constant, got linear"),
+        ("--posterior vmf", "Set `kl_schedule` constant and `kl_weight` 1, got linear and 1.0"),
+        ("--posterior vmf --kl_schedule constant --kl_weight 0.2", "got constant and 0.2"),
+        ("--posterior delta --minimum_rate 0.5", "never has a KL below 0.60 nats"),  # 4 x 0.15
+        ("--posterior batch_norm --kl_schedule capacity --kl_capacity 0.7", "below 0.72 nats"),  # 4 x 0.6^2 / 2
         ("--latent_size 0", "no KL to schedule and no encoder"),
         ("--aggressive --tie_word_embeddings --eval_strategy epoch", "shares its table with the decoder"),
         ("--posterior batch_norm --per_device_train_batch_size 1", "raise `per_device_train_batch_size`"),
@@ -389,6 +414,33 @@ def test_collapse_is_said_in_plain_words(tiny, caplog):
         )
     assert "The posterior has collapsed: at step 12 the KL is 0.0" in caplog.text
     assert "--kl_warmup_steps" in caplog.text and "makes it worse" in caplog.text
+
+
+@pytest.mark.parametrize("mi", [0.01, 1.5])
+def test_a_posterior_on_a_sphere_is_judged_by_what_it_tells(mi, tiny, caplog, monkeypatch):
+    """Its KL is constant, and its means vary too little to be counted as active units."""
+    original = loop_module.evaluate
+    found = {"mutual_information": mi, "active_units": 0}
+    monkeypatch.setattr(loop_module, "evaluate", lambda *args, **kwargs: original(*args, **kwargs) | found)
+    with caplog.at_level("WARNING"):
+        run(tiny("--posterior vmf --kl_schedule constant --eval_strategy steps --eval_steps 12"))
+    assert ("collapsed: at step 12 the mutual information is 0.010" in caplog.text) == (mi < 0.1)
+    assert ("--concentration" in caplog.text) == (mi < 0.1) and "--free_bits" not in caplog.text
+
+
+def test_a_rate_is_held_above_the_floor_of_the_posterior_alone(tiny):
+    run(tiny("--posterior batch_norm --minimum_rate 0.8 --max_steps 1"))
+    # Beside a prior that follows there is no floor.
+    run(tiny("--posterior batch_norm --minimum_rate 0.5 --correlated_prior True --max_steps 1", "follows"))
+
+
+def test_a_kl_schedule_longer_than_the_run_is_told(tiny, caplog):
+    flags = "--eval_strategy steps --eval_steps 6 --kl_warmup_steps "
+    with caplog.at_level("WARNING"):
+        assert run(tiny(flags + "11", "arrives"))["run"]["best_step"] == 12
+        assert "rises for" not in caplog.text
+        assert run(tiny(flags + "12", "never"))["run"]["best_step"] is None
+    assert "rises for 12 updates (`kl_warmup_steps`), and the run has 12" in caplog.text
 
 
 def test_a_run_is_never_overwritten_unless_asked(tiny, tmp_path):
