@@ -130,7 +130,7 @@ class TrainingLoop:
             args.kl_cycles,
             args.kl_capacity,
         )
-        if not self.kl_schedule.has_arrived(self.total_steps - 1):
+        if args.eval_strategy != "no" and not self.kl_schedule.has_arrived(self.total_steps - 1):
             logger.warning(NEVER_ARRIVES, args.kl_warmup_steps, self.total_steps)
         self.lr_schedule = learning_rate_schedule(args, self.total_steps)
 
