@@ -332,6 +332,19 @@ class VRAEConfig(LatentSequenceConfig):
                 f"`condition_dropout` {self.condition_dropout} drops conditions, and the model has none: name columns "
                 "of the data (`label_columns`, `attribute_columns`, `condition_column`), or leave it out.",
             ),
+            *(
+                (
+                    not conditional and getattr(self, name) != self.__dataclass_fields__[name].default,
+                    f"`{name}` {getattr(self, name)} is of a condition, and the model has none: name columns of the "
+                    "data (`label_columns`, `attribute_columns`, `condition_column`), or leave it out.",
+                )
+                for name in ("condition_embedding_size", "learn_prior")
+            ),
+            (
+                self.classifier_weight != 1 and not self.label_classifier,
+                f"`classifier_weight` {self.classifier_weight} is of `label_classifier`, which is not asked for. Set "
+                "that, or leave it out.",
+            ),
             (
                 conditional and self.latent_size > 0 and self.learn_prior and self.posterior != "gaussian",
                 f"`posterior` {self.posterior} keeps its KL to one prior for all from falling to 0, and `learn_prior` "

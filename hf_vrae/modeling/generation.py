@@ -6,8 +6,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+from torch import nn
 from transformers import LogitsProcessor
-from transformers.cache_utils import Cache, LinearAttentionLayer
+from transformers.cache_utils import Cache, DynamicLayer, LinearAttentionLayer
 from transformers.modeling_outputs import ModelOutput
 
 from .kernels import draw
@@ -50,6 +51,9 @@ class Guidance(LogitsProcessor):
             if same.any(1).all():  # not so where assisted decoding has gone back: all is then read anew
                 self.cache.reorder_cache(same.int().argmax(1))
                 new, cache = input_ids[:, -1:], self.cache
+        if self.mask is not None and self.read is None:
+            # `generate` has put the start before beginnings that had none.
+            self.mask = nn.functional.pad(self.mask, (input_ids.shape[1] - self.mask.shape[1], 0), value=1)
         mask = self.mask
         if mask is not None:
             mask = mask.repeat_interleave(rows // len(mask), dim=0)
@@ -133,6 +137,11 @@ def copy_of(cache: Cache, recurrent: bool) -> Cache:
         raise ValueError(
             f"`past_key_values` must be what an earlier call of this model returned, got a {type(cache).__name__}. "
             "Leave it out to begin anew."
+        )
+    if not recurrent and not all(isinstance(layer, DynamicLayer) for layer in cache.layers):
+        raise ValueError(
+            "`past_key_values` must be a `DynamicCache`, which grows by binding new tensors, for the caller's own is "
+            f"not to be written into; got a {type(cache).__name__}."
         )
     if recurrent:
         return cache.copy()

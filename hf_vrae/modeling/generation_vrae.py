@@ -6,7 +6,6 @@ import torch
 from transformers import LogitsProcessorList
 from transformers.generation import GenerationMixin
 
-from .conditioning import join
 from .encoders import VRAEEncoderOutput
 from .generation import Draw, Guidance, copy_of, decode
 from .kernels import PackedLinear, is_plain
@@ -63,6 +62,12 @@ class VRAEGenerationMixin(GenerationMixin):
         if kwargs.get("decoder_input_ids") is not None:
             self._prepare_beginning(kwargs)
         config = kwargs.get("generation_config") or self.generation_config
+        cache_implementation = kwargs.get("cache_implementation", config.cache_implementation)
+        if cache_implementation not in (None, "dynamic", "dynamic_full"):
+            raise ValueError(
+                f"`cache_implementation` must be dynamic, or left out, got {cache_implementation}: the decoder makes "
+                "its own cache, a state of one size where it is recurrent and a `DynamicCache` where it attends."
+            )
         if config.guidance_scale not in (None, 1):  # transformers' own would decode without z
             guidance_scale = config.guidance_scale if guidance_scale is None else guidance_scale
             kwargs["generation_config"] = copy.copy(config)
@@ -93,15 +98,8 @@ class VRAEGenerationMixin(GenerationMixin):
 
     def _guidance(self, scale: float, kwargs: dict) -> Guidance:
         """What moves the scores away from those of the same z without c."""
-        if not self.config.condition_dropout:
-            raise ValueError(
-                "`guidance_scale` needs a model that has learnt to go without its condition: train it with "
-                f"`condition_dropout` above 0; got {self.config.condition_dropout}."
-            )
-        if scale <= 0:
-            raise ValueError(f"`guidance_scale` must be above 0 (1 guides nowhere), got {scale}.")
-        latents = kwargs["encoder_outputs"].last_hidden_state[:, 0, : self.config.latent_size]
-        seen = join(latents, self.model.embed_condition())
+        seen = kwargs["encoder_outputs"].last_hidden_state[:, 0] if self.config.condition_width else None
+        seen = self._without_condition(seen, scale)
         return Guidance(self, scale, VRAEEncoderOutput(seen.unsqueeze(1)), kwargs.get("decoder_attention_mask"))
 
     def _sample(

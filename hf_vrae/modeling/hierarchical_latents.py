@@ -150,6 +150,7 @@ class JointPrior(Distribution):
 
     def along(self, z: torch.Tensor) -> DiagonalGaussian:
         """p(z_g) and each p(z_s | z_g, z_<s) given the z above and before it in `z` [..., W]."""
+        z = z.masked_fill(~self.present, 0)  # a NaN would reach the gradients even through the `where` below
         z_g, below = z.reshape(-1, z.shape[-1]).tensor_split([self.global_size], dim=1)
         moments = [torch.zeros_like(z_g)] * 2
         if below.shape[1]:

@@ -81,6 +81,10 @@ class ConditionalModel(OneLatentModel):
                 "`labels`, or in `class_ids`."
             )
         likeliest = self.classify(**batch).probs.argmax(-1, keepdim=True)  # [B, 1]
+        if class_ids is not None and len(class_ids) not in (1, len(likeliest)):
+            raise ValueError(
+                f"`class_ids` must be one for each of the {len(likeliest)} rows, or one for all, got {len(class_ids)}."
+            )
         return likeliest if class_ids is None else torch.where(class_ids == MISSING, likeliest, class_ids)
 
     def _prior(self, condition: torch.Tensor | None) -> torch.distributions.Distribution:
@@ -199,6 +203,17 @@ class ConditionalModel(OneLatentModel):
         size = self.config.latent_size
         return seen[:, size:], seen[:, :size]
 
+    def _without_condition(self, seen: torch.Tensor, scale: float) -> torch.Tensor:
+        """What is decoded, [B, D + C], with its c missing: for guidance by `scale` away from it."""
+        if not self.config.condition_dropout:
+            raise ValueError(
+                "`guidance_scale` needs a model that has learnt to go without its condition: train it with "
+                f"`condition_dropout` above 0; got {self.config.condition_dropout}."
+            )
+        if scale <= 0:
+            raise ValueError(f"`guidance_scale` must be above 0 (1 guides nowhere), got {scale}.")
+        return join(seen[:, : self.config.latent_size], self.model.embed_condition())
+
     def _decoded_of(self, labels, latents: torch.Tensor | None, batch: dict) -> torch.Tensor:
         """What `generate` decodes: z and behind it c, [B, D + C].
 
@@ -217,6 +232,11 @@ class ConditionalModel(OneLatentModel):
             wanted, own = self.label_ids(labels), under["class_ids"]
             if own is not None:
                 own = own.cpu().reshape(len(own), -1)
+                if own.shape[1] != wanted.shape[1] or len({len(own), len(wanted)} - {1}) > 1:
+                    raise ValueError(
+                        f"`class_ids` must be [batch, {wanted.shape[1]}] with a row for each of the {len(wanted)} of "
+                        f"`labels`, or one for all, got {list(under['class_ids'].shape)}."
+                    )
                 wanted = torch.where(wanted == MISSING, own, wanted)
             under["class_ids"] = wanted
         inputs = {name: value for name, value in batch.items() if name not in CONDITIONS} if has_input else {}

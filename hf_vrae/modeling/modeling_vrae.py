@@ -502,7 +502,12 @@ class VRAEForSequenceGeneration(VRAEPreTrainedModel, ConditionalModel, VRAEGener
 
     def labels_from_input_ids(self, input_ids: torch.LongTensor, attention_mask: torch.Tensor | None = None):
         """Labels [B, T] of an autoencoder: the input itself, with -100 at padding and at the start token."""
-        real = input_ids != self.config.pad_token_id if attention_mask is None else attention_mask.bool()
+        if attention_mask is not None:
+            real = attention_mask.bool()
+        elif self.config.pad_token_id is None:
+            real = torch.ones_like(input_ids, dtype=torch.bool)
+        else:
+            real = input_ids != self.config.pad_token_id
         start = (real.cumsum(1) == 1) & (input_ids == self.config.decoder_start_token_id)
         return input_ids.masked_fill(~real | start, IGNORE_INDEX)
 

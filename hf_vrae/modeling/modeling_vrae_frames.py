@@ -7,6 +7,7 @@
 Letters in shapes: B batch, T time, K samples, D latent size, E embedding size, H hidden size, F channels of a frame.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -255,6 +256,7 @@ class VRAEForFrameGeneration(VRAEPreTrainedModel, ConditionalModel, FrameModel):
         class_ids: torch.LongTensor | None = None,
         attributes: torch.FloatTensor | None = None,
         condition: torch.FloatTensor | None = None,
+        guidance_scale: float | None = None,
     ) -> GeneratedFrames:
         """Frames from an input (its posterior mean is decoded) or from `latents`, one step of the decoder after the
         other. A conditional model also decodes neither: z is then drawn from p(z|c), one for each of the labels.
@@ -271,8 +273,9 @@ class VRAEForFrameGeneration(VRAEPreTrainedModel, ConditionalModel, FrameModel):
             beginning: frames to go on from, [B, S, F] or [1, S, F], raw. The model fills in what is NaN there, given
                 the frames before; beginnings of different lengths have NaN frames at their ends.
             labels, class_ids, attributes, condition: of a conditional model, as in
-                [`VRAEForSequenceGeneration.generate`]. There is no guidance: the density p(x|c)^s p(x)^(1 - s) is none
-                of the head's family, but for a Gaussian one whose variance need not be positive.
+                [`VRAEForSequenceGeneration.generate`].
+            guidance_scale: as there, of the heads bernoulli and categorical: their logits are linear in what they
+                read, so that it is guided itself. Of the others p(x|c)^s p(x)^(1 - s) is not in the family.
 
         Returns:
             [`GeneratedFrames`]: `sequences` [B, T, F], raw, beginnings included, and the `lengths` [B] of its rows.
@@ -291,13 +294,37 @@ class VRAEForFrameGeneration(VRAEPreTrainedModel, ConditionalModel, FrameModel):
             latents = self.encode(**batch).mode if latents is None else latents
         self._check_latents(latents, self.config.condition_width)
         rows, latents = len(latents), latents.to(self.device, self.dtype)
+        if attention_mask is not None:
+            attention_mask = attention_mask.expand(rows, -1)  # one input under several labels
+        next_features = self._reader(latents)
+        if guidance_scale not in (None, 1):
+            next_features = self._guided(next_features, latents, guidance_scale)
+        return self._generate(next_features, rows, attention_mask, max_length, do_sample, lengths, beginning)
+
+    def _reader(self, latents: torch.Tensor) -> Callable[[torch.Tensor | None], torch.Tensor]:
+        """From the frames just chosen, [B, F], to what the head reads of the next ones, [B, H], given `latents`."""
         step = self.model.decoder.stepper(latents)
 
         def next_features(frame):
             hidden = step(self._embed_chosen(frame, latents))
-            return self.model.decoder.beside_latents(hidden.unsqueeze(1), latents).squeeze(1)  # [B, H]
+            return self.model.decoder.beside_latents(hidden.unsqueeze(1), latents).squeeze(1)
 
-        return self._generate(next_features, rows, attention_mask, max_length, do_sample, lengths, beginning)
+        return next_features
+
+    def _guided(self, with_condition: Callable, latents: torch.Tensor, scale: float) -> Callable:
+        """u + s (h - u), with h what is read with the condition and u what is read without (Ho & Salimans 2022)."""
+        if self.config.head not in ("bernoulli", "categorical"):
+            raise ValueError(
+                f"`guidance_scale` is of the heads bernoulli and categorical, got {self.config.head}, whose "
+                "distributions guidance would leave. Leave it out."
+            )
+        without = self._reader(self._without_condition(latents, scale))
+
+        def next_features(frame):
+            u = without(frame)
+            return u + scale * (with_condition(frame) - u)
+
+        return next_features
 
 
 __all__ = ["VRAEForFrameGeneration"]

@@ -114,7 +114,8 @@ class TrainingLoop:
         self.validation, self.lengths = validation, lengths(train)
         self.output_dir = Path(args.output_dir)
         self.state = TrainingState(fingerprint=task.fingerprint(train), aggressive=args.aggressive)
-        multiple = 1 if accelerator.mixed_precision == "no" else 8  # tensor cores like multiples of 8
+        # Tensor cores like multiples of 8; a CPU would pass over the padding for nothing.
+        multiple = 1 if accelerator.mixed_precision == "no" or accelerator.device.type == "cpu" else 8
         self.collator = task.collator(pad_to_multiple_of=multiple)
         self.batches = UpdateBatches(batch_rows(train), self.lengths, self.collator, args, accelerator)
         self.steps_per_epoch = self.batches.steps_per_epoch

@@ -432,6 +432,62 @@ def test_guidance_with_beginnings_and_several_sequences_of_one(mode):
         assert torch.equal(alone[0, 2:], together[0, 3 : 3 + alone.shape[1] - 2])
 
 
+@pytest.mark.parametrize("decoder_type", ["rnn", "transformer"])
+def test_guidance_of_beginnings_without_their_start(decoder_type):
+    """`generate` puts it before them, and before their mask."""
+    model, z = make_model(**GUIDED, decoder_type=decoder_type), torch.randn(2, 6)
+    wanted = {"return_dict_in_generate": True, "output_scores": True, "max_new_tokens": 4, "eos_token_id": None}
+    options = {"guidance_scale": 3.0, "labels": ["a", "b"], **wanted}
+    bare = model.generate(latents=z, decoder_input_ids=torch.tensor([[5, 0], [6, 7]]), **options)
+    begun = model.generate(latents=z, decoder_input_ids=torch.tensor([[2, 5, 0], [2, 6, 7]]), **options)
+    assert torch.equal(bare.sequences, begun.sequences)
+    for own, expected in zip(bare.scores, begun.scores, strict=True):
+        torch.testing.assert_close(own, expected)
+
+
+@pytest.mark.parametrize("places", [["initial_state", "input", "output"], ["initial_state"]], ids=str)
+@pytest.mark.parametrize("head", ["bernoulli", "categorical"])
+def test_guided_frames_have_guided_logits(head, places):
+    """log p = u + s (h - u), frame after frame, of the logits of two whole passes."""
+    options = {"latent_conditioning": places, "embedding_initializer_range": 1.0}
+    model = make_frame_model(head=head, **GUIDED, **options)
+    z, beginning, logits = torch.randn(2, 4), torch.randint(0, 2, (2, 3, 3)).float(), []
+    model.head.register_forward_hook(lambda module, inputs, outputs: logits.append(outputs.logits))
+
+    def logits_of(**options):
+        logits.clear()
+        model.generate(latents=z, beginning=beginning, max_length=4, **options)
+        return torch.stack(logits)
+
+    under, without = logits_of(labels=["a", "c"]), logits_of()
+    assert not torch.allclose(under, without, atol=0.1) and len(under) == 4
+    guided = logits_of(labels=["a", "c"], guidance_scale=2.5)
+    expected = without + 2.5 * (under - without)
+    expected = expected.log_softmax(-1) if head == "categorical" else expected
+    torch.testing.assert_close(guided, expected, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(logits_of(labels=["a", "c"], guidance_scale=1), under)
+
+
+def test_frames_are_of_the_length_of_their_input_under_each_of_several_labels():
+    model = make_frame_model(**GUIDED)
+    frames = torch.randn(1, 7, 3)
+    both = model.generate(input_features=frames, labels=["a", "b"])
+    assert both.sequences.shape == (2, 7, 3) and both.lengths.tolist() == [7, 7]
+    alone = model.generate(input_features=frames, labels="b")
+    torch.testing.assert_close(both.sequences[1:], alone.sequences)
+
+
+def test_labels_beside_ids_of_another_shape_are_refused():
+    model = make_model(condition_labels=LABELS)
+    beside = {"latents": torch.randn(3, 6), "labels": {"mood": "question"}}
+    with pytest.raises(ValueError, match=r"must be \[batch, 2\].*got \[3\]"):
+        model.generate(**beside, class_ids=torch.tensor([0, 1, 0]))
+    with pytest.raises(ValueError, match=r"for each of the 3 of `labels`.*got \[2, 2\]"):
+        model.generate(**beside | {"labels": {"mood": ["question"] * 3}}, class_ids=torch.zeros(2, 2).long())
+    with pytest.raises(ValueError, match="one for each of the 4 rows.*got 3"):
+        make_model(**SEMI).infer_labels(torch.tensor([0, -100, 1]), input_ids=torch.randint(4, 40, (4, 5)))
+
+
 def test_guided_decoding_may_be_assisted():
     """Drafts that are not taken are no part of what the unconditional pass has read."""
     model = make_model(**GUIDED, decoder_type="transformer")
@@ -448,6 +504,8 @@ def test_guidance_that_cannot_be_is_refused():
         make_model(**GUIDED | {"condition_dropout": 0}).generate(latents=torch.randn(1, 6), guidance_scale=2.0)
     with pytest.raises(ValueError, match="above 0"):
         make_model(**GUIDED).generate(latents=torch.randn(1, 6), guidance_scale=-1.0)
+    with pytest.raises(ValueError, match="got gaussian, whose distributions guidance would leave"):
+        make_frame_model(**GUIDED).generate(latents=torch.randn(1, 4), max_length=2, guidance_scale=2.0)
 
 
 @pytest.mark.parametrize("mode", MODES.values(), ids=MODES.keys())
@@ -464,6 +522,9 @@ def test_cached_is_uncached(mode):
     "options, message",
     [
         ({"condition_dropout": 0.1}, "the model has none"),
+        ({"condition_embedding_size": 9}, "`condition_embedding_size` 9 is of a condition"),
+        ({"learn_prior": False}, "`learn_prior` False is of a condition"),
+        ({"classifier_weight": 5.0, "condition_labels": LABELS}, "`classifier_weight` 5.0 is of `label_classifier`"),
         ({"label_classifier": True}, "exactly one label"),
         ({"label_classifier": True, "condition_labels": LABELS}, "exactly one label"),
         (SEMI | {"latent_size": 0}, "model without encoder"),

@@ -476,3 +476,15 @@ def test_separators_are_no_frames_and_a_learnt_prior_is_not_refined():
     model = make_hierarchical_model(segment_length=3)
     with pytest.raises(ValueError, match="`svi_steps` refines one z with a fixed prior"):
         model.evaluation_terms(2, None, 3, **make_tokens())
+
+
+def test_rows_without_a_segment_give_gradients_that_are_numbers():
+    """What an encoder gave has NaN in the place of a segment that is not there."""
+    model = make_hierarchical_model(segment_length=3).train()
+    batch = make_tokens()
+    labels = batch.pop("labels")
+    outputs = model(**batch, labels=labels, encoder_outputs=model.get_encoder()(**batch))
+    outputs.loss.backward()
+    gradients = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+    assert {"model.encoder", "model.decoder"} <= {".".join(name.split(".")[:2]) for name in gradients}
+    assert all(gradient.isfinite().all() for gradient in gradients.values())

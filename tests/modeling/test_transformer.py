@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 from transformers import BertConfig, BertModel, GPT2Config, GPT2LMHeadModel, GPT2Model, GPTJConfig, GPTJForCausalLM
+from transformers.cache_utils import StaticCache
 
 from hf_vrae import VRAEConfig, VRAEForSequenceGeneration
 from tests.models import GPT2, make_frame_model, make_frames, make_model
@@ -280,3 +281,23 @@ def test_pretrained_parts_that_do_not_fit(pretrained):
     GPT2Model(GPT2Config(vocab_size=20, n_embd=4, n_layer=1, n_head=1)).save_pretrained(pretrained / "small")
     with pytest.raises(ValueError, match="must read the same tokens, but they know 20 and 30"):
         VRAEForSequenceGeneration.from_encoder_decoder_pretrained(pretrained / "small", pretrained / "gpt2")
+
+
+@pytest.mark.parametrize("options", [TRANSFORMERS, {"decoder_config": GPT2}], ids=["ours", "gpt2"])
+def test_caches_of_one_size_are_refused(options):
+    model, z = make_model(**options), torch.randn(1, 6)
+    with pytest.raises(ValueError, match="`cache_implementation` must be dynamic.*got static"):
+        model.generate(latents=z, cache_implementation="static")
+    given = {"decoder_input_ids": torch.tensor([[2, 5]]), "max_new_tokens": 3}
+    with pytest.raises(ValueError, match="must be a `DynamicCache`.*got a StaticCache"):
+        model.generate(latents=z, past_key_values=StaticCache(config=model.config, max_cache_len=16), **given)
+    assert model.generate(latents=z, cache_implementation="dynamic", **given).shape == (1, 5)
+
+
+def test_without_a_padding_token_all_is_real():
+    model = make_model(decoder_config=GPT2, pad_token_id=None)
+    ids = torch.randint(4, 40, (2, 5))
+    assert torch.equal(model.labels_from_input_ids(ids), ids)
+    mask = torch.ones_like(ids)
+    expected = model.log_importance_weights(input_ids=ids, attention_mask=mask, generator=torch.manual_seed(0))
+    assert torch.equal(model.log_importance_weights(input_ids=ids, generator=torch.manual_seed(0)), expected)
