@@ -102,6 +102,12 @@ class VRAEGenerationMixin(GenerationMixin):
         seen = self._without_condition(seen, scale)
         return Guidance(self, scale, VRAEEncoderOutput(seen.unsqueeze(1)), kwargs.get("decoder_attention_mask"))
 
+    def _get_logits_processor(self, *args, **kwargs) -> LogitsProcessorList:
+        """transformers' list with guidance in front, where its own would stand: what else changes scores changes the
+        guided ones."""
+        processors = super()._get_logits_processor(*args, **kwargs)
+        return LogitsProcessorList(sorted(processors, key=lambda processor: not isinstance(processor, Guidance)))
+
     def _sample(
         self,
         input_ids,

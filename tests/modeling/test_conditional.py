@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 from torch.distributions import kl_divergence
-from transformers import GenerationConfig
+from transformers import GenerationConfig, RepetitionPenaltyLogitsProcessor
 
 from hf_vrae import VRAEConfig, VRAEForFrameGeneration, VRAEForSequenceGeneration
 from hf_vrae.modeling.conditioning import label_ids
@@ -402,6 +402,17 @@ def test_guided_scores_are_of_two_passes(options):
     assert by_config.guidance_scale == 2.5
     unguided = model.generate(latents=z, labels=labels, **plain)
     assert torch.equal(model.generate(latents=z, labels=labels, guidance_scale=1, **plain), unguided)
+
+
+def test_a_penalty_is_of_the_guided_scores():
+    model = make_model(**GUIDED)
+    z, labels = torch.randn(3, 6), torch.tensor([0, 2, 1])
+    wanted = {"return_dict_in_generate": True, "output_scores": True, "max_new_tokens": 5, "eos_token_id": None}
+    outputs = model.generate(latents=z, labels=labels, guidance_scale=3.0, repetition_penalty=1.7, **wanted)
+    penalty = RepetitionPenaltyLogitsProcessor(1.7)
+    for step, scores in enumerate(outputs.scores):
+        ids = outputs.sequences[:, : step + 1]
+        torch.testing.assert_close(scores, penalty(ids, guided_step(model, ids, z, labels, 3.0)), rtol=1e-4, atol=1e-4)
 
 
 def test_guided_beams_are_scored_by_whole_passes():
