@@ -52,6 +52,14 @@ class HierarchicalVRAEConfig(VRAEConfig):
         default=0.0,
         metadata={"help": "hierarchical: free bits of the segments' z, below which their prior learns nothing either"},
     )
+    section_kl_weight: list[float | int] | None = field(
+        default=None,
+        metadata={"help": "hierarchical: segment_kl_weight of each of section_sizes; by default the segments'"},
+    )
+    section_free_bits: list[float | int] | None = field(
+        default=None,
+        metadata={"help": "hierarchical: segment_free_bits of each of section_sizes; by default the segments'"},
+    )
 
     def __post_init__(self, **kwargs):
         if self.section_sizes is None:
@@ -68,8 +76,32 @@ class HierarchicalVRAEConfig(VRAEConfig):
         """How many segments the largest scale below the whole has in one section; 1 where there are none."""
         return math.prod(self.section_sizes)
 
+    @property
+    def prices_below(self) -> list[tuple[float, float]]:
+        """KL weight and free bits of each scale below the whole, the largest first."""
+        of_sections = (
+            [own] * len(self.section_sizes) if given is None else given
+            for given, own in (
+                (self.section_kl_weight, self.segment_kl_weight),
+                (self.section_free_bits, self.segment_free_bits),
+            )
+        )
+        return [*zip(*of_sections, strict=True), (self.segment_kl_weight, self.segment_free_bits)]
+
+    @property
+    def has_own_prices(self) -> bool:
+        """Whether the KL of some scale is charged otherwise than that of the whole."""
+        return any(weight != 1 or free > 0 for weight, free in self.prices_below)
+
     def validate_architecture(self):
         """Checked at construction and when saving."""
+        for name in ("section_kl_weight", "section_free_bits"):
+            given = getattr(self, name)
+            if given is not None and (len(given) != len(self.section_sizes) or min(given, default=0) < 0):
+                raise ValueError(
+                    f"`{name}` must be a number of 0 or more for each of `section_sizes` {self.section_sizes}, got "
+                    f"{given}."
+                )
         self._check_at_least_1("segment_length", "conductor_hidden_size")
         self._check_not_negative("segment_latent_size", "segment_kl_weight", "segment_free_bits")
         if any(size < 2 for size in self.section_sizes):
@@ -84,7 +116,6 @@ class HierarchicalVRAEConfig(VRAEConfig):
 
     def _combinations(self) -> list[tuple[bool, str]]:
         only_first = self.latent_conditioning == ["initial_state"]
-        own_weight = self.segment_kl_weight != 1 or self.segment_free_bits > 0
         return [
             (
                 self.condition_width > 0,
@@ -123,13 +154,14 @@ class HierarchicalVRAEConfig(VRAEConfig):
                 "`segment_ids`.",
             ),
             (
-                self.segment_latent_size == 0 and own_weight,
-                "`segment_latent_size` 0 leaves no KL for `segment_kl_weight` or `segment_free_bits`. Leave them out.",
+                self.segment_latent_size == 0 and self.has_own_prices,
+                "`segment_latent_size` 0 leaves no KL for `segment_kl_weight` or `segment_free_bits`, nor for those "
+                "of sections. Leave them out.",
             ),
             (
-                self.num_train_samples > 1 and own_weight,
+                self.num_train_samples > 1 and self.has_own_prices,
                 f"`num_train_samples` {self.num_train_samples} trains the importance-weighted bound, which knows one "
-                "weight of the KL: set `segment_kl_weight` 1 and `segment_free_bits` 0.",
+                "weight of the KL: set `segment_kl_weight` 1 and `segment_free_bits` 0, and leave out sections' own.",
             ),
             *super()._combinations(),
         ]

@@ -84,6 +84,15 @@ def first_segments(config, num_segments: int) -> torch.LongTensor:
     return places.flatten()
 
 
+def scales_of_a_node(config) -> list[int]:
+    """The scale of each dimension of a node just below the whole with all that hangs on it, 0 its own."""
+    size, sections = config.segment_latent_size, config.section_sizes
+    scales = [len(sections)] * size
+    for scale in reversed(range(len(sections))):
+        scales = [scale] * size + scales * sections[scale]
+    return scales
+
+
 class JointGaussian(DiagonalGaussian):
     """q(z|x) of all scales: independent Gaussians, and N(0, I), as in the prior, where a row has no such segment.
 

@@ -17,7 +17,7 @@ from .configuration_hierarchical import HierarchicalVRAEConfig
 from .distributions import DiagonalGaussian, kl_per_dimension
 from .generation_vrae import VRAEGenerationMixin  # named among the bases, where transformers looks for it
 from .hierarchical import HierarchicalDecoder, HierarchicalEncoder
-from .hierarchical_latents import JointGaussian, JointPrior, complete, first_segments
+from .hierarchical_latents import JointGaussian, JointPrior, complete, first_segments, scales_of_a_node
 from .modeling_latent import OneLatentModel, check_latents
 from .modeling_vrae import VRAEForSequenceGeneration, VRAEModel, VRAEPreTrainedModel
 from .objectives import capacity_gap, free_bits, negative_elbo
@@ -94,14 +94,16 @@ class ScalesOfLatents(OneLatentModel):
         def charged(kl, amount, present=None):
             return free_bits(kl, amount, config.free_bits_form, present) if amount else kl.sum(1).mean()
 
-        of_whole, below = of_each.tensor_split([config.latent_size], dim=1)
-        present = posterior.present[:, config.latent_size :]
-        of_segments = config.segment_kl_weight * charged(below, config.segment_free_bits, present)
-        return negative_elbo(reconstruction, charged(of_whole, config.free_bits) + of_segments, self.kl_weight), kl
+        of_whole, *below = self._by_scale(of_each)
+        _, *present = self._by_scale(posterior.present)
+        loss = charged(of_whole, config.free_bits)
+        for (weight, free), of_scale, here in zip(config.prices_below, below, present, strict=True):
+            loss = loss + weight * charged(of_scale, free, here)
+        return negative_elbo(reconstruction, loss, self.kl_weight), kl
 
     def evaluation_terms(self, num_samples, generators=None, svi_steps=0, **batch):
         """As in [`OneLatentModel`], where `mean`, `latents` and `posterior` are z_g's; `kl_global` and `kl_segments`
-        [B] are parts of `kl`."""
+        (of all that is below) [B] are parts of `kl`."""
         terms = super().evaluation_terms(num_samples, generators, svi_steps, **batch)
         q, p = terms["posterior"].global_scale, self.prior()
         of_whole = kl_per_dimension(q, p).sum(-1).double()
@@ -112,15 +114,38 @@ class ScalesOfLatents(OneLatentModel):
     def refine(self, *args, **kwargs):
         raise ValueError("`svi_steps` refines one z with a fixed prior, and a segment's prior is learnt. Set it to 0.")
 
-    def split_latents(self, latents: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """z_g [.., D] and z of the nodes below, [.., N, segment size]: each section, if there are any, before its
-        segments. To draw a scale anew, put NaN in its place."""
-        of_whole, below = latents.tensor_split([self.config.latent_size], dim=-1)
-        return of_whole, below.unflatten(-1, (-1, max(1, self.config.segment_latent_size)))
+    def _places(self, width: int) -> list[torch.LongTensor]:
+        """Where in a flat vector of `width`, behind z_g, the z of each scale below the whole stand."""
+        of_a_node = torch.tensor(scales_of_a_node(self.config), dtype=torch.long)
+        scales = of_a_node.repeat((width - self.config.latent_size) // max(1, len(of_a_node)))
+        # Found on the CPU: to look on an accelerator would cost a synchronisation.
+        return [(scales == i).nonzero().squeeze(1).to(self.device) for i in range(len(self.config.prices_below))]
 
-    def join_latents(self, of_whole: torch.Tensor, of_segments: torch.Tensor | None = None) -> torch.Tensor:
-        """The flat vector [.., W] of what [`split_latents`][ScalesOfLatents.split_latents] gives."""
-        return of_whole if of_segments is None else torch.cat([of_whole, of_segments.flatten(-2)], dim=-1)
+    def _by_scale(self, flat: torch.Tensor) -> list[torch.Tensor]:
+        """The dimensions [.., n] of each scale, the whole first, of what is of all of them, [.., W]."""
+        of_whole, below = flat.tensor_split([self.config.latent_size], dim=-1)
+        return [of_whole, *(below[..., places.to(flat.device)] for places in self._places(flat.shape[-1]))]
+
+    def split_latents(self, latents: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """z_g [.., D] and z of each scale below it, [.., N, segment size]: of the sections, if there are any, the
+        largest first, and last of the segments. To draw a scale anew, put NaN in its place."""
+        of_whole, *below = self._by_scale(latents)
+        return of_whole, *(z.unflatten(-1, (-1, max(1, self.config.segment_latent_size))) for z in below)
+
+    def join_latents(self, of_whole: torch.Tensor, *below: torch.Tensor) -> torch.Tensor:
+        """The flat vector [.., W] of what [`split_latents`][ScalesOfLatents.split_latents] gives; or of z_g alone."""
+        if not below:
+            return of_whole
+        parts = [z.flatten(-2) for z in below]
+        places = self._places(of_whole.shape[-1] + sum(part.shape[-1] for part in parts))
+        if [part.shape[-1] for part in parts] != [len(of_scale) for of_scale in places]:
+            raise ValueError(
+                f"z of the scales below the whole must be of as many nodes as `section_sizes` "
+                f"{self.config.section_sizes} make of them, got {[list(z.shape) for z in below]}."
+            )
+        order = torch.cat(places).argsort().to(of_whole.device)
+        flat = torch.cat([part.to(of_whole.dtype) for part in parts], dim=-1)[..., order]
+        return torch.cat([of_whole, flat], dim=-1)
 
     def complete_latents(
         self,

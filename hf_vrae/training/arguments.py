@@ -398,9 +398,10 @@ class TrainArguments:
             (
                 config.model_type == "hierarchical_vrae"
                 and (self.kl_schedule == "capacity" or self.minimum_rate > 0)
-                and (config.segment_kl_weight != 1 or config.segment_free_bits > 0),
+                and config.has_own_prices,
                 "`kl_schedule` capacity and `minimum_rate` hold the KL of all scales together, which "
-                "`segment_kl_weight` and `segment_free_bits` take apart. Leave these at their defaults.",
+                "`segment_kl_weight` and `segment_free_bits`, and those of sections, take apart. Leave these at their "
+                "defaults.",
             ),
             (
                 self.scheduled_sampling > 0
@@ -462,7 +463,7 @@ def _model_arguments() -> type:
         if "help" not in f.metadata or f.name == "vocab_size" or f.name in chosen:
             continue
         lists = [
-            kind if kind == list[int] else list[str]  # of names
+            {list[int]: kind, list[float | int]: list[float]}.get(kind, list[str])  # of names
             for kind in get_args(f.type)
             if get_origin(kind) is list
         ]

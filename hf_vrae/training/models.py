@@ -29,7 +29,7 @@ OF_THE_LOSS = ("free_bits", "free_bits_form", "mmd_weight", "num_train_samples",
 FREE_TO_CHANGE = (
     "dropout", "encoder_dropout", "weight_dropout", "variational_dropout", "word_dropout",
     "kernels", "initializer_range", "forget_bias", "condition_dropout", "classifier_weight", "batch_norm_gamma",
-    "segment_kl_weight", "segment_free_bits",
+    "segment_kl_weight", "segment_free_bits", "section_kl_weight", "section_free_bits",
 )  # fmt: skip
 """What of a saved model a recipe may set anew: no weight depends on it."""
 FREE_TO_ADD = ("correlated_prior",)

@@ -313,6 +313,45 @@ def test_each_scale_has_its_own_price():
     torch.testing.assert_close(outputs.loss, outputs.reconstruction_loss + 0.5 * (outputs.kl - 30).abs())
 
 
+def test_each_of_three_scales_has_its_own_price():
+    options = {"segment_length": 2, "section_sizes": [2], "free_bits_form": "example", "segment_latent_size": 2}
+    own = {"segment_kl_weight": 0.25, "segment_free_bits": 0.5, "section_kl_weight": [3.0]}
+    model = make_hierarchical_model(**options, **own, section_free_bits=[0.7])
+    batch = make_tokens()
+    outputs, _ = trained_once(model, batch)
+    q = model.encode(**batch)
+    of_each = kl_per_dimension(q, model._prior_beside(q).along(outputs.latents))
+    of_nodes = of_each[:, 6:].unflatten(1, (-1, 6))  # a section: its own two dimensions, and two segments'
+    sections, segments = of_nodes[..., :2].sum((1, 2)), of_nodes[..., 2:].sum((1, 2))
+    charged = of_each[:, :6].sum(1) + 3 * sections.clamp(min=0.7) + 0.25 * segments.clamp(min=0.5)
+    torch.testing.assert_close(outputs.loss, outputs.reconstruction_loss + charged.mean())
+    # By default a section costs what its segments do.
+    both = make_hierarchical_model(**options, segment_kl_weight=0.25, segment_free_bits=0.5).config
+    assert both.prices_below == [(0.25, 0.5)] * 2 and both.has_own_prices
+
+
+@pytest.mark.parametrize("held", [(), (0,), (1,), (0, 1)], ids=["whole", "sections", "segments", "all"])
+def test_each_of_three_scales_is_held_drawn_or_interpolated_apart(held):
+    model = make_hierarchical_model(segment_length=2, section_sizes=[2], segment_latent_size=3)
+    z = model.prior(num_segments=4).sample((2,))
+    of_whole, *below = model.split_latents(z)
+    assert [list(part.shape) for part in below] == [[2, 2, 3], [2, 4, 3]]
+    torch.testing.assert_close(below[0][:, 1], z[:, 6 + 9 : 6 + 12])  # [z_g, [section, segment, segment], [section, ..
+    torch.testing.assert_close(below[1][:, 1], z[:, 6 + 6 : 6 + 9])
+    torch.testing.assert_close(model.join_latents(of_whole, *below), z)
+    given = [part if i in held else part * torch.nan for i, part in enumerate(below)]
+    drawn = model.complete_latents(model.join_latents(of_whole, *given), generator=torch.manual_seed(0))
+    _, *after = model.split_latents(drawn)
+    for i, (part, new) in enumerate(zip(below, after, strict=True)):
+        assert torch.equal(part, new) if i in held else not torch.isclose(part, new).any()
+    # Half way from one sequence to the other in one scale alone.
+    path = [part.mean(0, keepdim=True) if i in held else part[:1] for i, part in enumerate(below)]
+    between = model.split_latents(model.join_latents(of_whole[:1], *path))
+    assert all(torch.equal(part, new) for part, new in zip(path, between[1:], strict=True))
+    with pytest.raises(ValueError, match="as many nodes as `section_sizes`"):
+        model.join_latents(of_whole, below[0], below[1][:, :3])
+
+
 @pytest.mark.parametrize("form", ["dimension_mean", "dimension"])
 def test_segments_that_a_row_lacks_have_nothing_free(form):
     """They were averaged as zeros: the last segment of a long row among short ones cost and taught nothing."""
@@ -409,8 +448,8 @@ def test_what_given_latents_leave_open_is_the_priors_mean_in_training_too(langua
 
 def test_what_is_given_is_held_and_the_rest_is_drawn(model):
     z = model.prior(num_segments=4).sample((3,))
-    of_whole, below = model.split_latents(z)
-    torch.testing.assert_close(model.join_latents(of_whole, below), z)
+    of_whole, *below = model.split_latents(z)
+    torch.testing.assert_close(model.join_latents(of_whole, *below), z)
     torch.testing.assert_close(model.complete_latents(z), z)
     partly = z.clone()
     partly[:, model.config.latent_size + 3 :] = torch.nan
@@ -461,6 +500,9 @@ def test_frames_step_by_step_are_the_whole_decoder(options, do_sample):
         ({"segment_separator_ids": [99]}, "must be one or more of the 40 tokens"),
         ({"autoregressive_segments": True, "latent_conditioning": ["initial_state"]}, "Add input or output"),
         ({"segment_latent_size": 0, "segment_free_bits": 1.0}, "leaves no KL for"),
+        ({"section_kl_weight": [0.5]}, r"for each of `section_sizes` \[\], got \[0.5\]"),
+        ({"section_sizes": [2], "section_free_bits": [-1.0]}, "`section_free_bits` must be a number of 0 or more"),
+        ({"num_train_samples": 2, "section_sizes": [2], "section_kl_weight": [0.5]}, "knows one weight of the KL"),
         ({"num_train_samples": 2, "segment_kl_weight": 0.5}, "knows one weight of the KL"),
         ({"segment_length": 0}, "`segment_length` must be at least 1"),
     ],
