@@ -64,9 +64,9 @@ def evaluate(
         `num_sequences`, `true_nll` where the data know it, `label_accuracy` of q(c|x) on rows with a label, where the
         model has one; where z is one a sequence `mutual_information` (of `mi_num_sequences` sequences) and
         `mutual_information_32` (the mean over batches of 32, the size of He et al. 2019, at most log 32 = 3.47); where
-        it has scales, these are of that of the whole, and `kl_global` and `kl_segments` are parts of `kl`. Of tokens
-        [`_of_tokens`] adds its own, of frames [`_of_frames`]. `per_sequence` holds arrays [N]: `neg_elbo`, `kl`,
-        `nll_iw`, `num_steps`, and `nll_fivo`.
+        it has scales, these are of that of the whole, and `kl_global`, `kl_sections` and `kl_segments` are parts of
+        `kl`. Of tokens [`_of_tokens`] adds its own, of frames [`_of_frames`]. `per_sequence` holds arrays [N]:
+        `neg_elbo`, `kl`, `nll_iw`, `num_steps`, and `nll_fivo`.
     """
     accelerator = accelerator or Accelerator()
     was_training = model.training
@@ -121,7 +121,7 @@ def _summarise(columns, family, dataset, config, num_samples, per_sequence) -> d
     bounds = [name for name in ("nll_iw", "nll_fivo") if name in columns]
     results = {name: float(columns[name].sum()) / count for name in ("reconstruction", "kl", *bounds)}
     results = {"neg_elbo": results["reconstruction"] + results["kl"]} | results
-    results |= {name: float(columns[name].sum()) / count for name in ("kl_global", "kl_segments") if name in columns}
+    results |= {name: float(columns[name].sum()) / count for name in columns if name.startswith("kl_")}  # of scales
     if family is not type(None):
         results |= _of_one_latent(columns, family)
     if "label_known" in columns and columns["label_known"].any():

@@ -75,9 +75,16 @@ class ScalesOfLatents(OneLatentModel):
         return JointPrior(self.model.decoder.conductor, posterior.present, self.config.latent_size)
 
     def _kl(self, posterior: JointGaussian, prior: JointPrior, latents: torch.Tensor) -> torch.Tensor:
+        return self._kl_terms(posterior, prior, latents)["kl"]
+
+    def _kl_terms(self, posterior: JointGaussian, prior: JointPrior, latents: torch.Tensor) -> dict[str, torch.Tensor]:
         """[B]: of each z in closed form, given those above and before it, which samples `latents` [K, B, W] are of."""
-        parts = [kl_per_dimension(posterior, prior.along(part)).sum(-1) for part in prior.parts(latents)]
-        return torch.cat(parts).mean(0)
+        parts = [kl_per_dimension(posterior, prior.along(part)).sum(0) for part in prior.parts(latents)]
+        of_each = sum(parts) / len(latents)  # [B, W]
+        sections = len(self.config.section_sizes)
+        of_sections = ["kl_sections"] if sections == 1 else [f"kl_sections_{i}" for i in range(sections)]
+        of_scales = zip(["kl_global", *of_sections, "kl_segments"], self._by_scale(of_each), strict=True)
+        return {"kl": of_each.sum(1)} | {name: kl.sum(1) for name, kl in of_scales}
 
     def _bound(self, reconstruction, posterior: JointGaussian | None, latents: torch.Tensor, condition=None):
         """As in [`OneLatentModel`], with each scale's own free bits, and the segments' own weight, in training."""
@@ -102,13 +109,11 @@ class ScalesOfLatents(OneLatentModel):
         return negative_elbo(reconstruction, loss, self.kl_weight), kl
 
     def evaluation_terms(self, num_samples, generators=None, svi_steps=0, **batch):
-        """As in [`OneLatentModel`], where `mean`, `latents` and `posterior` are z_g's; `kl_global` and `kl_segments`
-        (of all that is below) [B] are parts of `kl`."""
+        """As in [`OneLatentModel`], where `mean`, `latents` and `posterior` are z_g's; `kl_global`, `kl_segments` and,
+        where there are some, `kl_sections` [B] (of several scales `kl_sections_0`, the largest, and so on) are parts
+        of `kl`."""
         terms = super().evaluation_terms(num_samples, generators, svi_steps, **batch)
-        q, p = terms["posterior"].global_scale, self.prior()
-        of_whole = kl_per_dimension(q, p).sum(-1).double()
-        latents = terms["latents"][:, : self.config.latent_size]
-        terms |= {"kl_global": of_whole, "kl_segments": terms["kl"] - of_whole}
+        q, latents = terms["posterior"].global_scale, terms["latents"][:, : self.config.latent_size]
         return terms | {"mean": q.mean, "latents": latents, "posterior": q}
 
     def refine(self, *args, **kwargs):

@@ -209,12 +209,16 @@ class OneLatentModel(LatentSequenceModel):
         return {
             "log_weights": log_weights,
             "reconstruction": -(log_weights + log_ratio).mean(0),
-            "kl": self._kl(q, p, z).double(),
+            **{name: term.double() for name, term in self._kl_terms(q, p, z).items()},
             "num_steps": self.num_steps(target),
             "mean": q.mean,
             "latents": z[0],
             "posterior": q,
         }
+
+    def _kl_terms(self, posterior, prior, latents: torch.Tensor) -> dict[str, torch.Tensor]:
+        """`kl` [B], and what of it shall be told apart."""
+        return {"kl": self._kl(posterior, prior, latents)}
 
     def refine(
         self,

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from datasets import Dataset
-from torch.distributions import MultivariateNormal
+from torch.distributions import MultivariateNormal, kl_divergence
 from transformers import AutoModel, AutoModelForSeq2SeqLM, set_seed
 
 from hf_vrae import HierarchicalVRAEConfig, HierarchicalVRAEForFrameGeneration, HierarchicalVRAEForSequenceGeneration
@@ -154,7 +154,11 @@ def test_a_row_is_the_same_alone(model, batch):
         alone = model.evaluation_terms(3, [torch.Generator().manual_seed(row)], **row_of(batch, row, length))
         for name, dim in (("log_weights", 1), ("reconstruction", 0), ("kl", 0), ("kl_segments", 0), ("mean", 0)):
             torch.testing.assert_close(alone[name], terms[name].narrow(dim, row, 1), msg=name)
-    torch.testing.assert_close(terms["kl_global"] + terms["kl_segments"], terms["kl"])
+    of_scales = {name: terms[name] for name in terms if name.startswith("kl_")}
+    assert ("kl_sections" in of_scales) == bool(model.config.section_sizes)
+    torch.testing.assert_close(sum(of_scales.values()), terms["kl"])
+    q = terms["posterior"]
+    torch.testing.assert_close(of_scales["kl_global"], kl_divergence(q, model.prior()).double())
     assert terms["mean"].shape == terms["latents"].shape == (4, model.config.latent_size)
 
 
