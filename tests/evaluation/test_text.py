@@ -36,7 +36,7 @@ from hf_vrae.evaluation.text import (
     train_text_classifier,
 )
 from hf_vrae.evaluation.text.generated import draw_samples
-from hf_vrae.latent import reconstruct_texts
+from hf_vrae.latent import interpolate_texts, reconstruct_texts
 from hf_vrae.measure import evaluate_file, transfer_file
 from tests.modeling.test_modeling_vrnn import make_model as make_vrnn
 from tests.models import make_model
@@ -303,10 +303,15 @@ def test_the_script_measures_text(trained, tokenizer, tmp_path, monkeypatch, cap
     command = "scripts/evaluate.py --model model --data texts.txt --num_samples 2 --output results.json".split()
     assert script([*command, "--text_metrics", "--num_text_samples", "8", "--judge", "model"]) == 0
     text = json.loads(Path("results.json").read_text())["text"]
-    assert set(text) == {
-        *("reconstruction", "samples", "bleu_signature", "forward_perplexity", "reference_perplexity"),
-    }
+    named = {"reconstruction", "samples", "bleu_signature", "interpolation"}
+    assert set(text) == named | {"forward_perplexity", "reference_perplexity"}
     assert text["reconstruction"] == reconstruction_quality(trained, tokenizer, texts[:8], seed=42)
+    ways = [interpolate_texts(trained, tokenizer, texts[i : i + 2]) for i in (0, 2, 4, 6)]
+    of_each = [interpolation_smoothness([point["text"] for point in way]) for way in ways]
+    assert (text["interpolation"].pop("num_pairs"), text["interpolation"].pop("num_steps")) == (4, 7)
+    for name in ("mean_step", "max_step"):
+        assert text["interpolation"].pop(name) == pytest.approx(sum(way[name] for way in of_each) / 4)
+    assert not text["interpolation"]
     samples = draw_samples(trained, tokenizer, 8, seed=42)
     assert text["samples"] == sample_quality(samples, texts[:8])
     assert text["forward_perplexity"] == pytest.approx(forward_perplexity(trained, tokenizer, samples, seed=42))

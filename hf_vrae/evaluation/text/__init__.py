@@ -3,7 +3,7 @@
 The folder is also a metric of the library `evaluate`: `evaluate.load("hf_vrae/evaluation/text")`.
 """
 
-from .generated import draw_samples, evaluate_text, forward_perplexity, reconstruction_quality
+from .generated import draw_samples, evaluate_text, forward_perplexity, path_smoothness, reconstruction_quality
 from .strings import (
     bleu,
     bleu_signature,
@@ -32,6 +32,7 @@ __all__ = [
     "exact_match",
     "forward_perplexity",
     "interpolation_smoothness",
+    "path_smoothness",
     "reconstruction_quality",
     "rouge",
     "sample_quality",

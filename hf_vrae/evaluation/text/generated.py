@@ -10,8 +10,9 @@ from tqdm.auto import tqdm
 
 from ...data.collators import AutoencodingCollator, CausalCollator
 from ...data.tokenization import decode
+from ...latent import interpolate
 from ..likelihood import noise_generators, perplexity
-from .strings import bleu_signature, compare, sample_quality
+from .strings import bleu_signature, compare, interpolation_smoothness, sample_quality
 
 
 def evaluate_text(
@@ -34,8 +35,9 @@ def evaluate_text(
         conditions: what each text stands under, by the words of a batch; the samples stand under the same.
 
     Returns:
-        `reconstruction` of [`reconstruction_quality`], `samples` of [`sample_quality`], `bleu_signature`, and with a
-        judge `forward_perplexity` of the samples and, to hold it against, `reference_perplexity`, that of the texts.
+        `reconstruction` of [`reconstruction_quality`], `samples` of [`sample_quality`], `bleu_signature`; of latents
+        of sequences `interpolation` of [`path_smoothness`]; and with a judge `forward_perplexity` of the samples and,
+        to hold it against, `reference_perplexity`, that of the texts.
     """
     samples = draw_samples(model, tokenizer, len(texts), seed=seed, conditions=conditions)
     results = {
@@ -45,6 +47,8 @@ def evaluate_text(
         "samples": sample_quality(samples, texts),
         "bleu_signature": bleu_signature(),
     }
+    if model.config.is_encoder_decoder and model.config.latent_size:
+        results["interpolation"] = path_smoothness(model, tokenizer, texts, batch_size, conditions=conditions)
     if judge is not None:
         results["forward_perplexity"] = forward_perplexity(*judge, samples, batch_size=batch_size, seed=seed)
         results["reference_perplexity"] = forward_perplexity(*judge, texts, batch_size=batch_size, seed=seed)
@@ -90,6 +94,48 @@ def reconstruction_quality(
                 decoded[f"{latent}_{search}"] += decode(tokenizer, ids)
     scores = {name: compare(predictions, texts) for name, predictions in decoded.items()}
     return {**scores, "num_beams": num_beams, "num_texts": len(texts)}
+
+
+@torch.no_grad()
+def path_smoothness(
+    model,
+    tokenizer,
+    texts: Sequence[str],
+    batch_size: int = 32,
+    num_pairs: int = 50,
+    num_steps: int = 7,
+    conditions: dict[str, torch.Tensor] | None = None,
+    **options,
+) -> dict[str, float | int]:
+    """How evenly texts change on straight ways from one posterior mean to another, decoded greedily.
+
+    Args:
+        model, tokenizer, batch_size: as in [`reconstruction_quality`].
+        texts: the ends, from the first to the second, from the third to the fourth, and so on.
+        num_pairs: the most ways that are gone.
+        num_steps: points of each, both ends included.
+        conditions: what each text stands under, by the words of a batch; a way stands under what its start does.
+        options: of `generate`.
+
+    Returns:
+        `mean_step` and `max_step` of [`interpolation_smoothness`], means over the ways; `num_pairs`, `num_steps`.
+    """
+    count = min(num_pairs, len(texts) // 2)
+    means, decoded = [], []
+    with _in_evaluation_mode(model):
+        for indices, batch in _batches(model, tokenizer, texts[: 2 * count], batch_size, "Encoding"):
+            under = {name: rows[indices].to(model.device) for name, rows in (conditions or {}).items()}
+            means += model.encode(**batch, **under).mode
+        # Of several scales a row with fewer segments has fewer numbers.
+        means = torch.nn.utils.rnn.pad_sequence(means, batch_first=True, padding_value=torch.nan)
+        ways = torch.cat([interpolate(a, b, num_steps) for a, b in zip(means[::2], means[1::2], strict=True)])
+        begin = torch.arange(0, 2 * count, 2).repeat_interleave(num_steps)
+        for part in torch.arange(len(ways)).split(batch_size):
+            under = {name: rows[begin[part]].to(model.device) for name, rows in (conditions or {}).items()}
+            decoded += decode(tokenizer, model.generate(latents=ways[part], do_sample=False, **under, **options))
+    of_each = [interpolation_smoothness(decoded[i : i + num_steps]) for i in range(0, len(decoded), num_steps)]
+    results = {name: sum(way[name] for way in of_each) / count for name in ("mean_step", "max_step")}
+    return {**results, "num_pairs": count, "num_steps": num_steps}
 
 
 def draw_samples(
