@@ -10,7 +10,6 @@ from tqdm.auto import tqdm
 
 from ...data.collators import AutoencodingCollator, CausalCollator
 from ...data.tokenization import decode
-from ...latent import interpolate
 from ..likelihood import noise_generators, perplexity
 from .strings import bleu_signature, compare, interpolation_smoothness, sample_quality
 
@@ -128,7 +127,8 @@ def path_smoothness(
             means += model.encode(**batch, **under).mode
         # Of several scales a row with fewer segments has fewer numbers.
         means = torch.nn.utils.rnn.pad_sequence(means, batch_first=True, padding_value=torch.nan)
-        ways = torch.cat([interpolate(a, b, num_steps) for a, b in zip(means[::2], means[1::2], strict=True)])
+        t = torch.linspace(0, 1, num_steps, device=means.device, dtype=means.dtype).unsqueeze(-1)  # [S, 1]
+        ways = means[::2].unsqueeze(1).lerp(means[1::2].unsqueeze(1), t).flatten(0, 1)  # [P * S, D]
         begin = torch.arange(0, 2 * count, 2).repeat_interleave(num_steps)
         for part in torch.arange(len(ways)).split(batch_size):
             under = {name: rows[begin[part]].to(model.device) for name, rows in (conditions or {}).items()}
