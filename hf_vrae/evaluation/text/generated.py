@@ -85,7 +85,7 @@ def reconstruction_quality(
     decoded = {f"{latent}_{search}": [] for latent in ("mean", "sample") for search in searches}
     with _in_evaluation_mode(model):
         for indices, batch in _batches(model, tokenizer, texts, batch_size, "Reconstructing"):
-            under = {name: rows[indices].to(model.device) for name, rows in (conditions or {}).items()}
+            under = _conditions_of_rows(model, conditions, indices)
             q = model.encode(**batch, **under)
             latents = {"mean": q.mode, "sample": q.sample((), noise_generators(seed, indices))}
             for (latent, z), (search, beams) in ((z, search) for z in latents.items() for search in searches.items()):
@@ -123,7 +123,7 @@ def path_smoothness(
     means, decoded = [], []
     with _in_evaluation_mode(model):
         for indices, batch in _batches(model, tokenizer, texts[: 2 * count], batch_size, "Encoding"):
-            under = {name: rows[indices].to(model.device) for name, rows in (conditions or {}).items()}
+            under = _conditions_of_rows(model, conditions, indices)
             means += model.encode(**batch, **under).mode
         # Of several scales a row with fewer segments has fewer numbers.
         means = torch.nn.utils.rnn.pad_sequence(means, batch_first=True, padding_value=torch.nan)
@@ -131,7 +131,7 @@ def path_smoothness(
         ways = means[::2].unsqueeze(1).lerp(means[1::2].unsqueeze(1), t).flatten(0, 1)  # [P * S, D]
         begin = torch.arange(0, 2 * count, 2).repeat_interleave(num_steps)
         for part in torch.arange(len(ways)).split(batch_size):
-            under = {name: rows[begin[part]].to(model.device) for name, rows in (conditions or {}).items()}
+            under = _conditions_of_rows(model, conditions, begin[part])
             decoded += decode(tokenizer, model.generate(latents=ways[part], do_sample=False, **under, **options))
     of_each = [interpolation_smoothness(decoded[i : i + num_steps]) for i in range(0, len(decoded), num_steps)]
     results = {name: sum(way[name] for way in of_each) / count for name in ("mean_step", "max_step")}
@@ -211,6 +211,11 @@ def forward_perplexity(
         "num_sequences": len(texts),
         "num_tokens": tokens,
     }
+
+
+def _conditions_of_rows(model, conditions: dict[str, torch.Tensor] | None, rows) -> dict[str, torch.Tensor]:
+    """What the texts at `rows` stand under, where the model is."""
+    return {name: of_all[rows].to(model.device) for name, of_all in (conditions or {}).items()}
 
 
 @contextlib.contextmanager
