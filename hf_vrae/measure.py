@@ -68,12 +68,13 @@ def evaluate_file(
 ) -> dict:
     """[`evaluate`] a trained model on a file, or without one on the test split of what is built in.
 
-    With `num_text_samples`, "text" holds the metrics of [`evaluate_text`] on the first so many texts, with `judge`;
+    With `num_text_samples`, "text" holds the metrics of [`evaluate_text`] on so many of the texts, with `judge`;
     `disentanglement` adds [`evaluate_disentanglement`] under that name. One process measures these, and its results
     alone have them. `free_running` adds what [`evaluate_free_running`] gives. `reading` says how to read the file:
     see [`load_text`] and [`load_frames`].
 
     Args:
+        max_samples, num_text_samples: rows spread over the file, since labelled ones are often sorted.
         probe_label: column; adds under "probe" how well a linear classifier tells it ([`probe`]), fitted on the file
             `probe_train` (of an .npz with several splits, on that for training).
         anomaly_label: column; adds under "anomaly" how well a high NLL tells what is not `normal` in it
@@ -100,8 +101,7 @@ def evaluate_file(
     accelerator = Accelerator()
     use_all_of_the_cpu(accelerator)
     with accelerator.main_process_first():
-        rows = _read(task, path, seed, **reading)
-        data = task.ready(rows.select(range(min(max_samples or rows.num_rows, rows.num_rows))))
+        data = task.ready(_spread(_read(task, path, seed, **reading), max_samples))
     collator = task.collator()
     metrics = {}
     if disentanglement and accelerator.is_main_process:  # first: it says at once where its extra is missing
@@ -121,9 +121,9 @@ def evaluate_file(
     if anomaly_label is not None:
         metrics["anomaly"] = detect_anomalies(*_labelled(labels, each["nll_iw"], each["num_steps"]), normal)
     if num_text_samples is not None and accelerator.is_main_process:
-        rows = data.select(range(min(num_text_samples, data.num_rows)))
+        rows = _spread(data, num_text_samples)
         texts = [decode(tokenizer, [row["input_ids"]])[0] if row["truncated"] else row["text"] for row in rows]
-        batch = collator(batch_rows(data).__getitems__(list(range(len(texts)))))
+        batch = collator(batch_rows(rows).__getitems__(list(range(len(rows)))))
         under = conditions_of(model, {name: tensor.to(model.device) for name, tensor in batch.items()})
         metrics["text"] = evaluate_text(model, tokenizer, texts, batch_size, seed, judge, under)
     return {**metrics, "run": describe_run(accelerator, model, task, DatasetDict(test=data), seed)}
@@ -146,7 +146,8 @@ def encode_file(
         raise ValueError(
             "A vrnn has a posterior a step, of what was sampled before: there is no q(z|x) of a sequence."
         )
-    task, data = _spread(model, tokenizer, path, max_samples, seed, **reading)
+    task = task_of(model, tokenizer)
+    data = task.ready(_spread(_read(task, path, seed, **reading), max_samples))
     return data, encode_dataset(model, data, task.collator())
 
 
@@ -160,16 +161,9 @@ def prior_of(model, data: Dataset) -> Distribution:
 
 def represent_file(model, tokenizer, path=None, max_samples=None, seed: int = 42, **reading):
     """The same rows, and what stands for each, [N, D]: see [`representations`]."""
-    task, data = _spread(model, tokenizer, path, max_samples, seed, **reading)
-    return data, representations(model, data, task.collator())
-
-
-def _spread(model, tokenizer, path, max_samples, seed, **reading) -> tuple[TextTask | FrameTask, Dataset]:
-    """So many rows spread over a file: labelled ones are often sorted."""
     task = task_of(model, tokenizer)
-    rows = _read(task, path, seed, **reading)
-    rows = rows.select(np.linspace(0, rows.num_rows - 1, min(max_samples or rows.num_rows, rows.num_rows)).astype(int))
-    return task, task.ready(rows)
+    data = task.ready(_spread(_read(task, path, seed, **reading), max_samples))
+    return data, representations(model, data, task.collator())
 
 
 def walk_frames(
@@ -250,7 +244,8 @@ def transfer_file(
 
     Args:
         train_path: labelled texts, of which the direction is made, and the classifier that judges the result.
-        path: labelled texts to move, the first of each label, as many of the one as of the other where there are.
+        path: labelled texts to move, spread over those of each label, as many of the one as of the other where there
+            are.
         label: the column.
         values: the two labels; by default the column's two.
         strengths: multiples of the direction that are added.
@@ -273,7 +268,7 @@ def transfer_file(
         [[text for text, own in zip(*rows.values(), strict=True) if own == value] for value in values]
         for rows in (train, test)
     )
-    moving = [texts[: max_samples // 2] for texts in moving]
+    moving = [[texts[i] for i in _places(len(texts), max_samples // 2)] for texts in moving]
     source, counts = sum(moving, []), [len(texts) for texts in moving]
     wanted = [values[1]] * counts[0] + [values[0]] * counts[1]
     described = {"accuracy": classifier.accuracy, "majority": classifier.majority, "num_train": classifier.num_train}
@@ -395,6 +390,16 @@ def _labelled(labels: Sequence[str | None], *of_rows: np.ndarray) -> tuple:
     """What belongs to the rows that have a label, and behind it these labels."""
     known = np.array([label is not None for label in labels], dtype=bool)
     return *(part[known] for part in of_rows), [label for label in labels if label is not None]
+
+
+def _spread(data: Dataset, count: int | None) -> Dataset:
+    """So many rows, or all, spread over a data set: labelled ones are often sorted."""
+    return data if count is None else data.select(_places(data.num_rows, count))
+
+
+def _places(size: int, count: int) -> np.ndarray:
+    """So many places, or as many as there are, spread over `size`."""
+    return np.linspace(0, size - 1, min(count, size)).astype(int)
 
 
 def _read(task: TextTask | FrameTask, path: str | None, seed: int, split: str = "test", **reading) -> Dataset:

@@ -27,7 +27,7 @@ def main():
     parser.add_argument("--data", help="As --train_file of train.py; by default what is built in")
     add_reading_flags(parser)
     parser.add_argument("--max_length", type=int, default=128, help="Longer sequences are cut, and counted")
-    parser.add_argument("--max_samples", type=int, help="Take only the first so many sequences")
+    parser.add_argument("--max_samples", type=int, help="Take only so many sequences, spread over the file")
     parser.add_argument("--num_samples", type=int, default=100, help="K of the importance-weighted likelihood")
     parser.add_argument("--svi_steps", type=int, default=0, help="Refine each posterior by gradient steps first")
     parser.add_argument("--batch_size", type=int, default=32, help="Changes the speed and nothing else")

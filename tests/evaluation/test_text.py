@@ -298,14 +298,15 @@ def test_the_script_measures_text(trained, tokenizer, tmp_path, monkeypatch, cap
     monkeypatch.chdir(tmp_path)
     trained.save_pretrained("model")
     tokenizer.save_pretrained("model")
-    texts = generate_corpus(12, 1, 1)["train"]["text"][:]
-    Path("texts.txt").write_text("\n".join(texts))
+    lines = generate_corpus(12, 1, 1)["train"]["text"][:]
+    Path("texts.txt").write_text("\n".join(lines))
+    texts = [lines[i] for i in (0, 1, 3, 4, 6, 7, 9, 11)]  # spread over the file
     command = "scripts/evaluate.py --model model --data texts.txt --num_samples 2 --output results.json".split()
     assert script([*command, "--text_metrics", "--num_text_samples", "8", "--judge", "model"]) == 0
     text = json.loads(Path("results.json").read_text())["text"]
     named = {"reconstruction", "samples", "bleu_signature", "interpolation"}
     assert set(text) == named | {"forward_perplexity", "reference_perplexity"}
-    assert text["reconstruction"] == reconstruction_quality(trained, tokenizer, texts[:8], seed=42)
+    assert text["reconstruction"] == reconstruction_quality(trained, tokenizer, texts, seed=42)
     ways = [interpolate_texts(trained, tokenizer, texts[i : i + 2]) for i in (0, 2, 4, 6)]
     of_each = [interpolation_smoothness([point["text"] for point in way]) for way in ways]
     assert (text["interpolation"].pop("num_pairs"), text["interpolation"].pop("num_steps")) == (4, 7)
@@ -313,19 +314,29 @@ def test_the_script_measures_text(trained, tokenizer, tmp_path, monkeypatch, cap
         assert text["interpolation"].pop(name) == pytest.approx(sum(way[name] for way in of_each) / 4)
     assert not text["interpolation"]
     samples = draw_samples(trained, tokenizer, 8, seed=42)
-    assert text["samples"] == sample_quality(samples, texts[:8])
+    assert text["samples"] == sample_quality(samples, texts)
     assert text["forward_perplexity"] == pytest.approx(forward_perplexity(trained, tokenizer, samples, seed=42))
-    assert text["reference_perplexity"]["num_tokens"] == sum(len(words.split()) + 1 for words in texts[:8])
+    assert text["reference_perplexity"]["num_tokens"] == sum(len(words.split()) + 1 for words in texts)
     assert script([*command, "--free_running"]) == 0
     results = json.loads(Path("results.json").read_text())
     assert "text" not in results
-    data = tokenize(Dataset.from_dict({"text": texts}), tokenizer, 128)
+    data = tokenize(Dataset.from_dict({"text": lines}), tokenizer, 128)
     wanted = evaluate_free_running(trained, data, AutoencodingCollator(tokenizer.pad_token_id))
     assert {name: results[name] for name in wanted} == pytest.approx(wanted)
     capsys.readouterr()
     assert script([*command, "--judge", "model"]) == 1 and "--text_metrics" in capsys.readouterr().err
     assert script([*command, "--text_metrics", "--num_text_samples", "1"]) == 1
     assert "`num_text_samples` must be at least 2" in capsys.readouterr().err
+
+
+def test_few_samples_are_spread_over_the_file(trained, tokenizer, tmp_path):
+    """Where labelled rows are sorted, the first ones would be of one label."""
+    short, long = "the king sold a letter .", "the old king sold a letter ."
+    (tmp_path / "sorted.txt").write_text("\n".join([short] * 50 + [long] * 50))
+    options = {"num_samples": 2, "max_samples": 10, "num_text_samples": 4}
+    results = evaluate_file(trained, tokenizer, str(tmp_path / "sorted.txt"), **options)
+    assert (results["num_sequences"], results["num_tokens"]) == (10, 5 * 7 + 5 * 8)
+    assert results["text"]["samples"]["reference_mean_length"] == 6.5
 
 
 def test_a_text_that_was_cut_is_measured_as_the_model_read_it(trained, tokenizer, tmp_path):
