@@ -133,8 +133,12 @@ class VRAEConfig(LatentSequenceConfig):
     condition_embedding_size: int = field(
         default=16, metadata={"help": "conditions: width of each embedded label, of all attributes, of a vector"}
     )
-    condition_dropout: float | int = field(
-        default=0.0, metadata={"help": "conditions: share of training rows that lose theirs, for guidance"}
+    condition_dropout: float | int | None = field(
+        default=None,
+        metadata={
+            "help": "conditions: share of training rows that lose theirs, for guidance and for what is decoded where "
+            "none is said; default: 0.1, with label_classifier 0"  # 0.1: Ho & Salimans 2022, table 1
+        },
     )
     learn_prior: bool = field(
         default=True, metadata={"help": "conditions: learn p(z|c), a Gaussian; else it is N(0, I) whatever c"}
@@ -164,6 +168,8 @@ class VRAEConfig(LatentSequenceConfig):
             self.latent_conditioning = []
         elif self.latent_conditioning is None:
             self.latent_conditioning = list(DEFAULT_PLACES[self._kind_of_decoder])
+        if self.condition_dropout is None:
+            self.condition_dropout = 0.1 if self.condition_width and not self.label_classifier else 0.0
         super().__post_init__(**kwargs)
         if len(self.condition_labels or ()) == 1:  # transformers' own words for it
             (names,) = self.condition_labels.values()
@@ -368,7 +374,7 @@ class VRAEConfig(LatentSequenceConfig):
             (
                 self.label_classifier and self.condition_dropout > 0,
                 "`label_classifier` sums over a missing label, so that no row is without one, which "
-                f"`condition_dropout` {self.condition_dropout} is there to learn. Set one of them to its default.",
+                f"`condition_dropout` {self.condition_dropout} is there to learn. Leave one of them out.",
             ),
             (
                 self.label_classifier and self.posterior == "batch_norm",

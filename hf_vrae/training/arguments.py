@@ -453,7 +453,7 @@ def _check_positive(arguments, *names: str) -> None:
 
 def _model_arguments() -> type:
     """A dataclass of the configurations' fields that a user chooses; the data decide about the rest."""
-    plain = {float | int: float}  # HfArgumentParser knows no union of numbers
+    plain = {float | int: float, float | int | None: float | None}  # HfArgumentParser knows no union of numbers
     model_type = _arg(
         "vrae",
         "vrae: one latent a sequence; vrnn: one latent a step; hierarchical_vrae: one of the whole, one a segment",

@@ -273,6 +273,12 @@ def test_attributes_are_standardised_and_missing_is_a_value_of_its_own():
     torch.testing.assert_close(one_up[0, 8:12], embed.attributes.weight[:, 0])
 
 
+def test_a_model_with_a_condition_learns_to_go_without_it_unless_it_infers_it():
+    """Else what is decoded where no label is said, on a path for example, would stand under a vector never trained."""
+    shares = [make_model(**c).config.condition_dropout for c in ({"condition_labels": LABELS}, SEMI, {})]
+    assert shares == [0.1, 0.0, 0.0]
+
+
 def test_condition_dropout_takes_all_of_a_row_and_in_training_only():
     embed = make_model(**CONDITIONAL["conditional"] | {"condition_dropout": 0.5}).model.embed_condition
     given = {"class_ids": torch.ones(400, 2, dtype=torch.long), "attributes": torch.zeros(400, 2)}
