@@ -87,7 +87,12 @@ class VRAEGenerationMixin(GenerationMixin):
             given = {name: kwargs.get(name) for name in ("input_ids", "attention_mask", "inputs_embeds")}
             with torch.no_grad():
                 seen = self._decoded_of(labels, latents, conditions | given)
-            kwargs["encoder_outputs"] = VRAEEncoderOutput(last_hidden_state=seen.unsqueeze(1))
+                outputs = kwargs["encoder_outputs"] = VRAEEncoderOutput(last_hidden_state=seen.unsqueeze(1))
+                config = kwargs.get("generation_config") or self.generation_config
+                wanted = kwargs.get("output_hidden_states", config.output_hidden_states)
+                if wanted and any(tensor is not None for tensor in given.values()):
+                    given_c = self.condition(**conditions, **given)
+                    outputs.hidden_states = self._encoder_outputs(given_c, *given.values(), True).hidden_states
             for name, tensor in given.items():
                 if tensor is not None:  # one input under several labels
                     kwargs[name] = tensor.expand(len(seen), *tensor.shape[1:])

@@ -80,12 +80,12 @@ class VRAECase(ModelTesterMixin, GenerationTesterMixin):
         pass
 
 
-def case(name, base=VRAECase, **options):
-    tester = type(f"{name}Tester", (VRAEModelTester,), {"options": options})
+def case(name, base=VRAECase, tester=VRAEModelTester, **options):
+    tester = type(f"{name}Tester", (tester,), {"options": options})
     return require_torch(type(name, (base, unittest.TestCase), {"make_tester": tester, "__module__": __name__}))
 
 
-class IndependentCase(VRAECase):
+class StatefulCase(VRAECase):
     of_the_class = {"_is_stateful": True}
 
     def _check_past_key_values_for_generate(self, batch_size, past_key_values, seq_length, config):
@@ -120,6 +120,4 @@ VRAEPrefixTest = case("VRAEPrefixTest", **ATTENDS, latent_conditioning=["prefix"
 VRAETiedTest = case("VRAETiedTest", **ATTENDS, tie_word_embeddings=True)
 VRAEWithoutLatentTest = case("VRAEWithoutLatentTest", WithoutLatentCase, **ATTENDS, latent_size=0)
 VRAEGPT2Test = case("VRAEGPT2Test", GPT2Case, decoder_config=GPT2, tie_word_embeddings=True)
-VRAEIndependentTest = case(
-    "VRAEIndependentTest", IndependentCase, encoder_type="independent", decoder_type="independent"
-)
+VRAEIndependentTest = case("VRAEIndependentTest", StatefulCase, encoder_type="independent", decoder_type="independent")

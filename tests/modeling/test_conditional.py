@@ -191,6 +191,17 @@ def test_the_same_z_under_another_label(model, example):
         assert torch.equal(mood, generated(model, latents=z, class_ids=ids + torch.tensor([1, 0])))
 
 
+def test_the_encoder_s_hidden_states_are_returned_where_asked_for(batch):
+    """As `generate` of transformers' own encoder-decoder models does."""
+    model, ids = make_model(condition_labels={"kind": ["a", "b", "c"]}), torch.tensor([1] * len(batch["input_ids"]))
+    wanted = {"return_dict_in_generate": True, "output_hidden_states": True, "max_new_tokens": 3}
+    states = model.generate(**batch, class_ids=ids, **wanted).encoder_hidden_states
+    inputs = {**batch, "condition": model.condition(class_ids=ids), "output_hidden_states": True}
+    for state, own in zip(states, model.get_encoder()(**inputs).hidden_states, strict=True):
+        assert torch.equal(state, own)
+    assert model.generate(latents=torch.randn(2, 6), **wanted).encoder_hidden_states is None
+
+
 def test_an_input_is_decoded_under_its_own_label_or_another(model, example):
     x = without(example, "labels")
     z = model.encode(**x).mode
