@@ -17,7 +17,7 @@ from .kernels import Dropout
 from .modeling_latent import check_token_ids
 from .pretrained import make_body
 from .recurrent import RecurrentDecoder, RecurrentStep, left_align, take_time
-from .transformer import Transformer, positions_of
+from .transformer import Transformer, check_positions, positions_of
 
 
 class VRAEDecoder(nn.Module):
@@ -294,7 +294,8 @@ class VRAETransformerDecoder(VRAEDecoder):
 
 
 class VRAEPretrainedDecoder(VRAETransformerDecoder):
-    """A causal language model of transformers (`decoder_config`) that reads z as Optimus does (Li et al. 2020)."""
+    """A causal language model of transformers (`decoder_config`): z is added to its embeddings, as in Optimus (Li
+    et al. 2020, sec. 3.2), and in place of the start every layer attends to it, as there to a memory."""
 
     def make_inputs(self, config: VRAEConfig) -> None:
         self.body = make_body(config, "decoder_config")
@@ -314,6 +315,7 @@ class VRAEPretrainedDecoder(VRAETransformerDecoder):
         return DynamicCache(config=self.body.config)
 
     def attend(self, inputs, positions, attention_mask, past_key_values, latents, output_hidden_states):
+        check_positions(positions, getattr(self.body.config, "max_position_embeddings", None))
         # Positions that every model would count so itself are left to it: some of them begin at another number.
         counted = {} if attention_mask is None else {"position_ids": positions}
         outputs = self.body(

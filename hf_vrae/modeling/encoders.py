@@ -20,7 +20,7 @@ from .modeling_latent import check_token_ids
 from .posteriors import BatchNormPosterior, CommittedRatePosterior, GaussianPosterior, VonMisesFisherPosterior
 from .pretrained import make_body
 from .recurrent import RecurrentEncoder, left_align, take_time
-from .transformer import Transformer, positions_of
+from .transformer import Transformer, check_positions, positions_of
 
 
 @dataclass
@@ -208,7 +208,9 @@ class VRAEPretrainedEncoder(VRAEEncoder):
     def summarise(self, inputs, mask, output_hidden_states):
         # With padding behind them tokens have the positions that every model counts by itself.
         order, back, lengths = left_align(mask)
-        real = torch.arange(inputs.shape[1], device=inputs.device) < lengths.unsqueeze(1)
+        positions = torch.arange(inputs.shape[1], device=inputs.device)
+        check_positions(positions, getattr(self.body.config, "max_position_embeddings", None))
+        real = positions < lengths.unsqueeze(1)
         outputs = self.body(
             inputs_embeds=take_time(inputs, order),
             attention_mask=real.long(),

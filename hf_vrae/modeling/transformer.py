@@ -166,9 +166,9 @@ def positions_of(mask: torch.Tensor) -> torch.LongTensor:
     return (mask.long().cumsum(1) - 1).clamp(min=0)
 
 
-def check_positions(positions: torch.LongTensor, most: int) -> None:
+def check_positions(positions: torch.LongTensor, most: int | None) -> None:
     """Name a sequence that no table of positions holds. On an accelerator its kernels check: asking costs a wait."""
-    if positions.device.type != "cpu" or torch.compiler.is_compiling():
+    if most is None or positions.device.type != "cpu" or torch.compiler.is_compiling():
         return
     longest = 1 + positions.max().item()
     if longest > most:

@@ -7,7 +7,7 @@ from transformers import BertConfig, BertModel, GPT2Config, GPT2LMHeadModel, GPT
 from transformers.cache_utils import StaticCache
 
 from hf_vrae import VRAEConfig, VRAEForSequenceGeneration
-from tests.models import GPT2, make_frame_model, make_frames, make_model
+from tests.models import BERT, GPT2, make_frame_model, make_frames, make_model
 
 TRANSFORMERS = {"encoder_type": "transformer", "decoder_type": "transformer"}
 
@@ -167,11 +167,13 @@ def test_frames_without_autoregression(batch):
 
 
 def test_sequences_longer_than_there_are_positions(batch):
-    for kind in ("transformer", "independent"):
-        for part in ("encoder_type", "decoder_type"):
-            model = make_model(**{part: kind}, max_position_embeddings=6)
-            with pytest.raises(ValueError, match="`max_position_embeddings` is 6, and a sequence has"):
-                model(**batch, labels=labels_of(model, batch))
+    kinds = ({f"{part}_type": kind} for kind in ("transformer", "independent") for part in ("encoder", "decoder"))
+    ours = [{**kind, "max_position_embeddings": 6} for kind in kinds]
+    theirs = [{"decoder_config": GPT2 | {"n_positions": 6}}, {"encoder_config": BERT | {"max_position_embeddings": 6}}]
+    for options in (*ours, *theirs):
+        model = make_model(**options)
+        with pytest.raises(ValueError, match="`max_position_embeddings` is 6, and a sequence has"):
+            model(**batch, labels=labels_of(model, batch))
     model = make_model(decoder_type="transformer", max_position_embeddings=6)
     z = torch.randn(2, 6)
     assert model.generate(latents=z, max_length=7, eos_token_id=None).shape == (2, 7)
