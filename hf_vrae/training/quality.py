@@ -6,6 +6,7 @@ import statistics
 import time
 from pathlib import Path
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 from datasets import Dataset, DatasetDict
@@ -56,8 +57,9 @@ def measure_quality(model, task, data: DatasetDict, split: str, recipe: Recipe, 
     model.eval()
     start = time.perf_counter()
     if task.unit == "tokens":
-        # Under the conditions of the split's rows, where they have some.
-        rows = task.collator()(batch_rows(data[split]).__getitems__([i % len(data[split]) for i in range(count)]))
+        # Under the conditions, if any, of rows spread over the split: labelled ones are often sorted.
+        places = np.linspace(0, len(data[split]) - 1, count).astype(int).tolist()
+        rows = task.collator()(batch_rows(data[split]).__getitems__(places))
         under = conditions_of(model, {name: tensor.to(model.device) for name, tensor in rows.items()})
         samples = draw_samples(model, task.tokenizer, count, SAMPLES_AT_ONCE, args.seed, under)
         drawn = sum(map(len, task.tokenizer(samples)["input_ids"])) - count
