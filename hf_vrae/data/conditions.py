@@ -152,6 +152,29 @@ def hide_labels(split: Dataset, keep: int, seed: int) -> Dataset:
     return split.remove_columns(column).add_column(column, list(hidden))
 
 
+def rows_of_epoch(split: Dataset, labeled_share: float = 0.0) -> np.ndarray:
+    """Which rows an epoch has, each once; or those whose label is there each so often that they are this share of all.
+
+    Few labels would else be seen once among thousands of rows, and teach a classifier next to nothing.
+
+    Raises:
+        ValueError: where there is not one label which some rows have and others have not.
+    """
+    rows, column = np.arange(len(split)), PREFIX + "class_ids"
+    if not labeled_share:
+        return rows
+    ids = np.stack(split.with_format("numpy")[column][:]) if column in split.column_names else np.zeros((0, 0), int)
+    known = (ids != MISSING).all(axis=1) if ids.shape[1] == 1 else np.zeros(0, dtype=bool)
+    if known.all() or not known.any():
+        raise ValueError(
+            f"`labeled_share` {labeled_share} is of training data with one label, which some rows have and others "
+            f"have not; there are {ids.shape[1]} labels, and {known.sum()} of {len(split)} rows have one."
+        )
+    others = len(split) - known.sum()
+    times = max(1, round(labeled_share / (1 - labeled_share) * others / known.sum()))
+    return np.concatenate([rows[~known], np.repeat(rows[known], times)])
+
+
 def batch_rows(split: Dataset):
     """The rows of a split for a collator: sequences alone, or with their conditions and segments where there are
     any."""

@@ -157,6 +157,9 @@ class TrainArguments:
     per_device_eval_batch_size: int = _arg(64, "As above, in evaluation")
     gradient_accumulation_steps: int = _arg(1, "Batches a process takes for one update")
     train_sampling_strategy: Literal["group_by_length", "random"] = _arg("group_by_length", "How batches are made up")
+    labeled_share: float = _arg(
+        0.0, "Sequences whose label is there come so often that they are this share of an epoch; 0: once, as all"
+    )
     optim: Literal["adamw", "adam", "sgd", "lamb"] = _arg("adamw", "Optimizer; lamb needs the extra 'optim'")
     learning_rate: float = _arg(3e-3, "Peak learning rate")
     weight_decay: float = _arg(0.0, "Weight decay")
@@ -237,6 +240,8 @@ class TrainArguments:
             raise ValueError("`freeze_decoder` is of `decoder_name_or_path`, which is not given.")
         if not 0 <= self.scheduled_sampling <= 1:
             raise ValueError(f"`scheduled_sampling` is a share and must be in [0, 1], got {self.scheduled_sampling}.")
+        if not 0 <= self.labeled_share < 1:
+            raise ValueError(f"`labeled_share` is a share of all and must be in [0, 1), got {self.labeled_share}.")
         _refuse(self._combinations())
         if self.resume_from_checkpoint and self.overwrite_output_dir:
             raise ValueError("`resume_from_checkpoint` goes on with the run that `overwrite_output_dir` deletes.")

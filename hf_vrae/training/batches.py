@@ -6,9 +6,11 @@ from collections.abc import Iterable, Iterator
 import numpy as np
 import torch
 from accelerate import Accelerator
+from datasets import Dataset
 from torch.utils.data import DataLoader
 
 from ..data.bucketing import make_batches, split_batch
+from ..data.conditions import batch_rows, rows_of_epoch
 from .arguments import TrainArguments
 
 
@@ -16,15 +18,17 @@ class UpdateBatches:
     """The training data, shared out among updates, processes and accumulation steps.
 
     Args:
-        rows: the sequences, which `__getitems__` gives by a list of indices.
+        split: the sequences.
         lengths: of each, [N].
-        collator: makes a batch of what `rows` gives.
+        collator: makes a batch of sequences.
         args: see [`TrainArguments`].
         accelerator: its number of accumulation steps may be the launcher's.
     """
 
-    def __init__(self, rows, lengths: np.ndarray, collator, args: TrainArguments, accelerator: Accelerator):
-        self.rows, self.lengths, self.collator = rows, lengths, collator
+    def __init__(self, split: Dataset, lengths: np.ndarray, collator, args: TrainArguments, accelerator: Accelerator):
+        self.rows, self.collator = batch_rows(split), collator
+        self.of_an_epoch = rows_of_epoch(split, args.labeled_share)  # indices
+        self.lengths = lengths[self.of_an_epoch]
         self.args, self.accelerator = args, accelerator
         self.accumulation_steps = accelerator.gradient_accumulation_steps
         self.parts = accelerator.num_processes * self.accumulation_steps
@@ -32,7 +36,7 @@ class UpdateBatches:
         self.steps_per_epoch = len(self.of_epoch(0))
         if self.steps_per_epoch == 0:
             raise ValueError(
-                f"The training split has {len(rows)} sequences, fewer than the {self.parts} parts of an update "
+                f"The training split has {len(split)} sequences, fewer than the {self.parts} parts of an update "
                 "(processes x gradient_accumulation_steps)."
             )
 
@@ -41,7 +45,7 @@ class UpdateBatches:
         """Indices of each update of an epoch; a remainder with less than a sequence a part is left out."""
         by_length = self.args.train_sampling_strategy == "group_by_length"
         batches = make_batches(self.lengths, self.batch_size, self.args.seed, epoch, by_length)
-        return [batch for batch in batches if len(batch) >= self.parts]
+        return [self.of_an_epoch[batch] for batch in batches if len(batch) >= self.parts]
 
     def of_step(self, step: int) -> np.ndarray:
         """Indices of update number `step`, over all processes."""

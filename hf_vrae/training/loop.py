@@ -20,7 +20,6 @@ from datasets import Dataset
 from torch import nn
 from tqdm.auto import tqdm
 
-from ..data.conditions import batch_rows
 from ..evaluation.likelihood import evaluate
 from .arguments import TrainArguments
 from .batches import UpdateBatches
@@ -117,7 +116,7 @@ class TrainingLoop:
         # Tensor cores like multiples of 8; a CPU would pass over the padding for nothing.
         multiple = 1 if accelerator.mixed_precision == "no" or accelerator.device.type == "cpu" else 8
         self.collator = task.collator(pad_to_multiple_of=multiple)
-        self.batches = UpdateBatches(batch_rows(train), self.lengths, self.collator, args, accelerator)
+        self.batches = UpdateBatches(train, self.lengths, self.collator, args, accelerator)
         self.steps_per_epoch = self.batches.steps_per_epoch
         self.total_steps = (
             args.max_steps if args.max_steps > 0 else math.ceil(args.num_train_epochs * self.steps_per_epoch)

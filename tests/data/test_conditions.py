@@ -8,7 +8,7 @@ import torch
 from datasets import ClassLabel, Dataset, Features, Value
 
 from hf_vrae.data.collators import AutoencodingCollator, FrameCollator
-from hf_vrae.data.conditions import Conditions, batch_rows, hide_labels
+from hf_vrae.data.conditions import Conditions, batch_rows, hide_labels, rows_of_epoch
 from hf_vrae.data.datasets import load_text
 from hf_vrae.data.frames import load_frames
 
@@ -79,6 +79,21 @@ def test_hidden_labels_are_as_many_of_each_value():
     assert frequencies == pytest.approx([7 / 18, 6 / 18, 5 / 18])
     with pytest.raises(ValueError, match="there are 1 columns and 40 labels"):
         hide_labels(split, 41, seed=1)
+
+
+def test_labelled_rows_come_so_often_that_they_are_a_share_of_an_epoch():
+    train = rows(kind=["a", None, "b"] + [None] * 27)
+    split = Conditions.fit(train, ["kind"], None, None).add_to(train)
+    assert rows_of_epoch(split).tolist() == list(range(30))
+    for share, times in ((0.5, 14), (0.2, 4), (0.01, 1)):  # 28 of 56, 8 of 36, at least once
+        counts = np.bincount(rows_of_epoch(split, share))
+        assert counts[[0, 2]].tolist() == [times] * 2 and counts.sum() == 28 + 2 * times and counts.min() == 1
+    for kind in (["a", "b"], [None, None]):
+        split = Conditions.fit(train, ["kind"], None, None).add_to(rows(kind=kind))
+        with pytest.raises(ValueError, match="one label, which some rows have and others have not"):
+            rows_of_epoch(split, 0.5)
+    with pytest.raises(ValueError, match="there are 0 labels"):
+        rows_of_epoch(train, 0.5)
 
 
 def test_labels_of_files(tmp_path):

@@ -39,6 +39,7 @@ def test_a_conditional_model_from_training_to_its_texts(tiny, tmp_path):
 
 def test_a_semi_supervised_run_and_its_resumption(tiny, tmp_path):
     flags = "--label_columns tense --label_classifier True --max_labeled_samples 60 --classifier_weight 2"
+    flags += " --labeled_share 0.6"
     results = run(tiny(f"{flags} --eval_strategy steps --eval_steps 6"))
     assert 0 <= results["label_accuracy"] <= 1
     model, tokenizer = load(str(tmp_path / "run"))
@@ -151,6 +152,8 @@ def test_transfer_and_agreement_of_a_label(tiny, tmp_path, corpus, capsys):
     "flags, message",
     [
         ("--max_labeled_samples 5", "hides values of one label"),
+        ("--label_columns tense --labeled_share 0.5", "one label, which some rows have and others have not"),
+        ("--label_columns tense --labeled_share 1.0", "must be in"),
         ("--condition_dropout 0.1", "the model has none"),
         ("--label_columns tense mood --label_classifier True", "exactly one label"),
         ("--label_columns tense --label_classifier True --scheduled_sampling 0.1", "`label_classifier` trains"),
