@@ -242,7 +242,7 @@ class TrainArguments:
             raise ValueError(f"`scheduled_sampling` is a share and must be in [0, 1], got {self.scheduled_sampling}.")
         if not 0 <= self.labeled_share < 1:
             raise ValueError(f"`labeled_share` is a share of all and must be in [0, 1), got {self.labeled_share}.")
-        _refuse(self._combinations())
+        _refuse([*self._options_nobody_reads(), *self._combinations()])
         if self.resume_from_checkpoint and self.overwrite_output_dir:
             raise ValueError("`resume_from_checkpoint` goes on with the run that `overwrite_output_dir` deletes.")
 
@@ -250,6 +250,28 @@ class TrainArguments:
     def pretrained_parts(self) -> bool:
         """Whether the model is made of pretrained ones."""
         return bool(self.encoder_name_or_path or self.decoder_name_or_path)
+
+    def _options_nobody_reads(self) -> list[tuple[bool, str]]:
+        """Whether each option that is another's alone is off its default without that one. Not among them are those
+        that a recipe may well say for others which start from it, such as `kl_warmup_steps`."""
+        adam = self.optim != "sgd"
+        read = {
+            "adam_beta1": (adam, "`optim` adamw, adam or lamb"),
+            "adam_beta2": (adam, "`optim` adamw, adam or lamb"),
+            "momentum": (not adam, "`optim` sgd"),
+            "kl_cycles": (self.kl_schedule == "cyclical", "`kl_schedule` cyclical"),
+            "aggressive_max_epochs": (self.aggressive, "`aggressive`"),
+            "eval_steps": (self.eval_strategy == "steps", "`eval_strategy` steps"),
+            "hub_model_id": (self.push_to_hub, "`push_to_hub`"),
+            "hub_private_repo": (self.push_to_hub, "`push_to_hub`"),
+        }
+        return [
+            (
+                not is_read and getattr(self, name) != self.__dataclass_fields__[name].default,
+                f"`{name}` {getattr(self, name)} is of {reader}, which is not asked for. Set that, or leave it out.",
+            )
+            for name, (is_read, reader) in read.items()
+        ]
 
     def _combinations(self) -> list[tuple[bool, str]]:
         """Whether each combination of remedies that makes no sense is there, and why it makes none."""

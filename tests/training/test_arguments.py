@@ -103,6 +103,12 @@ def test_a_recipe_that_is_its_own_base(write):
         ("--early_stopping_patience 2 --eval_strategy no", "count evaluations, of which there are none"),
         ("--lr_scheduler_type reduce_lr_on_plateau --eval_strategy no", "count evaluations, of which there are none"),
         ("--scheduled_sampling 0.2 --num_train_samples 5", "one decoder pass of one latent"),
+        ("--momentum 0.9", "`momentum` 0.9 is of `optim` sgd, which is not asked for"),
+        ("--optim sgd --adam_beta2 0.9", "`adam_beta2` 0.9 is of `optim` adamw, adam or lamb"),
+        ("--kl_cycles 3", "`kl_cycles` 3 is of `kl_schedule` cyclical"),
+        ("--aggressive_max_epochs 3", "`aggressive_max_epochs` 3.0 is of `aggressive`"),
+        ("--eval_steps 9", "`eval_steps` 9 is of `eval_strategy` steps"),
+        ("--hub_private_repo", "`hub_private_repo` True is of `push_to_hub`"),
         ("--scheduled_sampling 2", "must be in [0, 1], got 2.0"),
     ],
 )
