@@ -338,10 +338,10 @@ def test_aggressive_training_ends_with_its_last_epoch(tiny, monkeypatch):
 def test_aggressive_training_is_taken_up_or_given_up_with_a_resumption(tiny, monkeypatch):
     calls, train_encoder = [], TrainingLoop.train_encoder
     monkeypatch.setattr(TrainingLoop, "train_encoder", lambda *args: (calls.append(1), train_encoder(*args)))
-    flags = "--eval_strategy steps --eval_steps 5 --aggressive_max_epochs 9 --max_steps "
+    flags = "--eval_strategy steps --eval_steps 5 --max_steps "
     run(tiny(flags + "2"))
     more = "--resume_from_checkpoint latest "
-    run(tiny(f"{more} --aggressive {flags} 4"))
+    run(tiny(f"{more} --aggressive --aggressive_max_epochs 9 {flags} 4"))
     assert len(calls) == 2
     run(tiny(more + flags + "6"))
     assert len(calls) == 2
