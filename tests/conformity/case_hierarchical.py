@@ -94,3 +94,6 @@ class HierarchicalSeparatorsTest(case("HierarchicalSeparators", segment_separato
 
     def test_generate_continue_from_past_key_values(self):
         self.skipTest("what is generated agrees; the cache has room for all segments that `max_length` admits")
+
+    def test_resize_tokens_embeddings(self):
+        self.skipTest("makes a model of 4 tokens, of which 98, the separator, is none: refused")
