@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerFast
 
 from .data.collators import conditions as conditions_in
 from .data.conditions import batch_rows, label_names
-from .data.datasets import attribute_values, load_text, value_name
+from .data.datasets import attribute_values, load_text, spread_places, value_name
 from .data.grammar import generate_corpus
 from .data.tokenization import decode
 from .evaluation.anomaly import check_normal, detect_anomalies
@@ -268,7 +268,7 @@ def transfer_file(
         [[text for text, own in zip(*rows.values(), strict=True) if own == value] for value in values]
         for rows in (train, test)
     )
-    moving = [[texts[i] for i in _places(len(texts), max_samples // 2)] for texts in moving]
+    moving = [[texts[i] for i in spread_places(len(texts), min(max_samples // 2, len(texts)))] for texts in moving]
     source, counts = sum(moving, []), [len(texts) for texts in moving]
     wanted = [values[1]] * counts[0] + [values[0]] * counts[1]
     described = {"accuracy": classifier.accuracy, "majority": classifier.majority, "num_train": classifier.num_train}
@@ -393,13 +393,8 @@ def _labelled(labels: Sequence[str | None], *of_rows: np.ndarray) -> tuple:
 
 
 def _spread(data: Dataset, count: int | None) -> Dataset:
-    """So many rows, or all, spread over a data set: labelled ones are often sorted."""
-    return data if count is None else data.select(_places(data.num_rows, count))
-
-
-def _places(size: int, count: int) -> np.ndarray:
-    """So many places, or as many as there are, spread over `size`."""
-    return np.linspace(0, size - 1, min(count, size)).astype(int)
+    """So many rows spread over a data set, or all."""
+    return data if count is None else data.select(spread_places(len(data), min(count, len(data))))
 
 
 def _read(task: TextTask | FrameTask, path: str | None, seed: int, split: str = "test", **reading) -> Dataset:

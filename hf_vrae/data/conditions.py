@@ -111,16 +111,15 @@ class Conditions:
             return {}
         fields = {"condition_labels": self.labels or None, "condition_attributes": self.attributes or None}
         fields |= {"condition_size": self.size, "condition_column": self.vector}
-        columns = train.with_format("numpy")
         if self.attributes:
-            values = np.stack(columns[PREFIX + "attributes"][:]).astype(np.float64)
+            values = np.stack(train.with_format("numpy")[PREFIX + "attributes"][:]).astype(np.float64)
             if (empty := np.isnan(values).all(axis=0)).any():
                 raise ValueError(f"Attribute {self.attributes[empty.argmax()]!r} has no value in the training data.")
             fields["attribute_mean"] = np.nanmean(values, axis=0).tolist()
             spread = np.nanstd(values, axis=0)
             fields["attribute_scale"] = np.where(spread > 0, spread, 1.0).tolist()
         if frequencies and len(self.labels) == 1:
-            ids = np.stack(columns[PREFIX + "class_ids"][:])[:, 0]
+            ids = _class_ids(train)[:, 0]
             counts = np.bincount(ids[ids != MISSING], minlength=len(next(iter(self.labels.values())))) + 1
             fields["label_frequencies"] = (counts / counts.sum()).tolist()
         return fields
@@ -132,8 +131,7 @@ def hide_labels(split: Dataset, keep: int, seed: int) -> Dataset:
     Raises:
         ValueError: where there is not exactly one label, or fewer labelled rows.
     """
-    column = PREFIX + "class_ids"
-    ids = np.stack(split.with_format("numpy")[column][:]) if column in split.column_names else np.zeros((0, 0), int)
+    column, ids = PREFIX + "class_ids", _class_ids(split)
     if ids.shape[1] != 1 or keep > (ids != MISSING).sum():
         raise ValueError(
             f"`max_labeled_samples` {keep} keeps labels of one label column that has so many; there are "
@@ -160,12 +158,12 @@ def rows_of_epoch(split: Dataset, labeled_share: float = 0.0) -> np.ndarray:
     Raises:
         ValueError: where there is not one label which some rows have and others have not.
     """
-    rows, column = np.arange(len(split)), PREFIX + "class_ids"
+    rows = np.arange(len(split))
     if not labeled_share:
         return rows
-    ids = np.stack(split.with_format("numpy")[column][:]) if column in split.column_names else np.zeros((0, 0), int)
-    known = (ids != MISSING).all(axis=1) if ids.shape[1] == 1 else np.zeros(0, dtype=bool)
-    if known.all() or not known.any():
+    ids = _class_ids(split)
+    known = (ids != MISSING).all(axis=1)
+    if ids.shape[1] != 1 or known.all() or not known.any():
         raise ValueError(
             f"`labeled_share` {labeled_share} is of training data with one label, which some rows have and others "
             f"have not; there are {ids.shape[1]} labels, and {known.sum()} of {len(split)} rows have one."
@@ -173,6 +171,12 @@ def rows_of_epoch(split: Dataset, labeled_share: float = 0.0) -> np.ndarray:
     others = len(split) - known.sum()
     times = max(1, round(labeled_share / (1 - labeled_share) * others / known.sum()))
     return np.concatenate([rows[~known], np.repeat(rows[known], times)])
+
+
+def _class_ids(split: Dataset) -> np.ndarray:
+    """Ids of each row's labels, [N, L]; [0, 0] where there is no label."""
+    column = PREFIX + "class_ids"
+    return np.stack(split.with_format("numpy")[column][:]) if column in split.column_names else np.zeros((0, 0), int)
 
 
 def batch_rows(split: Dataset):

@@ -58,6 +58,12 @@ def load_text(
     return DatasetDict({split: _with_text(data, text_column, split) for split, data in splits.items()})
 
 
+def spread_places(size: int, count: int) -> np.ndarray:
+    """So many places spread over `size`, some of them several times where there are fewer: labelled rows are often
+    sorted, and the first of them then of one label."""
+    return np.linspace(0, size - 1, count).astype(int)
+
+
 def load_file(path: str, encoding: str = "utf-8", **options) -> Dataset:
     """Read one file; see [`load_text`]. Further options go to `datasets`' reader of such files."""
     file = Path(path)

@@ -6,12 +6,12 @@ import statistics
 import time
 from pathlib import Path
 
-import numpy as np
 import torch
 from accelerate import Accelerator
 from datasets import Dataset, DatasetDict
 
 from ..data.conditions import batch_rows
+from ..data.datasets import spread_places
 from ..evaluation.free_running import evaluate_free_running
 from ..evaluation.text import draw_samples, self_bleu
 from ..latent import conditions_of, each_label, sample_frames
@@ -57,9 +57,9 @@ def measure_quality(model, task, data: DatasetDict, split: str, recipe: Recipe, 
     model.eval()
     start = time.perf_counter()
     if task.unit == "tokens":
-        # Under the conditions, if any, of rows spread over the split: labelled ones are often sorted.
-        places = np.linspace(0, len(data[split]) - 1, count).astype(int).tolist()
-        rows = task.collator()(batch_rows(data[split]).__getitems__(places))
+        # Under the conditions, if any, of rows spread over the split.
+        places = spread_places(len(data[split]), count)
+        rows = task.collator()(batch_rows(data[split]).__getitems__(places.tolist()))
         under = conditions_of(model, {name: tensor.to(model.device) for name, tensor in rows.items()})
         samples = draw_samples(model, task.tokenizer, count, SAMPLES_AT_ONCE, args.seed, under)
         drawn = sum(map(len, task.tokenizer(samples)["input_ids"])) - count
