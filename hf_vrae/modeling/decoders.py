@@ -15,7 +15,7 @@ from .heads import make_frame_embedding
 from .independent import PositionwiseMLP
 from .kernels import Dropout
 from .modeling_latent import check_token_ids
-from .pretrained import make_body
+from .pretrained import make_body, most_positions
 from .recurrent import RecurrentDecoder, RecurrentStep, left_align, take_time
 from .transformer import Transformer, check_positions, positions_of
 
@@ -315,7 +315,7 @@ class VRAEPretrainedDecoder(VRAETransformerDecoder):
         return DynamicCache(config=self.body.config)
 
     def attend(self, inputs, positions, attention_mask, past_key_values, latents, output_hidden_states):
-        check_positions(positions, getattr(self.body.config, "max_position_embeddings", None))
+        check_positions(positions, most_positions(self.body))
         # Positions that every model would count so itself are left to it: some of them begin at another number.
         counted = {} if attention_mask is None else {"position_ids": positions}
         outputs = self.body(

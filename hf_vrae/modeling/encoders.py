@@ -18,7 +18,7 @@ from .independent import PositionwiseMLP
 from .kernels import Dropout
 from .modeling_latent import check_token_ids
 from .posteriors import BatchNormPosterior, CommittedRatePosterior, GaussianPosterior, VonMisesFisherPosterior
-from .pretrained import make_body
+from .pretrained import make_body, most_positions
 from .recurrent import RecurrentEncoder, left_align, take_time
 from .transformer import Transformer, check_positions, positions_of
 
@@ -209,7 +209,7 @@ class VRAEPretrainedEncoder(VRAEEncoder):
         # With padding behind them tokens have the positions that every model counts by itself.
         order, back, lengths = left_align(mask)
         positions = torch.arange(inputs.shape[1], device=inputs.device)
-        check_positions(positions, getattr(self.body.config, "max_position_embeddings", None))
+        check_positions(positions, most_positions(self.body))
         real = positions < lengths.unsqueeze(1)
         outputs = self.body(
             inputs_embeds=take_time(inputs, order),

@@ -20,6 +20,14 @@ def make_body(config, name: str) -> nn.Module:
     return body
 
 
+def most_positions(body: nn.Module) -> int | None:
+    """How long a sequence the body has positions for; None where any."""
+    most = getattr(body.config, "max_position_embeddings", None)
+    table = getattr(getattr(body, "embeddings", None), "position_embeddings", None)
+    padding = getattr(table, "padding_idx", None)  # RoBERTa's family counts from behind the position of padding
+    return most if most is None or padding is None else most - padding - 1
+
+
 def fields_of(encoder: PreTrainedModel | None, decoder: PreTrainedModel | None, further: dict) -> dict:
     """The fields of a configuration around two models, one of which may be ours (None); their tables are made as large
     as the `vocab_size` among the further fields.

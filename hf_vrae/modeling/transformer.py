@@ -173,6 +173,6 @@ def check_positions(positions: torch.LongTensor, most: int | None) -> None:
     longest = 1 + positions.max().item()
     if longest > most:
         raise ValueError(
-            f"`max_position_embeddings` is {most}, and a sequence has {longest} steps or more. Cut the sequence, or "
-            "train a model with more positions."
+            f"`max_position_embeddings` gives room for {most} steps, and a sequence has {longest} or more. Cut the "
+            "sequence, or train a model with more positions."
         )

@@ -170,14 +170,16 @@ def test_sequences_longer_than_there_are_positions(batch):
     kinds = ({f"{part}_type": kind} for kind in ("transformer", "independent") for part in ("encoder", "decoder"))
     ours = [{**kind, "max_position_embeddings": 6} for kind in kinds]
     theirs = [{"decoder_config": GPT2 | {"n_positions": 6}}, {"encoder_config": BERT | {"max_position_embeddings": 6}}]
-    for options in (*ours, *theirs):
+    # Of RoBERTa's 8 two are those of padding and before.
+    roberta = {"encoder_config": BERT | {"model_type": "roberta", "max_position_embeddings": 8, "pad_token_id": 1}}
+    for options in (*ours, *theirs, roberta):
         model = make_model(**options)
-        with pytest.raises(ValueError, match="`max_position_embeddings` is 6, and a sequence has"):
+        with pytest.raises(ValueError, match="`max_position_embeddings` gives room for 6 steps, and a sequence has"):
             model(**batch, labels=labels_of(model, batch))
     model = make_model(decoder_type="transformer", max_position_embeddings=6)
     z = torch.randn(2, 6)
     assert model.generate(latents=z, max_length=7, eos_token_id=None).shape == (2, 7)
-    with pytest.raises(ValueError, match="`max_position_embeddings` is 6"):
+    with pytest.raises(ValueError, match="`max_position_embeddings` gives room for 6 steps"):
         model.generate(latents=z, max_length=8, eos_token_id=None)
 
 
