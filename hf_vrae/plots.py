@@ -250,29 +250,36 @@ def plot_rate_distortion(rows: Sequence[dict], picture: str | Path | None = None
     levels = MaxNLocator(8).tick_values(low, right + high)
     truth = [row["true_nll"] for row in rows if "true_nll" in row][:1]
     lines = [(level, {"color": GREY, "linewidth": 0.8}, f"{level:g}") for level in levels]
-    best = {"color": "black", "linewidth": 1.2, "linestyle": "--"}
+    best, said = {"color": "black", "linewidth": 1.2, "linestyle": "--"}, []
     for level, style, text in lines + [(level, best, f"best possible {level:.2f}") for level in truth]:
         ends = [max(axis.get_xlim()[0], level - high), min(right, level - low)]
-        if ends[1] - ends[0] < (0.03 if style is best else 0.08) * right:
-            continue  # the frame would cut its number off
+        if ends[1] <= ends[0]:
+            continue
         axis.plot(ends, [level - end for end in ends], zorder=1, **style)
         x = ends[0] + 0.04 * (ends[1] - ends[0])
         angled = {"rotation": -45, "rotation_mode": "anchor", "transform_rotates_text": True, "fontsize": 8}
-        axis.text(x, level - x, text, color=style["color"], va="bottom", clip_on=True, **angled)
-    _label_points(figure, axis, rate, distortion, names, colours)
+        said.append(axis.text(x, level - x, text, color=style["color"], va="bottom", **angled))
+    _label_points(figure, axis, rate, distortion, names, colours, said)
     return _saved(figure, picture)
 
 
-def _label_points(figure, axis, xs, ys, names, colours) -> None:
-    """Write each name at the nearest place around its point where it covers no point and no other name."""
+def _label_points(figure, axis, xs, ys, names, colours, said) -> None:
+    """Write each name at the nearest place around its point where it covers no point, no other name, and nothing of
+    what is said already, of which is taken away what the frame would cut off."""
     from matplotlib.text import Text
 
     figure.draw_without_rendering()
     figure.set_layout_engine("none")  # the places found here stay
     points, taken = axis.transData.transform(np.column_stack([xs, ys])), []
+    frame = axis.get_window_extent()
+    for text in said:
+        box = text.get_window_extent()
+        if _within(box, frame):
+            taken.append(box)
+        else:
+            text.remove()
     circle = [(math.cos(a), math.sin(a)) for a in np.linspace(0, 2 * math.pi, 16, endpoint=False)]
     places = [(radius * dx, radius * dy) for radius in (12, 24, 36, 54, 72, 96) for dx, dy in circle]
-    frame = axis.get_window_extent()
     for x, y, name, colour in zip(xs, ys, names, colours, strict=True):
         for dx, dy in places:
             arrow = {"arrowstyle": "-", "color": colour, "linewidth": 0.8} if math.hypot(dx, dy) > 12 else None
@@ -282,15 +289,18 @@ def _label_points(figure, axis, xs, ys, names, colours) -> None:
             )  # fmt: skip
             text.get_window_extent()  # brings it to its place
             box = Text.get_window_extent(text)  # without its line
-            inside = frame.x0 < box.x0 and box.x1 < frame.x1 and frame.y0 < box.y0 and box.y1 < frame.y1
             free = not any(box.overlaps(other) for other in taken) and not any(
-                box.padded(5).contains(*other) for other in points
+                box.padded(9).contains(*other) for other in points
             )
-            if inside and free:
+            if _within(box, frame) and free:
                 break
             if (dx, dy) != places[-1]:
                 text.remove()
         taken.append(box)
+
+
+def _within(box, frame) -> bool:
+    return frame.x0 < box.x0 and box.x1 < frame.x1 and frame.y0 < box.y0 and box.y1 < frame.y1
 
 
 def plot_comparison(
@@ -320,8 +330,11 @@ def plot_comparison(
             axis.scatter(numbers, places, color=colour, s=40, label=label, zorder=2)
             for x, y in zip(numbers, places, strict=True):
                 if not np.isnan(x):
-                    text = f"{x:,.0f}" if x >= 1000 else f"{x:.4g}" if x >= 10 else f"{x:.2f}"
-                    axis.annotate(text, (x, y), (0, above), textcoords="offset points", ha="center", fontsize=7)
+                    text = f"{x:,.0f}" if x >= 1000 or x.is_integer() else f"{x:.1f}" if x >= 100 else f"{x:.2f}"
+                    axis.annotate(
+                        *(text, (x, y), (0, above)), textcoords="offset points", ha="center", fontsize=7,
+                        bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 0.4},
+                    )  # fmt: skip
         axis.set_title(measure, fontsize=10)
         axis.locator_params(axis="x", nbins=5)
         axis.set_yticks(places, names)

@@ -195,7 +195,7 @@ def test_models_beside_each_other(tmp_path):
     nll, accuracy, _, units, *hidden = figure.axes
     assert [axis.get_visible() for axis in (units, *hidden)] == [True, False, False]
     assert [tick.get_text() for tick in nll.get_yticklabels()] == ["A", "B", "C"]
-    assert [text.get_text() for text in nll.texts] == ["23.5", "23.7", "1,234"]
+    assert [text.get_text() for text in nll.texts] == ["23.50", "23.70", "1,234"]
     assert [text.get_text() for text in accuracy.texts] == ["0.50", "0.60", "0.40", "0.30", "0.40"]
     assert list(nll.lines[0].get_xdata()) == [23.4, 23.4] and nll.get_ylim()[0] > nll.get_ylim()[1]  # first on top
     assert legend(accuracy) == ["teacher-forced", "free-running"] and nll.get_legend() is None

@@ -63,9 +63,10 @@ def evaluate(
         where the model has one latent a step and K is above 1 (Maddison et al. 2017); `active_units`, `num_samples`,
         `num_sequences`, `true_nll` where the data know it, `label_accuracy` of q(c|x) on rows with a label, where the
         model has one; where z is one a sequence `mutual_information` (of `mi_num_sequences` sequences) and
-        `mutual_information_32` (the mean over batches of 32, the size of He et al. 2019, at most log 32 = 3.47); where
-        it has scales, these are of that of the whole, and `kl_global`, `kl_sections` and `kl_segments` are parts of
-        `kl`. Of tokens [`_of_tokens`] adds its own, of frames [`_of_frames`]. `per_sequence` holds arrays [N]:
+        `mutual_information_32` (the mean over batches of 32, the size of He et al. 2019, at most log 32 = 3.47), which
+        beside a prior that knows the condition count what z repeats of it, and can exceed the KL; where it has
+        scales, these are of that of the whole, and `kl_global`, `kl_sections` and `kl_segments` are parts of `kl`. Of
+        tokens [`_of_tokens`] adds its own, of frames [`_of_frames`]. `per_sequence` holds arrays [N]:
         `neg_elbo`, `kl`, `nll_iw`, `num_steps`, and `nll_fivo`.
     """
     accelerator = accelerator or Accelerator()

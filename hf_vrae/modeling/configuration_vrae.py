@@ -1,5 +1,6 @@
 """Configuration of the variational recurrent autoencoder."""
 
+import math
 from dataclasses import field
 from typing import Any, Literal
 
@@ -238,6 +239,21 @@ class VRAEConfig(LatentSequenceConfig):
         per_dimension = {"batch_norm": self.batch_norm_gamma**2 / 2, "delta": self.committed_rate}
         return 0.0 if self.correlated_prior else self.latent_size * per_dimension.get(self.posterior, 0.0)
 
+    @property
+    def _free_nats(self) -> float:
+        """What `free_bits` frees, in nats."""
+        return self.free_bits * (math.log(2) if self.free_bits_form == "hinge" else 1)
+
+    @property
+    def _free_already(self) -> float:
+        """Nats that the posterior's family always has in the KL which `free_bits_form` compares."""
+        if self.posterior == "batch_norm":  # keeps means over the batch
+            kept = ["mean"] if self.learn_batch_norm_scale else ["mean", "dimension_mean"]
+            if self.free_bits_form not in kept:
+                return 0.0
+        of_a_dimension = self.free_bits_form in ("dimension", "dimension_mean")
+        return self.committed_kl / max(self.latent_size, 1) if of_a_dimension else self.committed_kl
+
     def validate_architecture(self):
         """Checked at construction and when saving."""
         self._check_at_least_1("encoder_hidden_size", "encoder_layers", "decoder_hidden_size", "decoder_layers")
@@ -294,13 +310,24 @@ class VRAEConfig(LatentSequenceConfig):
         read |= dict.fromkeys(("weight_dropout", "skip_connections"), self.decoder_type == "rnn")
         read |= {"num_attention_heads": own, "intermediate_size": own, "max_position_embeddings": steps}
         read["memory_tokens"] = "memory" in self.latent_conditioning
+        families = {"batch_norm_gamma": "batch_norm", "committed_rate": "delta", "concentration": "vmf"}
         return [
-            (
-                not is_read and getattr(self, name) != self.__dataclass_fields__[name].default,
-                f"`{name}` {getattr(self, name)} says nothing of `encoder_type` {encoder} and `decoder_type` "
-                f"{self.decoder_type} with `latent_conditioning` {self.latent_conditioning}. Leave it out.",
-            )
-            for name, is_read in read.items()
+            *(
+                (
+                    not is_read and getattr(self, name) != self.__dataclass_fields__[name].default,
+                    f"`{name}` {getattr(self, name)} says nothing of `encoder_type` {encoder} and `decoder_type` "
+                    f"{self.decoder_type} with `latent_conditioning` {self.latent_conditioning}. Leave it out.",
+                )
+                for name, is_read in read.items()
+            ),
+            *(
+                (
+                    self.posterior != family and getattr(self, name) != self.__dataclass_fields__[name].default,
+                    f"`{name}` {getattr(self, name)} is of `posterior` {family}, got {self.posterior}. Set that, or "
+                    "leave it out.",
+                )
+                for name, family in families.items()
+            ),
         ]
 
     def _check_conditions(self):
@@ -393,6 +420,11 @@ class VRAEConfig(LatentSequenceConfig):
         free = f"`free_bits` {self.free_bits}"
         return [
             *self._fields_nobody_reads(),
+            (
+                self._free_already >= self._free_nats > 0,
+                f"{free} in the form {self.free_bits_form} frees nothing: `posterior` {self.posterior} never has a KL "
+                f"below {self._free_already:.3f} nats there. Raise it, or set it to 0.",
+            ),
             (
                 self.decoder_type == "independent" and self.latent_size == 0,
                 "`decoder_type` independent reads nothing but z, and `latent_size` 0 says there is none. Raise it, or "

@@ -142,8 +142,9 @@ def kl_per_dimension(q: DiagonalGaussian, p: DiagonalGaussian | CorrelatedGaussi
     KL, as the others do.
     """
     if isinstance(p, CorrelatedGaussian):
-        squares = _times(q.mean, p.whitening).square() + _times(q.variance, p.whitening.square())  # E[epsilon^2]
-        return 0.5 * (squares - 1 - q.logvar) + p.factor.diagonal().log()
+        beyond = p.whitening.square() - torch.eye(len(p.factor)).to(p.factor)  # 0 beside N(0, I)
+        squares = _times(q.mean, p.whitening).square() + _times(q.variance, beyond)  # E[epsilon^2] - variance_q
+        return 0.5 * (squares + torch.expm1(q.logvar) - q.logvar) + p.factor.diagonal().log()
     log_ratio = q.logvar - p.logvar
     distance = (q.mean - p.mean).square() * torch.exp(-p.logvar)
     return 0.5 * (torch.expm1(log_ratio) - log_ratio + distance)

@@ -8,9 +8,10 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from .distributions import DiagonalGaussian
 from .posteriors import MAX_LOGVAR, MIN_LOGVAR
 
-# Kim et al. 2018, released code: learning rate 1, momentum 0.5. They clip the whole batch's gradient at 5; a limit for
-# each sequence, near to theirs at a batch of 32, keeps a result from depending on its neighbours.
-LEARNING_RATE, MOMENTUM, MAX_NORM = 1.0, 0.5, 1.0
+# Kim et al. 2018, released code: learning rate 1 of the gradient of a batch's mean, and batches of 32; momentum 0.5.
+# Theirs is clipped at 5 for the whole batch, 28 for a sequence, hardly ever reached. A limit for each sequence keeps a
+# result from depending on its neighbours; at 1 one sample's noise cannot throw a trained posterior far off.
+LEARNING_RATE, MOMENTUM, MAX_NORM = 1 / 32, 0.5, 1.0
 
 
 def refine(

@@ -12,7 +12,13 @@ from transformers import initialization as init
 from transformers.modeling_utils import PreTrainedModel
 
 from .conditioning import join
-from .distributions import DiagonalGaussian, HypersphericalUniform, kl_divergence, kl_per_dimension
+from .distributions import (
+    DiagonalGaussian,
+    HypersphericalUniform,
+    VonMisesFisher,
+    kl_divergence,
+    kl_per_dimension,
+)
 from .inference import refine
 from .kernels import IGNORE_INDEX, is_plain
 from .objectives import (
@@ -299,7 +305,11 @@ class OneLatentModel(LatentSequenceModel):
         # log q with its parameters held fixed: the encoder's gradient flows through z alone.
         log_ratio = posterior.detach().log_prob(z) - p.log_prob(z)
         log_weights = log_likelihood - self.kl_weight * log_ratio.detach()
-        weights = doubly_reparameterised_weights(log_weights, z, self.kl_weight)
+        if isinstance(posterior, VonMisesFisher):
+            # z turns with the mean, and log q(z) stays the same: its gradient is 0, and a part of it noise.
+            weights, log_ratio = log_weights.detach().softmax(0), log_ratio.detach()
+        else:
+            weights = doubly_reparameterised_weights(log_weights, z, self.kl_weight)
         surrogate = weighted_nll(weights) + self.kl_weight * (weights * log_ratio).sum(0).mean()
         loss = -importance_weighted_bound(log_weights).mean()
         return {

@@ -3,6 +3,7 @@
 import argparse
 import dataclasses
 import difflib
+import math
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -224,6 +225,9 @@ class TrainArguments:
             "save_steps", "save_total_limit", "logging_steps", "early_stopping_patience", "num_importance_samples",
             "num_train_samples", "aggressive_max_epochs",
         )  # fmt: skip
+        for name, value in vars(self).items():
+            if isinstance(value, float) and not math.isfinite(value):
+                raise ValueError(f"`{name}` must be a finite number, got {value}.")
         if self.max_steps == 0 or self.max_steps < -1:
             raise ValueError(f"`max_steps` must be above 0, or -1 for `num_train_epochs`; got {self.max_steps}.")
         for name in (
@@ -309,9 +313,11 @@ class TrainArguments:
                 f"`autoencoder_epochs` {self.autoencoder_epochs} would make anew. Leave these out.",
             ),
             (
-                self.kl_weight == 0 and (self.free_bits > 0 or capacity or self.minimum_rate > 0),
+                self.kl_weight == 0
+                and (self.free_bits > 0 or capacity or self.minimum_rate > 0 or self.autoencoder_epochs > 0),
                 f"`kl_weight` 0 charges nothing for the KL: `free_bits` {self.free_bits}, `kl_capacity` "
-                f"{self.kl_capacity} and `minimum_rate` {self.minimum_rate} are without effect.",
+                f"{self.kl_capacity} and `minimum_rate` {self.minimum_rate} are without effect, and after "
+                f"`autoencoder_epochs` {self.autoencoder_epochs} another autoencoder would be trained.",
             ),
             (
                 self.svi_steps > 0 and (capacity or self.minimum_rate > 0 or self.mmd_weight > 0),
@@ -361,13 +367,15 @@ class TrainArguments:
         _refuse(
             [
                 (
-                    config.latent_size == 0 and (floor or self.kl_schedule != "constant" or self.aggressive),
-                    "`latent_size` 0 is a model without z, which has no KL to schedule and no encoder to train. Set "
-                    f"`kl_schedule` constant, got {self.kl_schedule}.",
+                    config.latent_size == 0 and (self.kl_schedule != "constant" or self.kl_weight != 1),
+                    "`latent_size` 0 is a model without z, which has no KL: set `kl_schedule` constant and "
+                    f"`kl_weight` 1, got {self.kl_schedule} and {self.kl_weight}.",
                 ),
                 (
-                    config.latent_size == 0 and self.autoencoder_epochs > 0,
-                    "`latent_size` 0 is a model without z, which `autoencoder_epochs` cannot pre-train.",
+                    config.latent_size == 0 and (floor or self.aggressive or self.autoencoder_epochs > 0),
+                    "`latent_size` 0 is a model without z, which has no KL to hold and no encoder to train: leave out "
+                    f"`minimum_rate` {self.minimum_rate}, `aggressive` {self.aggressive} and `autoencoder_epochs` "
+                    f"{self.autoencoder_epochs}.",
                 ),
                 *(self._not_of_vrnn() if config.model_type == "vrnn" else self._not_of_vrae(config, floor)),
             ]
@@ -379,9 +387,9 @@ class TrainArguments:
         return [
             (
                 config.posterior == "vmf" and (floor or self.kl_schedule != "constant" or self.kl_weight != 1),
-                "`posterior` vmf has a constant KL, on which no KL schedule, `kl_weight`, `free_bits`, `kl_capacity` "
-                "or `minimum_rate` has a say. Set `kl_schedule` constant and `kl_weight` 1, got "
-                f"{self.kl_schedule} and {self.kl_weight}.",
+                "`posterior` vmf has a constant KL, which no schedule or floor changes: set `kl_schedule` constant, "
+                f"`kl_weight` 1 and `minimum_rate` 0, got {self.kl_schedule}, {self.kl_weight} and "
+                f"{self.minimum_rate}.",
             ),
             (
                 0 < prescribed <= committed,
@@ -394,7 +402,7 @@ class TrainArguments:
                 "`posterior` vmf has a constant KL: with or without `autoencoder_epochs` it costs the same.",
             ),
             (
-                self.aggressive and config.tie_word_embeddings,
+                self.aggressive and config.tie_word_embeddings and not config.tables_are_apart,
                 "`aggressive` trains the encoder alone, but `tie_word_embeddings` shares its table with the "
                 "decoder. Set one of them to false.",
             ),

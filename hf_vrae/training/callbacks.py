@@ -2,6 +2,8 @@
 
 from transformers import TrainerCallback
 
+from .arguments import TrainArguments
+from .models import OF_THE_LOSS
 from .schedules import KLSchedule
 
 
@@ -29,15 +31,13 @@ class KLAnnealingCallback(TrainerCallback):
         self.options["capacity"] = capacity
 
     def on_train_begin(self, args, state, control, model=None, **kwargs):
-        config = model.config
-        if getattr(config, "resampling", False):
-            raise ValueError("`resampling` trains a particle filter's bound, which no KL weight is a part of.")
-        several_kl = config.num_train_samples > 1 or getattr(config, "label_classifier", False)
-        if self.options["capacity"] > 0 and several_kl:
-            raise ValueError(
-                f"`capacity` {self.options['capacity']:g} holds one KL, which neither the bound of several "
-                "`num_train_samples` nor `label_classifier` has. Set it to 0."
-            )
+        KLSchedule(total_steps=state.max_steps, **self.options)
+        options = {f"kl_{name}": value for name, value in self.options.items() if name not in ("kind", "warmup")}
+        of_the_loss = {name: getattr(model.config, name) for name in OF_THE_LOSS if hasattr(model.config, name)}
+        try:
+            TrainArguments("", kl_schedule=self.options["kind"], **options, **of_the_loss).check_model(model.config)
+        except ValueError as error:
+            raise ValueError(f"By the names that scripts/train.py has for this: {error}") from None
         if args.label_smoothing_factor > 0:
             raise ValueError(
                 f"`label_smoothing_factor` {args.label_smoothing_factor:g} has Trainer make a loss of its own from "
@@ -49,4 +49,4 @@ class KLAnnealingCallback(TrainerCallback):
         model.kl_weight, model.kl_capacity = schedule(state.global_step), schedule.target(state.global_step)
 
     def on_step_end(self, args, state, control, model=None, **kwargs):
-        model.kl_weight = 1.0
+        model.kl_weight, model.kl_capacity = 1.0, None

@@ -299,13 +299,19 @@ def comparison_notes(rows: Sequence[dict]) -> str:
     }
     if _of_frames(rows):
         del distinct["sequences of MI"]
+    else:
+        distinct["MI and AU of the global z alone"] = _names_of(rows, lambda run: "kl_global" in run)
+        # It cannot, but where the prior knows the condition, and what z repeats of that is told too.
+        beyond = _names_of(rows, lambda run: run.get("mutual_information", 0) > run["kl"] + 0.05)
+        distinct["MI above the KL, since it counts what z tells of the condition"] = beyond
     said = [f"{name}: {', '.join(map(str, sorted(values)))}" for name, values in distinct.items() if values]
     unit = "Nats a step, of all steps together or (mean) the mean of each sequence's own"
     if not _of_frames(rows):
         unit = "Nats a sequence where nothing else is said"
     stages = " The minutes are also those of the row that one begins at." if any(r["begins_at"] for r in rows) else ""
     quality = f" {NOTE_OF_QUALITY}" if distinct["samples"] else ""
-    return "; ".join(said) + f". In brackets: published. {unit}.{stages}{quality}\n"
+    published = " In brackets: published." if any(row["published"] for row in rows) else ""
+    return "; ".join(said) + f".{published} {unit}.{stages}{quality}\n"
 
 
 def _rounded(runs: Sequence[dict], key: str, digits: int) -> set[str]:

@@ -156,6 +156,8 @@ def pretrain_autoencoder(recipe: Recipe) -> TrainArguments:
             # What says something of a KL that costs nothing, or is of the decoder that is made anew.
             kl_capacity=0.0,
             minimum_rate=0.0,
+            mmd_weight=0.0,
+            svi_steps=0,
             free_bits=0.0,
             num_train_samples=1,
             aggressive=False,

@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 ScheduleKind = Literal["constant", "linear", "logistic", "geometric", "cyclical", "capacity"]
 
@@ -30,7 +30,7 @@ class KLSchedule:
         capacity: last C of the capacity form, nats a sequence.
 
     Raises:
-        ValueError: where no cycle is as long as its warm-up: the weight would never arrive.
+        ValueError: for another kind, and where no cycle is as long as its warm-up: the weight would never arrive.
     """
 
     kind: ScheduleKind
@@ -42,6 +42,8 @@ class KLSchedule:
     capacity: float = 0.0
 
     def __post_init__(self):
+        if self.kind not in get_args(ScheduleKind):
+            raise ValueError(f"`kind` must be one of {', '.join(get_args(ScheduleKind))}; got {self.kind!r}.")
         if self.kind == "cyclical" and self.warmup_steps >= self.period:
             raise ValueError(
                 f"`kl_warmup_steps` {self.warmup:g} is as long as a cycle or longer: {self.total_steps} updates in "

@@ -1,5 +1,7 @@
 """What the model does against a collapsed posterior while it trains, each against the plain form or by hand."""
 
+import math
+
 import pytest
 import torch
 from torch import nn
@@ -130,6 +132,24 @@ def test_refined_posteriors_are_nearer_to_the_true_one(batch):
     assert not better.mean.requires_grad and all(p.grad is None for p in model.parameters())
 
 
+def test_refinement_helps_a_posterior_that_was_trained():
+    """p(x|z) = N(x; 3 z, 1) in 8 dimensions, whose p(z|x) is known: steps as large as its width throw q about."""
+    torch.manual_seed(0)
+    x = 3 * torch.randn(64, 8) + torch.randn(64, 8)
+
+    def negative_elbo(q, z):
+        return 0.5 * ((x - 3 * z).square() + q.mean.square() + q.variance - 1 - q.logvar).sum(-1)
+
+    def expected(q):
+        squares = (x - 3 * q.mean).square() + 9 * q.variance + q.mean.square() + q.variance
+        return 0.5 * (squares - 1 - q.logvar).sum(-1).mean()
+
+    best = DiagonalGaussian(0.3 * x, torch.full_like(x, -math.log(10)))
+    start = DiagonalGaussian(best.mean + 0.15, best.logvar)
+    assert expected(refine(start, negative_elbo, 20)) < expected(start) - 0.4
+    assert expected(refine(best, negative_elbo, 20)) < expected(best) + 0.4
+
+
 def test_refinement_of_a_sequence_does_not_depend_on_its_neighbours(batch):
     model = make_model(**DRY)
     q, labels = model.encode(**batch), labels_of(model, batch)
@@ -142,22 +162,22 @@ def test_refinement_of_a_sequence_does_not_depend_on_its_neighbours(batch):
 
 
 def test_gradients_flow_through_the_steps_of_refinement():
-    """One step without momentum on f = |mean - a|^2 / 2: mean_1 = mean_0 - (mean_0 - a), whatever mean_0 was."""
+    """One step without momentum on f = |mean - a|^2 / 2, at the rate 1/32: mean_1 = mean_0 - (mean_0 - a) / 32."""
     a = torch.tensor([[0.3, -0.2]], dtype=torch.float64, requires_grad=True)
     start = DiagonalGaussian(torch.zeros(1, 2, dtype=torch.float64, requires_grad=True), torch.zeros(1, 2).double())
     once = refine(start, lambda q, z: 0.5 * (q.mean - a).square().sum(-1), 1, differentiable=True)
-    torch.testing.assert_close(once.mean, a)
+    torch.testing.assert_close(once.mean, a / 32)
     once.mean.sum().backward()
-    torch.testing.assert_close(a.grad, torch.ones_like(a))
-    torch.testing.assert_close(start.mean.grad, torch.zeros_like(start.mean))
+    torch.testing.assert_close(a.grad, torch.full_like(a, 1 / 32))
+    torch.testing.assert_close(start.mean.grad, torch.full_like(start.mean, 31 / 32))
 
 
 def test_refinement_has_momentum_and_a_limit_for_each_sequence():
-    """On f = slope * mean, with a limit of 1 and momentum 0.5: v_1 = g, v_2 = g / 2 + g, mean_2 = -(v_1 + v_2)."""
+    """On f = slope * mean, rate 1/32, limit 1, momentum 0.5: v_1 = g, v_2 = g / 2 + g, mean_2 = -(v_1 + v_2) / 32."""
     slope = torch.tensor([3.0, 0.4])
     start = DiagonalGaussian(torch.zeros(2, 1), torch.zeros(2, 1))
     twice = refine(start, lambda q, z: q.mean.squeeze(-1) * slope, 2)
-    torch.testing.assert_close(twice.mean, torch.tensor([[-2.5], [-1.0]]))
+    torch.testing.assert_close(twice.mean, torch.tensor([[-2.5], [-1.0]]) / 32)
     torch.testing.assert_close(twice.logvar, torch.zeros(2, 1))
 
 
@@ -248,6 +268,35 @@ def test_variational_dropout_drops_the_same_at_every_step(batch, encoder_type, d
     assert all((lost.any(1) & (~lost & real).any(1)).any() for lost, real in dropped(False))
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"posterior": "delta", "free_bits": 0.16},
+        {"posterior": "batch_norm", "free_bits": 0.1},  # of each row: batch norm keeps means over the batch
+    ],
+)
+def test_free_bits_above_what_a_family_keeps_are_read(options, batch):
+    """What is not refused makes the loss, or its gradient, another one than without."""
+    plain = {name: value for name, value in options.items() if not name.startswith("free_bits")}
+    made = []
+    for fields in (options, plain):
+        torch.manual_seed(0)
+        model = make_model(**fields, **DRY).train()
+        torch.manual_seed(1)
+        loss = model(**batch, labels=labels_of(model, batch)).loss
+        weights = next(model.model.encoder.posterior.parameters())
+        made.append((loss.detach(), torch.autograd.grad(loss, weights)[0]))
+    assert not torch.equal(made[0][0], made[1][0]) or not torch.equal(made[0][1], made[1][1])
+
+
+def test_the_bound_of_several_samples_on_a_sphere_has_a_quiet_gradient(batch):
+    """z turns with the mean, so that log q(z) has no gradient in it: the draws nearly agree on the rest."""
+    model = make_model(posterior="vmf", num_train_samples=8, concentration=50.0, initializer_range=0.1, **DRY)
+    name = next(name for name, _ in model.named_parameters() if "encoder.posterior" in name and "weight" in name)
+    draws = torch.stack([trained_once(model, batch, seed)[1][name] for seed in range(60)])
+    assert draws.std(0).norm() < draws.mean(0).norm()
+
+
 def test_skip_connections_add_what_a_layer_was_given(batch):
     model = make_model(decoder_layers=2, skip_connections=True)
     decoder, latents = model.model.decoder, torch.randn(4, 6)
@@ -270,6 +319,12 @@ def test_skip_connections_add_what_a_layer_was_given(batch):
         ({"correlated_prior": True, "posterior": "vmf"}, "take `posterior` gaussian or batch_norm"),
         ({"correlated_prior": True, "latent_size": 1}, "of two dimensions or more"),
         ({"learn_batch_norm_scale": True}, "is of `posterior` batch_norm, got gaussian"),
+        ({"batch_norm_gamma": 0.7, "posterior": "delta"}, "`batch_norm_gamma` 0.7 is of `posterior` batch_norm, got"),
+        ({"concentration": 50.0}, "`concentration` 50.0 is of `posterior` vmf, got gaussian"),
+        ({"posterior": "delta", "free_bits": 0.15}, "`free_bits` 0.15 in the form dimension frees nothing"),
+        ({"posterior": "delta", "free_bits": 0.8, "free_bits_form": "example"}, "below 0.900 nats there"),
+        ({"posterior": "delta", "free_bits": 1.2, "free_bits_form": "hinge"}, "form hinge frees nothing"),
+        ({"posterior": "batch_norm", "free_bits": 0.1, "free_bits_form": "dimension_mean"}, "below 0.180 nats there"),
         ({"num_train_samples": 4, "free_bits": 0.1}, "`num_train_samples` 4 .* `free_bits` 0.1"),
         ({"num_train_samples": 4, "mmd_weight": 0.1}, "`svi_steps` are of the ELBO"),
         (

@@ -387,15 +387,18 @@ def test_scheduled_sampling_rises_to_its_share(tiny, monkeypatch):
 @pytest.mark.parametrize(
     ("flags", "reason"),
     [
-        ("--posterior vmf", "Set `kl_schedule` constant and `kl_weight` 1, got linear and 1.0"),
-        ("--posterior vmf --kl_schedule constant --kl_weight 0.2", "got constant and 0.2"),
+        ("--posterior vmf", "set `kl_schedule` constant, `kl_weight` 1 and `minimum_rate` 0, got linear, 1.0 and 0.0"),
+        ("--posterior vmf --kl_schedule constant --kl_weight 0.2", "got constant, 0.2 and 0.0"),
         ("--posterior delta --minimum_rate 0.5", "never has a KL below 0.60 nats"),  # 4 x 0.15
         ("--posterior batch_norm --kl_schedule capacity --kl_capacity 0.7", "below 0.72 nats"),  # 4 x 0.6^2 / 2
-        ("--latent_size 0", "no KL to schedule and no encoder"),
+        ("--latent_size 0", "which has no KL: set `kl_schedule` constant"),
         ("--aggressive --tie_word_embeddings --eval_strategy epoch", "shares its table with the decoder"),
         ("--posterior batch_norm --per_device_train_batch_size 1", "raise `per_device_train_batch_size`"),
         ("--mmd_weight 1 --per_device_train_batch_size 1", "compares a batch with the prior"),
-        ("--latent_size 0 --kl_schedule constant --autoencoder_epochs 1", "`autoencoder_epochs` cannot pre-train"),
+        (
+            "--latent_size 0 --kl_schedule constant --autoencoder_epochs 1",
+            "no encoder to train: leave out `minimum_rate` 0.0, `aggressive` False and `autoencoder_epochs` 1.0",
+        ),
         ("--autoencoder_epochs 1 --num_train_samples 4 --free_bits 0.1", "has no KL term"),
         ("--num_train_samples 4 --free_bits 0.1", "has no KL term that `free_bits` 0.1"),
     ],
@@ -517,9 +520,9 @@ def test_starting_from_a_model(tiny, tmp_path):
 def test_a_recipe_changes_of_a_saved_model_what_no_weight_depends_on(tiny, tmp_path):
     run(tiny("--max_steps 1", "first"))
     first = f" --max_steps 1 --model_name_or_path {tmp_path / 'first'}"
-    run(tiny("--word_dropout 0.7 --kernels plain --svi_steps 2 --batch_norm_gamma 0.7" + first))
+    run(tiny("--word_dropout 0.7 --kernels plain --svi_steps 2 --forget_bias 0.7" + first))
     config = json.loads((tmp_path / "run" / "config.json").read_text())
-    changed = ("word_dropout", "kernels", "svi_steps", "batch_norm_gamma")
+    changed = ("word_dropout", "kernels", "svi_steps", "forget_bias")
     assert [config[name] for name in changed] == [0.7, "plain", 2, 0.7]
     with pytest.raises(ValueError, match="`posterior` is gaussian in the model .* the recipe asks for batch_norm"):
         run(tiny("--posterior batch_norm" + first, "third"))

@@ -6,6 +6,7 @@ import pytest
 import torch
 from transformers import DataCollatorForSeq2Seq, Seq2SeqTrainer, Seq2SeqTrainingArguments, Trainer, TrainingArguments
 
+from hf_vrae import VRNNConfig, VRNNForSequenceGeneration
 from hf_vrae.data.collators import AutoencodingCollator
 from hf_vrae.evaluation.likelihood import evaluate
 from hf_vrae.training.callbacks import KLAnnealingCallback
@@ -116,16 +117,27 @@ def test_the_callback_raises_a_capacity():
 
 
 @pytest.mark.parametrize(
-    "capacity, smoothing, of_the_model, message",
+    "options, smoothing, model, message",
     [
-        (8.0, 0.0, {"num_train_samples": 3}, "`capacity` 8 holds one KL"),
-        (0.0, 0.1, {}, "`label_smoothing_factor` 0.1 has Trainer make a loss of its own"),
-        (0.0, 0.0, {"resampling": True}, "a particle filter's bound"),
+        ({"kind": "capacity", "capacity": 8.0}, 0.0, {"num_train_samples": 3}, "has no KL term that `kl_capacity`"),
+        ({"kind": "capacity", "capacity": 8.0}, 0.0, {"free_bits": 0.5}, "leaves some KL free while `kl_capacity` 8"),
+        ({"kind": "capacity", "capacity": 0.1}, 0.0, {"posterior": "delta"}, "would hold it at less"),
+        ({"kind": "capacity"}, 0.0, {}, "`kl_capacity` above 0 belong together"),
+        ({"capacity": 8.0}, 0.0, {}, "`kl_capacity` above 0 belong together"),
+        ({"cycles": 3}, 0.0, {}, "`kl_cycles` 3 is of `kl_schedule` cyclical"),
+        ({"kind": "lineer"}, 0.0, {}, "`kind` must be one of constant, linear"),
+        ({}, 0.1, {}, "`label_smoothing_factor` 0.1 has Trainer make a loss of its own"),
+        ({}, 0.0, {"latent_size": 0}, "`latent_size` 0 is a model without z"),
     ],
 )
-def test_the_callback_refuses_a_loss_that_would_not_read_it(capacity, smoothing, of_the_model, message):
-    callback, model = KLAnnealingCallback("capacity", capacity=capacity), make_model()
-    arguments = SimpleNamespace(label_smoothing_factor=smoothing)
-    model.config = SimpleNamespace(**{"num_train_samples": 1, **of_the_model})
+def test_the_callback_refuses_a_loss_that_would_not_read_it(options, smoothing, model, message):
+    arguments, state = SimpleNamespace(label_smoothing_factor=smoothing), SimpleNamespace(max_steps=20)
     with pytest.raises(ValueError, match=message):
-        callback.on_train_begin(arguments, None, None, model=model)
+        KLAnnealingCallback(**options).on_train_begin(arguments, state, None, model=make_model(**model))
+
+
+def test_the_callback_refuses_a_particle_filter():
+    arguments, state = SimpleNamespace(label_smoothing_factor=0.0), SimpleNamespace(max_steps=20)
+    model = VRNNForSequenceGeneration(VRNNConfig(vocab_size=40, resampling=True, num_train_samples=3))
+    with pytest.raises(ValueError, match="the particle filter's bound"):
+        KLAnnealingCallback().on_train_begin(arguments, state, None, model=model)
