@@ -300,7 +300,7 @@ class VRAEConfig(LatentSequenceConfig):
             raise ValueError("`word_dropout` replaces tokens by `unk_token_id`, which is None. Set it, or set 0.")
 
     def _fields_nobody_reads(self) -> list[tuple[bool, str]]:
-        """Fields off their defaults which say something about another kind of encoder or decoder alone."""
+        """Fields off their defaults which say something about another kind of encoder, decoder or posterior alone."""
         encoder = "rnn" if self.latent_size == 0 else self.encoder_type
         rnn = encoder == "rnn" or self.decoder_type == "rnn"
         own = (encoder == "transformer" and self.encoder_config is None) or self._kind_of_decoder == "transformer"
@@ -310,24 +310,19 @@ class VRAEConfig(LatentSequenceConfig):
         read |= dict.fromkeys(("weight_dropout", "skip_connections"), self.decoder_type == "rnn")
         read |= {"num_attention_heads": own, "intermediate_size": own, "max_position_embeddings": steps}
         read["memory_tokens"] = "memory" in self.latent_conditioning
-        families = {"batch_norm_gamma": "batch_norm", "committed_rate": "delta", "concentration": "vmf"}
+        kinds = f"`encoder_type` {encoder} and `decoder_type` {self.decoder_type}"
+        says_nothing = f"says nothing of {kinds} with `latent_conditioning` {self.latent_conditioning}. Leave it out."
+        unread = {name: says_nothing for name, is_read in read.items() if not is_read}
+        families = {"batch_norm_gamma": "batch_norm", "learn_batch_norm_scale": "batch_norm"}
+        families |= {"committed_rate": "delta", "concentration": "vmf"}
+        unread |= {
+            name: f"is of `posterior` {family}, got {self.posterior}. Set that, or leave it out."
+            for name, family in families.items()
+            if self.posterior != family
+        }
         return [
-            *(
-                (
-                    not is_read and getattr(self, name) != self.__dataclass_fields__[name].default,
-                    f"`{name}` {getattr(self, name)} says nothing of `encoder_type` {encoder} and `decoder_type` "
-                    f"{self.decoder_type} with `latent_conditioning` {self.latent_conditioning}. Leave it out.",
-                )
-                for name, is_read in read.items()
-            ),
-            *(
-                (
-                    self.posterior != family and getattr(self, name) != self.__dataclass_fields__[name].default,
-                    f"`{name}` {getattr(self, name)} is of `posterior` {family}, got {self.posterior}. Set that, or "
-                    "leave it out.",
-                )
-                for name, family in families.items()
-            ),
+            (getattr(self, name) != self.__dataclass_fields__[name].default, f"`{name}` {getattr(self, name)} {why}")
+            for name, why in unread.items()
         ]
 
     def _check_conditions(self):
@@ -494,10 +489,6 @@ class VRAEConfig(LatentSequenceConfig):
                 f"`correlated_prior` is of two dimensions or more of a Gaussian z, and `latent_size` is "
                 f"{self.latent_size}, `posterior` {self.posterior} (delta keeps away from N(0, I), which would move). "
                 "Set it to false, or take `posterior` gaussian or batch_norm.",
-            ),
-            (
-                self.learn_batch_norm_scale and self.posterior != "batch_norm",
-                f"`learn_batch_norm_scale` is of `posterior` batch_norm, got {self.posterior}.",
             ),
             (
                 several and self.free_bits > 0,

@@ -12,13 +12,7 @@ from transformers import initialization as init
 from transformers.modeling_utils import PreTrainedModel
 
 from .conditioning import join
-from .distributions import (
-    DiagonalGaussian,
-    HypersphericalUniform,
-    VonMisesFisher,
-    kl_divergence,
-    kl_per_dimension,
-)
+from .distributions import DiagonalGaussian, HypersphericalUniform, VonMisesFisher, kl_divergence, kl_per_dimension
 from .inference import refine
 from .kernels import IGNORE_INDEX, is_plain
 from .objectives import (

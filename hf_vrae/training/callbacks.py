@@ -31,7 +31,7 @@ class KLAnnealingCallback(TrainerCallback):
         self.options["capacity"] = capacity
 
     def on_train_begin(self, args, state, control, model=None, **kwargs):
-        KLSchedule(total_steps=state.max_steps, **self.options)
+        KLSchedule(total_steps=state.max_steps, **self.options)  # which may refuse
         options = {f"kl_{name}": value for name, value in self.options.items() if name not in ("kind", "warmup")}
         of_the_loss = {name: getattr(model.config, name) for name in OF_THE_LOSS if hasattr(model.config, name)}
         try:
