@@ -17,7 +17,7 @@ from .data.tokenization import decode
 from .evaluation.anomaly import check_normal, detect_anomalies
 from .evaluation.disentanglement import evaluate_disentanglement
 from .evaluation.free_running import evaluate_free_running
-from .evaluation.information import encode_dataset
+from .evaluation.information import encode_dataset, encoded_batches
 from .evaluation.likelihood import evaluate
 from .evaluation.probe import probe, representations
 from .evaluation.text import (
@@ -142,21 +142,22 @@ def encode_file(
 
     Rows without a word are left out. `reading` is as in [`evaluate_file`].
     """
-    if model.config.model_type == "vrnn":
-        raise ValueError(
-            "A vrnn has a posterior a step, of what was sampled before: there is no q(z|x) of a sequence."
-        )
     task = task_of(model, tokenizer)
     data = task.ready(_spread(_read(task, path, seed, **reading), max_samples))
     return data, encode_dataset(model, data, task.collator())
 
 
 @torch.no_grad()
-def prior_of(model, data: Dataset) -> Distribution:
-    """p(z), or of a conditional model p(z|c) of each of the rows that [`encode_file`] gave."""
+def prior_of(model, tokenizer: PreTrainedTokenizerFast | None, data: Dataset) -> Distribution:
+    """p(z), or of a conditional model p(z|c) of each of the rows that [`encode_file`] gave, a missing label inferred
+    as there."""
     if not model.config.latent_size:
         raise ValueError("`latent_size` 0 is a model without z: there is neither a prior nor a KL.")
-    return model.prior(**conditions_in(batch_rows(data).__getitems__(list(range(len(data))))))
+    under = conditions_in(batch_rows(data).__getitems__(list(range(len(data)))))
+    if model.config.model_type == "vrae" and model.config.label_classifier:
+        batches = encoded_batches(model, data, task_of(model, tokenizer).collator(), batch_size=64)
+        under["class_ids"] = torch.cat([conditions_of(model, batch)["class_ids"] for batch, _ in batches])
+    return model.prior(**under)
 
 
 def represent_file(model, tokenizer, path=None, max_samples=None, seed: int = 42, **reading):
@@ -215,7 +216,8 @@ def walk_frames(
     if mode == "interpolate":
         return interpolate_frames(model, sequences[:2], steps, spherical, do_sample, labels)
     values = _names(data, label)
-    places = [[i for i, value in enumerate(values) if value == wanted] for wanted in (examples, without)]
+    ends = examples, without
+    places = [[i for i, value in enumerate(values) if value is not None and value == wanted] for wanted in ends]
     if not all(places):
         named = sorted(set(values) - {None})[:9]
         raise ValueError(

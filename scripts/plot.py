@@ -53,7 +53,7 @@ def main():
     if args.mode == "curves":
         plots.plot_training_curves(folder / "metrics.jsonl", picture)
     elif args.mode == "kl":
-        kl, variance = kl_per_dimension(q, prior_of(model, data)).double().mean(0), q.mean.double().var(0)
+        kl, variance = kl_per_dimension(q, prior_of(model, tokenizer, data)).double().mean(0), q.mean.double().var(0)
         numbers = {"kl": kl.tolist(), "variance": variance.tolist(), "num_sequences": len(data)}
         plots.plot_kl_per_dimension(kl, variance, picture)
     elif args.mode == "map":

@@ -25,8 +25,9 @@ def auroc(scores: np.ndarray, positive: np.ndarray) -> float:
 
 
 def check_normal(labels: Sequence[str], normal: str) -> None:
-    if normal not in labels:
-        raise ValueError(f"`normal` must be one of the labels {sorted(set(labels))[:9]}, got {normal!r}.")
+    kinds = set(labels)
+    if normal not in kinds or len(kinds) < 2:
+        raise ValueError(f"`normal` must be one of two labels at least, got {normal!r} of {sorted(kinds)[:9]}.")
 
 
 def detect_anomalies(nll: np.ndarray, num_steps: np.ndarray, labels: Sequence, normal: str) -> dict[str, float]:

@@ -11,6 +11,7 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, gather_object
 
 from ..data.conditions import batch_rows
+from .information import in_evaluation_mode
 from .likelihood import own_batches
 
 INPUTS = ("input_ids", "input_features", "attention_mask", "labels")
@@ -40,13 +41,11 @@ def evaluate_free_running(
         the root mean square error over all channels, in raw units.
     """
     accelerator = accelerator or Accelerator()
-    was_training = model.training
-    model.eval()
     sequences, counts = batch_rows(dataset), []
-    for indices in own_batches(dataset, batch_size, accelerator):
-        batch = collator(sequences.__getitems__(indices.tolist()))
-        counts.append(_counts(model, {name: tensor.to(accelerator.device) for name, tensor in batch.items()}))
-    model.train(was_training)
+    with in_evaluation_mode(model):
+        for indices in own_batches(dataset, batch_size, accelerator):
+            batch = collator(sequences.__getitems__(indices.tolist()))
+            counts.append(_counts(model, {name: tensor.to(model.device) for name, tensor in batch.items()}))
     counts, results = gather_object(counts), [None]
     if accelerator.is_main_process:
         ways = {way: sum(count[way] for count in counts) for way in counts[0]}

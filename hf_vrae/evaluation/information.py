@@ -1,5 +1,6 @@
 """How much a latent says about its input."""
 
+import contextlib
 import math
 from collections.abc import Iterator
 
@@ -19,7 +20,14 @@ def encode_dataset(model, dataset, collator, batch_size: int = 64) -> Distributi
         dataset: rows with `input_ids` or `input_features`.
         collator: makes a batch of a list of such sequences.
         batch_size: sequences a batch.
+
+    Raises:
+        ValueError: for a vrnn.
     """
+    if model.config.model_type == "vrnn":
+        raise ValueError(
+            "A vrnn has a posterior a step, of what was sampled before: there is no q(z|x) of a sequence."
+        )
     parts = [q for _, q in encoded_batches(model, dataset, collator, batch_size)]
     names = parts[0].arg_constraints
     return type(parts[0])(**{name: torch.cat([getattr(q, name).cpu() for q in parts]) for name in names})
@@ -28,15 +36,23 @@ def encode_dataset(model, dataset, collator, batch_size: int = 64) -> Distributi
 @torch.no_grad()
 def encoded_batches(model, dataset, collator, batch_size: int) -> Iterator[tuple[dict, Distribution]]:
     """Each batch of a data set, in its order, and what `encode` makes of it; arguments as of [`encode_dataset`]."""
-    was_training, device = model.training, model.device
-    model.eval()
     sequences = batch_rows(dataset)
-    for start in range(0, len(sequences), batch_size):
-        batch = collator(sequences.__getitems__(list(range(start, min(start + batch_size, len(sequences))))))
-        q = model.encode(**{name: tensor.to(device) for name, tensor in batch.items()})
-        # Of several scales only the whole is there in every sequence.
-        yield batch, q.global_scale if model.config.model_type == "hierarchical_vrae" else q
-    model.train(was_training)
+    with in_evaluation_mode(model):
+        for start in range(0, len(sequences), batch_size):
+            batch = collator(sequences.__getitems__(list(range(start, min(start + batch_size, len(sequences))))))
+            q = model.encode(**{name: tensor.to(model.device) for name, tensor in batch.items()})
+            # Of several scales only the whole is there in every sequence.
+            yield batch, q.global_scale if model.config.model_type == "hierarchical_vrae" else q
+
+
+@contextlib.contextmanager
+def in_evaluation_mode(model) -> Iterator[None]:
+    was_training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(was_training)
 
 
 def active_units(means: torch.Tensor, threshold: float = 0.01) -> int:

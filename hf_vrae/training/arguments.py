@@ -121,8 +121,10 @@ class DataArguments:
             raise ValueError(f"`word_noise` is a share and must be in [0, 1], got {self.word_noise}.")
         _check_positive(
             self, "corpus_size", "max_train_samples", "max_eval_samples", "min_frequency", "window", "stride",
-            "max_labeled_samples",
+            "max_labeled_samples", "train_window",
         )  # fmt: skip
+        if self.transpose < 0:
+            raise ValueError(f"`transpose` is of both directions and must not be negative, got {self.transpose}.")
 
     @property
     def conditions(self) -> tuple:
@@ -223,7 +225,7 @@ class TrainArguments:
             self, "num_train_epochs", "per_device_train_batch_size", "per_device_eval_batch_size", "learning_rate",
             "gradient_accumulation_steps", "lr_decay_factor", "lr_decay_patience", "kl_cycles", "eval_steps",
             "save_steps", "save_total_limit", "logging_steps", "early_stopping_patience", "num_importance_samples",
-            "num_train_samples", "aggressive_max_epochs",
+            "num_train_samples", "aggressive_max_epochs", "max_lr_decays",
         )  # fmt: skip
         for name, value in vars(self).items():
             if isinstance(value, float) and not math.isfinite(value):
@@ -628,7 +630,8 @@ def parse_recipe(argv: list[str] | None = None) -> Recipe:
     parser.add_argument("--config", help="Recipe: YAML with the sections model, data and training")
     config = parser.parse_known_args(argv)[0].config
     # A later flag overrides an earlier one, so a recipe is a list of flags in front of the user's own.
-    flags = [] if config is None else _recipe_flags(config)
+    values = {} if config is None else _recipe_values(config)
+    flags = [word for key, words in values.items() for word in (f"--{key}", *words)]
     *sections, _, unknown = parser.parse_args_into_dataclasses([*flags, *argv], return_remaining_strings=True)
     if unknown:
         known = [name for section in SECTIONS.values() for name in section.__dataclass_fields__]
@@ -638,9 +641,9 @@ def parse_recipe(argv: list[str] | None = None) -> Recipe:
     return Recipe(*sections, frozenset(vars(parser.parse_args([*flags, *argv]))))
 
 
-def _recipe_flags(path: str, of: tuple[Path, ...] = ()) -> list[str]:
-    """A recipe as flags, each of its keys checked; those of the recipe that its `base` names come first. `of` are the
-    recipes whose base this is."""
+def _recipe_values(path: str, of: tuple[Path, ...] = ()) -> dict[str, list[str]]:
+    """What a recipe says of each key, as a command line would, on top of the recipe that its `base` names; null is
+    the default again. `of` are the recipes whose base this is."""
     try:
         with open(path) as file:
             recipe = yaml.safe_load(file) or {}
@@ -653,7 +656,7 @@ def _recipe_flags(path: str, of: tuple[Path, ...] = ()) -> list[str]:
     of = (*of, Path(path).resolve())
     if base is not None and (not isinstance(base, str) or (Path(path).parent / base).resolve() in of):
         raise ValueError(f"`base` of {path!r} must be the file of a recipe that does not start here; got {base!r}.")
-    flags = [] if base is None else _recipe_flags(str(Path(path).parent / base), of)
+    said = {} if base is None else _recipe_values(str(Path(path).parent / base), of)
     for section, values in recipe.items():
         if section not in SECTIONS:
             raise ValueError(f"{path}: " + _unknown("section", section, list(SECTIONS)))
@@ -663,11 +666,13 @@ def _recipe_flags(path: str, of: tuple[Path, ...] = ()) -> list[str]:
             if key not in SECTIONS[section].__dataclass_fields__:
                 known = list(SECTIONS[section].__dataclass_fields__)
                 raise ValueError(f"{path}: " + _unknown(f"key of section {section}", key, known))
-            if value is False and key == "eval_strategy":
+            if value is False and key in ("eval_strategy", "mixed_precision"):
                 value = "no"  # which YAML takes for false
-            if value is not None:
-                flags += [f"--{key}", *map(str, value if isinstance(value, list) else [value])]
-    return flags
+            if value is None:
+                said.pop(key, None)
+            else:
+                said[key] = list(map(str, value if isinstance(value, list) else [value]))
+    return said
 
 
 def _unknown(what: str, name: str, known: list[str]) -> str:

@@ -90,6 +90,7 @@ def save_checkpoint(accelerator: Accelerator, model, task, state: dict, output_d
     accelerator.wait_for_everyone()
     try:
         accelerator.save_state(partial)  # optimizer, gradient scaler, random states; the model by the hook below
+        accelerator.wait_for_everyone()  # each process writes random states of its own
         if accelerator.is_main_process:
             accelerator.unwrap_model(model).save_pretrained(partial)
             task.save(partial)

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import math
 import signal
 import statistics
 import subprocess
@@ -392,7 +393,8 @@ def insert_table(document: str | Path, recipes: str | Path, table: str) -> None:
 def _mean(values: list[float], digits: int) -> str:
     if not values:
         return ""
-    spread = f" ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else ""
+    finite = all(map(math.isfinite, values))  # a perplexity may not be
+    spread = f" ± {statistics.stdev(values):.{digits}f}" if finite and len(values) > 1 else ""
     return f"{statistics.mean(values):,.{digits}f}{spread}"
 
 

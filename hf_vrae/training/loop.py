@@ -71,8 +71,8 @@ class TrainingState:
     """What changes in a run beside tensors and random states; all else is a function of the step.
 
     `pending` holds the terms of each update since the last line of metrics, summed over all processes: loss,
-    reconstruction, KL, sequences, tokens or frames, gradient norm. `aggressive` training ends when
-    `mutual_information` falls.
+    reconstruction, KL, sequences, tokens or frames, gradient norm; they took `pending_seconds`. `aggressive` training
+    ends when `mutual_information` falls.
     """
 
     step: int = 0
@@ -86,6 +86,7 @@ class TrainingState:
     encoder_updates: int = 0
     rate_multiplier: float = 0.0
     pending: list[list[float]] = field(default_factory=list)
+    pending_seconds: float = 0.0
     fingerprint: str = ""
 
 
@@ -216,7 +217,7 @@ class TrainingLoop:
         """
         first_step, self.started = self.state.step, time.perf_counter() - self.state.training_seconds
         with self.handle_signals(), self.progress_bar() as bar:
-            self.recent, self.clock = [], time.perf_counter()
+            self.recent, self.clock = [], time.perf_counter() - self.state.pending_seconds
             batches = self.batches
             micro_batches = batches.micro_batches(map(batches.of_step, range(first_step, self.total_steps)))
             encoder_micro_batches = batches.micro_batches(
@@ -264,10 +265,13 @@ class TrainingLoop:
         if step % args.logging_steps == 0 or at_end:
             self.log_training(bar)
         if evaluation_due:
-            improved = self.validate()
-            save_due = save_due or improved or self.is_over()
+            improved, over = self.validate(), self.is_over()
+            save_due = save_due or improved or over
+            if over and self.state.pending:
+                self.log_training(bar)
         if save_due or stop_here:
-            self.state.training_seconds = time.perf_counter() - self.started
+            now = time.perf_counter()
+            self.state.training_seconds, self.state.pending_seconds = now - self.started, now - self.clock
             save_checkpoint(self.accelerator, self.model, self.task, dataclasses.asdict(self.state), self.output_dir)
             if self.accelerator.is_main_process:
                 remove_old_checkpoints(self.output_dir, args.save_total_limit, self.state.best_step, step)
@@ -374,9 +378,8 @@ class TrainingLoop:
         )
         self.check_finite(results)
         # One sample estimates no importance weight, and a particle filter's are judged by its own bound.
-        results = {
-            name: value for name, value in results.items() if not name.startswith(("nll_iw", "ppl_iw", "num_samples"))
-        }
+        of_weights = ("nll_iw", "ppl_iw", "bits_per", "num_samples")
+        results = {name: value for name, value in results.items() if not name.startswith(of_weights)}
         self.write("eval", results)
         logger.info(
             "step %d: -ELBO %.2f nats (reconstruction %.2f + KL %.2f)%s%s, %d active units",

@@ -46,10 +46,11 @@ def run(recipe: Recipe) -> dict:
         find_run(output_dir, args.overwrite_output_dir)  # which may refuse
     first_stage = args.autoencoder_epochs > 0
     if first_stage:
-        # What the second stage would refuse is refused before the first.
+        # What either stage would refuse is refused before anything is deleted or trained.
         args.check_model(configuration(recipe, **any_data(recipe)))
+        autoencoder = autoencoder_arguments(args)
         begin(recipe, accelerator)
-        args = pretrain_autoencoder(recipe)
+        args = pretrain_autoencoder(recipe, autoencoder)
         recipe = dataclasses.replace(recipe, training=args)
     if args.report_to != "none":
         accelerator.init_trackers("hf_vrae", config=recipe.flat())
@@ -122,13 +123,27 @@ def any_data(recipe: Recipe) -> dict:
     return fields
 
 
-def pretrain_autoencoder(recipe: Recipe) -> TrainArguments:
-    """Train an autoencoder in `output_dir/autoencoder`, unless that is done; returns the arguments of what follows.
+def autoencoder_arguments(args: TrainArguments) -> TrainArguments:
+    """Those of the first stage of Li et al. 2019: the same model, z still sampled, its KL free of charge."""
+    # What says something of a KL that costs nothing, or is of the decoder that is made anew.
+    without = (
+        "autoencoder_epochs", "max_steps", "kl_cycles", "kl_capacity", "minimum_rate", "free_bits", "mmd_weight",
+        "num_train_samples", "svi_steps", "aggressive", "aggressive_max_epochs", "scheduled_sampling",
+    )  # fmt: skip
+    return dataclasses.replace(
+        args,
+        **{name: TrainArguments.__dataclass_fields__[name].default for name in without},
+        output_dir=str(Path(args.output_dir) / "autoencoder"),
+        num_train_epochs=args.autoencoder_epochs,
+        num_importance_samples=1,
+        kl_schedule="constant",
+        kl_weight=0.0,
+    )
 
-    The first stage of Li et al. 2019: the same model, z still sampled, its KL free of charge.
-    """
-    args = recipe.training
-    folder = Path(args.output_dir) / "autoencoder"
+
+def pretrain_autoencoder(recipe: Recipe, autoencoder: TrainArguments) -> TrainArguments:
+    """Train an autoencoder by these arguments, unless that is done; returns the arguments of what follows."""
+    args, folder = recipe.training, Path(autoencoder.output_dir)
     then = dataclasses.replace(
         args,
         autoencoder_epochs=0.0,
@@ -143,25 +158,9 @@ def pretrain_autoencoder(recipe: Recipe) -> TrainArguments:
     if not (folder / "results.json").is_file():
         started = bool(checkpoints(folder))
         autoencoder = dataclasses.replace(
-            args,
-            output_dir=str(folder),
+            autoencoder,
             overwrite_output_dir=not started,  # it stopped before its first checkpoint
             resume_from_checkpoint="latest" if started else None,
-            autoencoder_epochs=0.0,
-            num_train_epochs=args.autoencoder_epochs,
-            max_steps=-1,
-            num_importance_samples=1,
-            kl_schedule="constant",
-            kl_weight=0.0,
-            # What says something of a KL that costs nothing, or is of the decoder that is made anew.
-            kl_capacity=0.0,
-            minimum_rate=0.0,
-            mmd_weight=0.0,
-            svi_steps=0,
-            free_bits=0.0,
-            num_train_samples=1,
-            aggressive=False,
-            scheduled_sampling=0.0,
         )
         run(dataclasses.replace(recipe, training=autoencoder))
     return then
@@ -171,7 +170,7 @@ def describe_run(accelerator: Accelerator, model, task, data: DatasetDict, seed:
     """Where a run's numbers come from: command, seed, versions, hardware, data."""
     gpu = torch.cuda.get_device_name() if accelerator.device.type == "cuda" else None
     return {
-        "command": shlex.join([os.path.relpath(sys.argv[0]), *sys.argv[1:]]),
+        "command": shlex.join([sys.argv[0] and os.path.relpath(sys.argv[0]), *sys.argv[1:]]),  # "" in a console
         "seed": seed,
         "num_parameters": model.num_parameters(),
         "num_processes": accelerator.num_processes,

@@ -20,8 +20,9 @@ def test_auroc_is_the_share_of_pairs_in_order():
 def test_anomalies_are_what_is_not_normal():
     found = detect_anomalies(np.array([1.0, 2, 9, 40]), np.array([1, 1, 1, 100]), [0, 0, 1, 2], "0")
     assert found == {"auroc": 1.0, "auroc_per_step": 0.5, "num_normal": 2, "num_anomalous": 2}
-    with pytest.raises(ValueError, match="`normal` must be one of the labels"):
-        detect_anomalies(np.zeros(2), np.ones(2), ["a", "b"], "c")
+    for labels in (["a", "b"], ["c", "c"]):
+        with pytest.raises(ValueError, match="`normal` must be one of two labels at least, got 'c'"):
+            detect_anomalies(np.zeros(2), np.ones(2), labels, "c")
 
 
 def test_a_probe_reads_what_is_linear_and_no_more():

@@ -64,9 +64,14 @@ def test_mistakes_in_a_recipe(content, message, write):
         parse_recipe(["--config", write(content)])
 
 
-def test_a_recipe_that_is_its_own_base(write):
-    path = write("model:\n  rnn_type: gru\ntraining:\n  eval_strategy: no\n")
-    assert parse_recipe(["--config", path]).training.eval_strategy == "no"  # which YAML takes for false
+def test_a_recipe_and_its_base(write, tmp_path):
+    path = write("model:\n  rnn_type: gru\ntraining:\n  eval_strategy: no\n  mixed_precision: no\n  seed: 3\n")
+    training = parse_recipe(["--config", path]).training
+    assert training.eval_strategy == training.mixed_precision == "no"  # which YAML takes for false
+    derived = tmp_path / "derived.yaml"
+    derived.write_text(f"base: {path}\ntraining:\n  eval_strategy: null\n")
+    training = parse_recipe(["--config", str(derived)]).training
+    assert (training.eval_strategy, training.mixed_precision, training.seed) == ("epoch", "no", 3)
     with open(path, "a") as file:
         file.write(f"base: {path}\n")
     with pytest.raises(ValueError, match="must be the file of a recipe that does not start here"):
@@ -113,6 +118,9 @@ def test_a_recipe_that_is_its_own_base(write):
         ("--eval_steps 9", "`eval_steps` 9 is of `eval_strategy` steps"),
         ("--hub_private_repo", "`hub_private_repo` True is of `push_to_hub`"),
         ("--scheduled_sampling 2", "must be in [0, 1], got 2.0"),
+        ("--max_lr_decays 0", "`max_lr_decays` must be above 0, got 0"),
+        ("--train_window 0", "`train_window` must be above 0, got 0"),
+        ("--transpose -1", "`transpose` is of both directions and must not be negative, got -1"),
     ],
 )
 def test_mistakes_in_flags(flags, message):

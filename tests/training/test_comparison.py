@@ -2,6 +2,7 @@
 
 import json
 import logging
+import math
 import signal
 import sys
 
@@ -134,7 +135,10 @@ def test_the_table_has_means_deviations_published_numbers_and_empty_rows(folder,
     (folder / "more.yaml").write_text("base: vae.yaml\ntitle: more\nbegins_at: vae\n")
     for seed in (2, 3):
         (tmp_path / f"more-{seed}.json").write_text(json.dumps(numbers | {"run": described | {"seed": seed}}))
-    more = comparison.collect(comparison.find_recipes(folder), tmp_path)[1]
+    (tmp_path / "more-2.json").write_text(json.dumps(numbers | {"ppl_iw": math.inf, "run": described | {"seed": 2}}))
+    rows = comparison.collect(comparison.find_recipes(folder), tmp_path)
+    assert "| inf |" in comparison.comparison_table(rows), "two seeds, of which one diverged"
+    more = rows[1]
     assert more["name"] == "more" and len(more["runs"]) == 2 and more["minutes"] == [4.0]
 
 

@@ -33,7 +33,7 @@ def test_a_conditional_model_from_training_to_its_texts(tiny, tmp_path):
     measured = evaluate_file(model, tokenizer, max_samples=40, num_samples=2, num_text_samples=6)
     assert measured["text"]["reconstruction"]["num_texts"] == 6
     data, q = encode_file(model, tokenizer, max_samples=30)
-    assert prior_of(model, data).mean.shape == q.mean.shape == (30, 4)
+    assert prior_of(model, tokenizer, data).mean.shape == q.mean.shape == (30, 4)
     assert script(["scripts/plot.py", str(tmp_path / "run"), "kl", "--max_samples", "30"]) == 0
 
 
@@ -50,6 +50,8 @@ def test_a_semi_supervised_run_and_its_resumption(tiny, tmp_path):
     measured = evaluate_file(model, tokenizer, str(path), num_samples=3, free_running=True)
     assert np.isfinite(measured["nll_iw"]) and "label_accuracy" not in measured
     assert 0 <= measured["free_running_accuracy"] <= 1
+    data, q = encode_file(model, tokenizer, str(path))
+    assert prior_of(model, tokenizer, data).mean.shape == q.mean.shape == (2, 4)
     (row,) = reconstruct_texts(model, tokenizer, ["the king sold a letter ."], max_length=8)  # the label is inferred
     assert set(row) == {"text", "reconstruction"}
     checkpoint = tmp_path / "run" / "checkpoint-6"
@@ -122,7 +124,7 @@ def test_the_column_of_vectors_is_found_by_every_script(tiny, tmp_path, corpus):
     assert model[0].config.condition_size == 2 and model[0].config.condition_column == "image"
     assert evaluate_file(*model, test, num_samples=2)["nll_iw"] == pytest.approx(results["nll_iw"], rel=1e-5)
     data, q = encode_file(*model, test)
-    assert prior_of(model[0], data).mean.shape == q.mean.shape and "batch.condition" in data.column_names
+    assert prior_of(*model, data).mean.shape == q.mean.shape and "batch.condition" in data.column_names
 
 
 def test_transfer_and_agreement_of_a_label(tiny, tmp_path, corpus, capsys):

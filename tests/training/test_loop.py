@@ -22,8 +22,9 @@ from hf_vrae.training.arguments import parse_recipe
 from hf_vrae.training.checkpoints import checkpoints
 from hf_vrae.training.loop import Interrupted, TrainingLoop
 from hf_vrae.training.optimization import learning_rate_schedule, make_optimizer
-from hf_vrae.training.run import run
+from hf_vrae.training.run import autoencoder_arguments, run
 from tests.models import make_model
+from tests.scripts import fresh_accelerator
 
 
 def lines(folder, kind=None):
@@ -132,14 +133,21 @@ def test_resumption_is_exact(flags, tiny, tmp_path):
     for path in checkpoints(tmp_path / "resumed"):
         if int(path.name.split("-")[1]) > 6:
             shutil.rmtree(path)
+    path = tmp_path / "resumed" / "checkpoint-6" / "state.json"
+    state = json.loads(path.read_text())
+    assert state["pending_seconds"] > 0
+    path.write_text(json.dumps(state | {"pending_seconds": 1e6}))
     torch.rand(17)
     run(tiny(flags + " --resume_from_checkpoint latest", "resumed"))
+    (row,) = (row for row in lines(tmp_path / "resumed") if (row["kind"], row["step"]) == ("train", 8))
+    assert row["tokens_per_second"] < 1, "updates before the resumption take their time in the first line behind it"
     for name in ("model.safetensors", "checkpoint-12/model.safetensors", "checkpoint-12/optimizer.bin"):
         assert (tmp_path / "resumed" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
     states = [
         json.loads((tmp_path / name / "checkpoint-12" / "state.json").read_text()) for name in ("whole", "resumed")
     ]
-    assert all(state.pop("training_seconds") > 0 for state in states) and states[0] == states[1]
+    assert all(state.pop(name) > 0 for state in states for name in ("training_seconds", "pending_seconds"))
+    assert states[0] == states[1]
     timeless = [[{k: v for k, v in row.items() if k != "tokens_per_second"} for row in lines(tmp_path / name)]
                 for name in ("whole", "resumed")]  # fmt: skip
     assert timeless[0] == timeless[1]
@@ -242,6 +250,9 @@ def test_early_stopping_counts_once_the_kl_weight_has_arrived(tiny, tmp_path, mo
     flags = "--max_steps 40 --eval_strategy steps --eval_steps 2 --kl_warmup_steps 9 --early_stopping_patience 3"
     assert run(tiny(flags))["run"]["steps"] == 16  # arrived at 10, which is the best; then 12, 14, 16
     assert (tmp_path / "run" / "checkpoint-16").is_dir(), "the end, where a resumption has nothing to train"
+    fresh_accelerator()
+    run(tiny(f"{flags} --logging_steps 1000 --num_quality_samples 2", "no_line"))  # takes a speed from the lines
+    assert [row["step"] for row in lines(tmp_path / "no_line") if row["kind"] == "train"] == [16]
 
 
 def test_decay_on_a_plateau_restores_the_best_model(tiny, tmp_path, monkeypatch):
@@ -575,6 +586,9 @@ def test_autoencoder_then_a_new_decoder_with_free_bits(tiny, tmp_path):
     assert not torch.allclose(after["lm_head.weight"], before["lm_head.weight"], atol=1e-2)
     row = json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[1])
     assert row["loss"] >= row["reconstruction"] + row["kl_weight"] * 4 * 4 - 1e-4  # 4 nats of each of 4 dimensions
+    asked = ("--kl_schedule cyclical --kl_cycles 2", "--eval_strategy epoch --aggressive --aggressive_max_epochs 2")
+    for stage in (autoencoder_arguments(tiny(f"--autoencoder_epochs 3 {flags}").training) for flags in asked):
+        assert (stage.kl_schedule, stage.kl_weight, stage.aggressive) == ("constant", 0, False)
     with pytest.raises(ValueError, match="`reset_decoder` keeps the encoder of `model_name_or_path`"):
         tiny("--reset_decoder")
     with pytest.raises(ValueError, match="`free_bits` must not be negative"):

@@ -10,7 +10,7 @@ from transformers import AutoModel
 
 from hf_vrae.data.signals import generate_frames
 from hf_vrae.hub import load, write_model_card
-from hf_vrae.measure import evaluate_file, represent_file, walk_frames
+from hf_vrae.measure import encode_file, evaluate_file, represent_file, walk_frames
 from hf_vrae.training.arguments import parse_recipe
 from hf_vrae.training.checkpoints import checkpoints
 from hf_vrae.training.run import run
@@ -146,6 +146,10 @@ def test_bounds_a_step_against_their_definitions(family, recipe, tmp_path):
     assert results["true_nll_raw"] == pytest.approx(-np.mean(data["true_log_prob"][:]))
     assert results["units"] == "scaled"
     assert not any(name.startswith(("ppl", "bits")) for name in results)
+    if family != "vrnn":
+        return
+    with pytest.raises(ValueError, match=r"no q\(z\|x\) of a sequence"):
+        encode_file(model, None)
     state = torch.get_rng_state()
     other = evaluate(model, data, task.collator(8), num_samples=4, batch_size=2)
     assert torch.equal(torch.get_rng_state(), state)

@@ -1,6 +1,5 @@
 """Metrics of the texts that a model decodes, and of texts under a model."""
 
-import contextlib
 import math
 from collections.abc import Sequence
 
@@ -10,6 +9,7 @@ from tqdm.auto import tqdm
 
 from ...data.collators import AutoencodingCollator, CausalCollator
 from ...data.tokenization import decode
+from ..information import in_evaluation_mode
 from ..likelihood import noise_generators, perplexity
 from .strings import bleu_signature, compare, interpolation_smoothness, sample_quality
 
@@ -83,7 +83,7 @@ def reconstruction_quality(
     """
     searches = {"greedy": 1, "beams": num_beams}
     decoded = {f"{latent}_{search}": [] for latent in ("mean", "sample") for search in searches}
-    with _in_evaluation_mode(model):
+    with in_evaluation_mode(model):
         for indices, batch in _batches(model, tokenizer, texts, batch_size, "Reconstructing"):
             under = _conditions_of_rows(model, conditions, indices)
             q = model.encode(**batch, **under)
@@ -121,7 +121,7 @@ def path_smoothness(
     """
     count = min(num_pairs, len(texts) // 2)
     means, decoded = [], []
-    with _in_evaluation_mode(model):
+    with in_evaluation_mode(model):
         for indices, batch in _batches(model, tokenizer, texts[: 2 * count], batch_size, "Encoding"):
             under = _conditions_of_rows(model, conditions, indices)
             means += model.encode(**batch, **under).mode
@@ -166,7 +166,7 @@ def draw_samples(
         marks = torch.full((count, 1), tokenizer.bos_token_id, device=model.device)
         starts = [{"inputs": ids} for ids in marks.split(batch_size)]
     devices = [model.device] if model.device.type == "cuda" else []
-    with _in_evaluation_mode(model), torch.random.fork_rng(devices):
+    with in_evaluation_mode(model), torch.random.fork_rng(devices):
         torch.manual_seed(seed)
         for start in tqdm(starts, desc="Sampling", leave=False):
             texts += decode(tokenizer, model.generate(**start, **options))
@@ -197,7 +197,7 @@ def forward_perplexity(
         `perplexity`, `nll` (nats a sequence), `num_samples`, `num_sequences`, `num_tokens`.
     """
     nats, tokens = 0.0, 0
-    with _in_evaluation_mode(judge):
+    with in_evaluation_mode(judge):
         for indices, batch in _batches(judge, tokenizer, texts, batch_size, "Judging"):
             noise = noise_generators(seed, indices)
             weights = judge.log_importance_weights(num_samples, generator=noise, **batch).double()  # [K, B]
@@ -216,16 +216,6 @@ def forward_perplexity(
 def _conditions_of_rows(model, conditions: dict[str, torch.Tensor] | None, rows) -> dict[str, torch.Tensor]:
     """What the texts at `rows` stand under, where the model is."""
     return {name: of_all[rows].to(model.device) for name, of_all in (conditions or {}).items()}
-
-
-@contextlib.contextmanager
-def _in_evaluation_mode(model):
-    was_training = model.training
-    model.eval()
-    try:
-        yield
-    finally:
-        model.train(was_training)
 
 
 def _batches(model, tokenizer, texts: Sequence[str], batch_size: int, description: str):
