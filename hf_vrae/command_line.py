@@ -40,7 +40,7 @@ def run_script(main: Callable[[], None]) -> None:
     except KeyboardInterrupt:
         _say("Interrupted.", state.is_local_main_process)
         sys.exit(130)
-    except (ValueError, OSError, FloatingPointError, StrictDataclassError) as error:
+    except (ValueError, OSError, ImportError, FloatingPointError, StrictDataclassError) as error:
         _say(f"error: {' '.join(str(error).split())}", state.is_local_main_process)
         sys.exit(1)
 

@@ -10,7 +10,7 @@ from safetensors import SafetensorError
 NO_ANSWER = HfHubHTTPError.__bases__[0]  # of the library by which huggingface_hub asks, which differs by version
 TEMPLATE = Path(__file__).parent / "model_card_template.md"
 FRAMES_TEMPLATE = Path(__file__).parent / "model_card_frames_template.md"
-NOT_PUSHED = ["checkpoint-*", "partial-*", "nan_batch.json", "runs/*", "judges/*", "*.log"]
+NOT_PUSHED = ["autoencoder/*", "checkpoint-*", "partial-*", "nan_batch.json", "runs/*", "judges/*", "*.log"]
 
 OURS = ("vrae", "vrnn", "hierarchical_vrae")
 # What a card shows of results.json, under which name.
@@ -68,7 +68,8 @@ def load(name_or_path: str):
         of_frames = ours and config.input_size is not None
         tokenizer = None if of_frames else AutoTokenizer.from_pretrained(name_or_path)
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise ValueError(f"{name_or_path!r} cannot be loaded as a model: {str(error).splitlines()[0]}") from error
+        reason = str(error).split("\n")[0]
+        raise ValueError(f"{name_or_path!r} cannot be loaded as a model: {reason}") from error
     if model is None:
         kinds = " or ".join(map(repr, OURS))
         raise ValueError(f"{name_or_path!r} is a model of type {config.model_type!r}, not {kinds}.")
@@ -76,7 +77,8 @@ def load(name_or_path: str):
 
 
 def write_model_card(folder: str | Path, repo_id: str | None = None) -> Path:
-    """Write README.md of a model folder, from what the run left there: results.json, samples, curves, recipe.
+    """Write README.md of a model folder, from what the run left there: results.json, samples, curves, recipe. One that
+    is there already is written anew: notes of your own are best added on the Hub.
 
     Args:
         folder: holds a saved model; whatever of a run's files is missing is left out of the card.
@@ -88,7 +90,7 @@ def write_model_card(folder: str | Path, repo_id: str | None = None) -> Path:
 
     config = AutoConfig.from_pretrained(folder)
     results = _read_json(folder / "results.json")
-    recipe = (folder / "recipe.yaml").read_text().strip() if (folder / "recipe.yaml").is_file() else ""
+    recipe = (folder / "recipe.yaml").read_text("utf-8").strip() if (folder / "recipe.yaml").is_file() else ""
     name, source, run = (repo_id or folder.resolve().name).split("/")[-1], _data_source(recipe), results.get("run", {})
     of_text = config.input_size is None
     named = getattr(config, "condition_labels", None) or {}
@@ -120,7 +122,8 @@ def write_model_card(folder: str | Path, repo_id: str | None = None) -> Path:
 
 def _of_text(folder: Path, config, results: dict) -> dict:
     # Not `splitlines`: a text may hold what that takes for an end.
-    lines = (folder / "samples.jsonl").read_text().split("\n")[:-1] if (folder / "samples.jsonl").is_file() else []
+    path = folder / "samples.jsonl"
+    lines = path.read_text("utf-8").split("\n")[:-1] if path.is_file() else []
     shown = json.loads(lines[-1]) if lines else {"reconstructions": [], "samples": []}
     return {
         "num_tokens": f"{results.get('num_tokens', 0):,}",
@@ -253,7 +256,7 @@ def _eval_results(results: dict, source: str, kind: str) -> list[EvalResult]:
             task_type="text-generation" if kind == "text" else "other",
             dataset_type=kind,
             dataset_name=source.replace("`", ""),
-            dataset_split=results["split"],
+            dataset_split=results.get("split", "evaluated"),
             metric_type=metric,
             metric_name=name,
             metric_value=round(results[metric], 3),

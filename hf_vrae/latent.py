@@ -4,6 +4,8 @@ The functions on tensors know nothing of text or frames; those on texts return r
 frames arrays to draw or to save.
 """
 
+import contextlib
+
 import numpy as np
 import torch
 
@@ -111,27 +113,38 @@ def decode_latents(model, tokenizer, latents: torch.Tensor, prefix: str | None =
 
     Samples are of p(x|z) itself, where `generate` by default keeps the 50 likeliest words (`top_k`).
     """
-    if options.get("do_sample"):
-        options = {"top_k": 0, **options}
     if prefix:
-        ids = [tokenizer.bos_token_id, *tokenizer(prefix, add_special_tokens=False)["input_ids"]]
-        options["decoder_input_ids"] = torch.tensor([ids], device=model.device)
-    return decode(tokenizer, model.generate(latents=latents, **options))
+        options["decoder_input_ids"] = _beginning(model, tokenizer, prefix)
+    return decode(tokenizer, model.generate(latents=latents, **_of_all_words(options)))
+
+
+def _beginning(model, tokenizer, prefix: str | None) -> torch.LongTensor:
+    """[1, T]"""
+    ids = [tokenizer.bos_token_id, *tokenizer(prefix or "", add_special_tokens=False)["input_ids"]]
+    return torch.tensor([ids], device=model.device)
+
+
+def _of_all_words(options: dict) -> dict:
+    return {"top_k": 0, **options} if options.get("do_sample") else options
 
 
 def sample_texts(model, tokenizer, count: int, seed: int | None = None, labels=None, **options) -> list[dict]:
     """New sequences: z from the prior, decoded; of a conditional model under `labels`, as in `generate`, or by default
-    each value in turn."""
+    each value in turn. All that is drawn goes by `seed`, where it is given, and else by torch's own stream."""
     if count < 1:
         raise ValueError(f"`count` must be at least 1, got {count}.")
     if model.config.model_type == "vrnn":  # its latents are drawn as the text grows
         if labels is not None:
             raise ValueError("`labels` are of a conditional model, which a vrnn is not. Leave them out.")
-        return [{"text": text} for text in _continue_texts(model, tokenizer, count, seed, **options)]
+        ids = _beginning(model, tokenizer, options.pop("prefix", None)).expand(count, -1)
+        with _stream(seed):
+            texts = decode(tokenizer, model.generate(ids, **_of_all_words(options)))
+        return [{"text": text} for text in texts]
     generator = None if seed is None else torch.Generator().manual_seed(seed)
     under = each_label(model, count, {}) if labels is None else {"labels": for_all(labels, count)}
     latents = draw_latents(model, count, generator, **under)
-    texts, said = decode_latents(model, tokenizer, latents, **under, **options), under.get("labels")
+    with _stream(seed):
+        texts, said = decode_latents(model, tokenizer, latents, **under, **options), under.get("labels")
     said = said if isinstance(said, dict) else {"label": said} if said else {}
     return [{**{name: said[name][i] for name in said}, "text": text} for i, text in enumerate(texts)]
 
@@ -146,14 +159,15 @@ def for_all(labels, count: int):
     return labels * count if len(labels) == 1 else labels
 
 
-def _continue_texts(model, tokenizer, count: int, seed, prefix: str | None = None, **options) -> list[str]:
-    ids = [tokenizer.bos_token_id, *tokenizer(prefix or "", add_special_tokens=False)["input_ids"]]
-    if options.get("do_sample"):
-        options = {"top_k": 0, **options}
+@contextlib.contextmanager
+def _stream(seed: int | None):
+    """Draw by this seed, and leave torch's own stream as it was; without one by that."""
+    if seed is None:
+        yield
+        return
     with torch.random.fork_rng():
-        if seed is not None:
-            torch.manual_seed(seed)
-        return decode(tokenizer, model.generate(torch.tensor([ids] * count, device=model.device), **options))
+        torch.manual_seed(seed)
+        yield
 
 
 def reconstruct_texts(model, tokenizer, texts: list[str], source_labels=None, **options) -> list[dict]:

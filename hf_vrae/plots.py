@@ -9,6 +9,7 @@ import math
 import re
 from collections import Counter
 from collections.abc import Sequence
+from numbers import Real
 from pathlib import Path
 
 import numpy as np
@@ -108,15 +109,20 @@ def plot_latent_map(
 
     Args:
         means: posterior means, [N, D].
-        labels: the attribute of each, N strings (None: missing), or numbers: of more than ten values they make a
-            colour bar.
+        labels: the attribute of each, N strings or numbers (None: missing); numbers of more than ten values make a
+            colour bar, and what is missing is left out.
         method: "pca", or "tsne" (van der Maaten & Hinton 2008), whose distances between groups mean nothing.
         picture: PNG to write.
         attribute: its name, for the legend.
         seed: of t-SNE, and of the order in which points are drawn.
     """
     means = np.asarray(means, dtype=np.float64)
-    labels = np.asarray(["missing" if label is None else label for label in labels])
+    values = {label for label in labels if label is not None}
+    of_numbers = len(values) > len(COLOURS) and all(isinstance(value, Real) for value in values)
+    if of_numbers:
+        labels = np.asarray([math.nan if label is None else label for label in labels], dtype=float)
+    else:
+        labels = np.asarray(["missing" if label is None else str(label) for label in labels])
     if len(means) != len(labels) or len(means) < 3:
         raise ValueError(f"`labels` must be one a row of `means`, 3 at least; got {len(labels)} and {len(means)}.")
     if method == "pca":
@@ -131,11 +137,11 @@ def plot_latent_map(
     figure = _figure(8, 6)
     axis = figure.subplots()
     dots = {"s": float(np.clip(20_000 / len(points), 8, 40)), "alpha": 0.7, "linewidths": 0}
-    if labels.dtype.kind in "iuf" and len(np.unique(labels)) > len(COLOURS):
+    if of_numbers:
         drawn = axis.scatter(*points.T, c=labels, cmap="viridis", **dots)
         figure.colorbar(drawn, label=attribute).solids.set_alpha(1)
     else:
-        _draw_classes(axis, points, labels.astype(str), attribute, dots)
+        _draw_classes(axis, points, labels, attribute, dots)
     axis.set(xlabel=names[0], ylabel=names[1], title=f"{len(points):,} posterior means by {attribute or 'label'}")
     axis.set_aspect("equal", adjustable="datalim")
     axis.grid(alpha=0.2)
@@ -189,7 +195,8 @@ def _tsne(means: np.ndarray, seed: int) -> np.ndarray:
     except ImportError as error:
         raise ValueError("`method` 'tsne' needs scikit-learn: pip install 'hf_vrae[metrics]'") from error
     # 30 neighbours are the method's usual choice; it wants fewer than the points.
-    return TSNE(perplexity=min(30, (len(means) - 1) / 3), init="pca", random_state=seed).fit_transform(means)
+    init = "pca" if means.shape[1] > 1 else "random"
+    return TSNE(perplexity=min(30, (len(means) - 1) / 3), init=init, random_state=seed).fit_transform(means)
 
 
 def interpolation_table(rows: Sequence[dict]) -> str:

@@ -43,7 +43,7 @@ def main():
         return
     rows = comparison.collect(recipes, folder)
     table = comparison.comparison_table(rows) + "\n" + comparison.comparison_notes(rows)
-    (folder / "table.md").write_text(table)
+    (folder / "table.md").write_text(table, "utf-8")
     (folder / "table.json").write_text(json.dumps(rows, indent=2) + "\n")
     try:
         if comparison.points(rows):

@@ -78,7 +78,7 @@ def main():
     }[args.mode]()
     print("\n".join("  |  ".join(map(str, row.values())) for row in rows))
     if args.output:
-        with open(args.output, "w") as file:
+        with open(args.output, "w", encoding="utf-8") as file:
             file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
 
 

@@ -61,7 +61,7 @@ def main():
     elif args.mode == "interpolation":
         table = plots.interpolation_table(latent.interpolate_texts(model, tokenizer, args.texts, args.steps))
         picture = folder / "interpolation.md"
-        picture.write_text(table)
+        picture.write_text(table, "utf-8")
         print(table)
     elif args.mode == "rate_distortion":
         numbers = [{"name": Path(f).name, **json.loads((Path(f) / "results.json").read_text())} for f in args.folders]

@@ -147,6 +147,16 @@ def test_card_of_a_model_alone(tmp_path):
     assert "## Results" not in text and "## Samples" not in text and f'from_pretrained("{tmp_path}")' in text
 
 
+def test_card_of_what_was_evaluated_again(shared):
+    results = json.loads((shared / "results.json").read_text())
+    del results["split"]
+    results["run"] = {name: value for name, value in results["run"].items() if name in ("command", "seed", "versions")}
+    results["run"] |= {"data": {}, "num_parameters": 1234}
+    (shared / "results.json").write_text(json.dumps(results))
+    text = write_model_card(shared).read_text()
+    assert "| seed | " in text and "| updates | " not in text
+
+
 def test_card_of_a_text_with_other_ends_of_lines(shared):
     line = {"reconstructions": [["a\u2028b", "c"]], "samples": ["d\x85e"]}
     (shared / "samples.jsonl").write_text(json.dumps(line, ensure_ascii=False) + "\n")

@@ -104,7 +104,9 @@ def test_labels_are_of_all_rows_or_of_each(tokenizer, learn_prior):
 
 def test_samples_repeat_by_seed_and_begin_as_asked(pair):
     model, tokenizer = pair
-    first, again, other = (sample_texts(model, tokenizer, 5, seed=seed) for seed in (1, 1, 2))
-    assert len(first) == 5 and first == again != other
+    for options in ({}, {"do_sample": True}):
+        first, again, other = (sample_texts(model, tokenizer, 5, seed=seed, **options) for seed in (1, 1, 2))
+        assert len(first) == 5 and first == again != other
+    assert sample_texts(model, tokenizer, 5, do_sample=True) != sample_texts(model, tokenizer, 5, do_sample=True)
     for row in sample_texts(model, tokenizer, 5, prefix="our king", num_beams=2):
         assert row["text"].startswith("our king")

@@ -98,6 +98,8 @@ def test_rare_classes_of_a_map_are_grey_and_many_numbers_a_scale():
     numbers, bar = plot_latent_map(means, np.arange(300) / 3, attribute="length").axes
     assert bar.get_ylabel() == "length" and numbers.get_legend() is None
     assert sorted(numbers.collections[0].get_array()) == pytest.approx(np.arange(300) / 3)
+    numbers, bar = plot_latent_map(means, [None, *np.arange(299)], attribute="length").axes
+    assert bar.get_ylabel() == "length" and np.ma.count(numbers.collections[0].get_array()) == 299
 
 
 def test_tsne_keeps_groups_together():

@@ -2,6 +2,7 @@
 
 import logging
 import math
+import re
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -220,8 +221,8 @@ def _value_names(split: Dataset, column: str) -> list[str]:
     names = {name for name in label_names(split, column) if name is not None}
     if not names:
         raise ValueError(f"Label {column!r} has no value in the training data.")
-    numeric = all(name.lstrip("-").isdecimal() for name in names)
-    return sorted(names, key=int) if numeric else sorted(names)
+    numeric = all(re.fullmatch("-?[0-9]+", name) for name in names)
+    return sorted(names, key=lambda name: (int(name), name)) if numeric else sorted(names)
 
 
 def label_names(split: Dataset, column: str) -> list[str | None]:

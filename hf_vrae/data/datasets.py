@@ -3,17 +3,20 @@
 import codecs
 import itertools
 import logging
+import warnings
 from pathlib import Path
 
 import numpy as np
 from datasets import ClassLabel, Dataset, DatasetDict, Value, load_dataset, load_from_disk
 from datasets.exceptions import DatasetGenerationError
+from pandas.errors import ParserWarning
 from transformers import PreTrainedTokenizerFast
 
 logger = logging.getLogger(__name__)
 
-# pandas would take words such as "NA" and "null" for missing values.
-_AS_IT_STANDS = {"keep_default_na": False, "na_values": [""]}
+# pandas would take words such as "NA" and "null" for missing values, and the first of more fields than the header has
+# for a name of the row.
+_AS_IT_STANDS = {"keep_default_na": False, "na_values": [""], "index_col": False}
 # How `datasets` reads a file with this ending. Quotes in .tsv are ordinary characters, as in the corpora of the field.
 _READERS = {
     ".txt": ("text", {}),
@@ -39,8 +42,9 @@ def load_text(
 
     Args:
         train_file, validation_file, test_file: .txt with a sequence a line, .csv, .tsv, .json, .jsonl or .parquet.
-        dataset_name: in place of files, a data set of the Hub, a local folder of data files, or one that
-            `save_to_disk` wrote; `dataset_config_name` chooses among its configurations.
+        dataset_name: in place of files, a data set of the Hub, a local folder of data files (of a file a split, which
+            are read as above), or one that `save_to_disk` wrote; `dataset_config_name` chooses among its
+            configurations.
         text_column: column that holds the text; by default "text", or the only one of strings.
         encoding: of the files.
 
@@ -50,11 +54,12 @@ def load_text(
     Raises:
         ValueError: naming the file, the rule it breaks and the remedy.
     """
+    files = {"train": train_file, "validation": validation_file, "test": test_file}
+    files = {split: path for split, path in files.items() if path is not None}
     if dataset_name is not None:
-        splits = _load_named(dataset_name, dataset_config_name)
-    else:
-        files = {"train": train_file, "validation": validation_file, "test": test_file}
-        splits = {split: load_file(path, encoding) for split, path in files.items() if path is not None}
+        files = _files_of_splits(Path(dataset_name))
+    splits = {split: load_file(path, encoding) for split, path in files.items()}
+    splits = splits or _load_named(dataset_name, dataset_config_name)
     return DatasetDict({split: _with_text(data, text_column, split) for split, data in splits.items()})
 
 
@@ -79,12 +84,21 @@ def load_file(path: str, encoding: str = "utf-8", **options) -> Dataset:
         _check_encoding(file, encoding)
         options = options | {"encoding": "utf-8-sig" if encoding == "utf-8" and _has_mark(file) else encoding}
     try:
-        return load_dataset(reader, data_files=str(file), split="train", **options)
-    except (DatasetGenerationError, ValueError) as error:
-        while error.__cause__ is not None:
-            error = error.__cause__
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise ValueError(f"The file {path!r} cannot be read as {file.suffix}: {reason}") from error
+        with warnings.catch_warnings():
+            # Of rows with more fields than the header pandas would leave some out.
+            warnings.filterwarnings("error", message="Length of header or names does not match")
+            return load_dataset(reader, data_files=str(file), split="train", **options)
+    except (DatasetGenerationError, ValueError, ParserWarning) as error:
+        raise ValueError(f"The file {path!r} cannot be read as {file.suffix}: {_reason(error)}") from error
+
+
+def _reason(error: BaseException) -> str:
+    """In a line what an error came from."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    if isinstance(error, ParserWarning):
+        return "a row has more fields than the header. Name every column, and quote a text that holds a separator."
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def _has_mark(file: Path) -> bool:
@@ -113,13 +127,22 @@ def _check_encoding(file: Path, encoding: str) -> None:
             lines += chunk.count(b"\n")
 
 
+def _files_of_splits(folder: Path) -> dict[str, str]:
+    """The files of a folder by split, where it has one for each; else none."""
+    files = [path for path in sorted(folder.glob("*")) if path.suffix in _READERS] if not _is_saved(folder) else []
+    splits = {_SPLIT_NAMES.get(path.stem, path.stem): str(path) for path in files}
+    return splits if len(splits) == len(files) and splits.keys() <= {"train", "validation", "test"} else {}
+
+
+def _is_saved(folder: Path) -> bool:
+    return any((folder / file).exists() for file in ("dataset_dict.json", "dataset_info.json"))
+
+
 def _load_named(name: str, config_name: str | None) -> dict[str, Dataset]:
-    folder = Path(name)
-    saved = folder.is_dir() and any((folder / file).exists() for file in ("dataset_dict.json", "dataset_info.json"))
     try:
-        data = load_from_disk(name) if saved else load_dataset(name, config_name)
+        data = load_from_disk(name) if _is_saved(Path(name)) else load_dataset(name, config_name)
     except Exception as error:  # the Hub client, the network and each reader raise kinds of their own
-        raise ValueError(f"The data set {name!r} cannot be loaded: {str(error).splitlines()[0]}") from error
+        raise ValueError(f"The data set {name!r} cannot be loaded: {_reason(error)}") from error
     if isinstance(data, Dataset):
         return {"train": data}
     return {_SPLIT_NAMES.get(split, split): part for split, part in data.items()}
@@ -136,6 +159,11 @@ def _with_text(data: Dataset, column: str | None, split: str) -> Dataset:
                 "`window`."
             )
         column = "text" if "text" in strings or len(strings) != 1 else strings[0]
+        if ";" in column or "\t" in column:
+            raise ValueError(
+                f"The {split} split has the one column {column!r}, whose name holds a separator: a .csv is separated "
+                "by commas, a .tsv by tabs. Convert the file, or name the column with `text_column`."
+            )
     if column not in data.column_names:
         raise ValueError(
             f"`text_column` must name a column of the {split} split, which has {data.column_names}; got {column!r}."
@@ -159,9 +187,15 @@ def attribute_values(data: Dataset, column: str) -> list:
     named = {name: f for name, f in data.features.items() if isinstance(f, (ClassLabel, Value)) and name != "text"}
     if column not in named:
         raise ValueError(f"`label` must be a column of names or numbers, one of {sorted(named)}; got {column!r}.")
-    if data.features[column] == Value("bool") or None in (values := data[column][:]):
-        return [value_name(value) for value in data[column][:]]
-    return data.features[column].int2str(values) if isinstance(named[column], ClassLabel) else values
+    values, kind = data[column][:], named[column]
+    if isinstance(kind, ClassLabel):
+        return [None if value is None or value < 0 else kind.names[value] for value in values]
+    if kind == Value("bool"):
+        return [value_name(value) for value in values]
+    values = [None if value_name(value) is None else value for value in values]
+    # Integers of which some are missing are read as real numbers.
+    whole = None in values and all(isinstance(v, float) and v.is_integer() for v in values if v is not None)
+    return [int(value) if whole and value is not None else value for value in values]
 
 
 def value_name(value) -> str | None:
@@ -190,7 +224,7 @@ def tokenize(
     data: Dataset,
     tokenizer: PreTrainedTokenizerFast,
     max_length: int,
-    split: str = "the",
+    split: str = "given",
     num_proc: int | None = None,
 ) -> Dataset:
     """Add token ids to a data set, and say what was dropped and what was cut.
@@ -213,6 +247,9 @@ def tokenize(
         raise ValueError(
             f"`max_length` must leave room for a word between <s> and </s>: at least 3, got {max_length}."
         )
+    # What a call with padding or truncation has left in it would come into the data, and into the cache's fingerprint.
+    tokenizer.backend_tokenizer.no_padding()
+    tokenizer.backend_tokenizer.no_truncation()
     options = {"tokenizer": tokenizer, "max_length": max_length}
     tokenized = data.map(
         _tokenize_rows, batched=True, fn_kwargs=options, num_proc=num_proc, desc=f"Tokenizing the {split} split"

@@ -202,11 +202,18 @@ def _from_arrays(path: str, split: str, alone: bool, columns: tuple, window: int
             f"The file {path!r} cannot be read as {Path(path).suffix} of plain arrays: {error}"
         ) from error
     names = arrays.pop("label_names", None)
-    parts = {}
+    parts, others = {}, []
     for name, array in arrays.items():
         prefix, _, rest = name.partition("_")
         if rest and _SPLIT_NAMES.get(prefix, prefix) in SPLITS:
             parts.setdefault(_SPLIT_NAMES.get(prefix, prefix), {})[rest] = array
+        else:
+            others.append(name)
+    if parts and others:
+        raise ValueError(
+            f"The file {path!r} holds arrays of splits, {sorted(set(arrays) - set(others))}, and others, {others}: "
+            "begin the names of all with train_, validation_ or test_, or of none."
+        )
     if not parts:
         parts = {split: arrays}
     elif not alone and split not in parts:
@@ -243,6 +250,11 @@ def _from_array(arrays: dict, names: np.ndarray | None, where: str, column, segm
         numbers = np.unique(segment_ids, return_inverse=True)[1].reshape(segment_ids.shape)
         numbers = numbers[..., None] if has_channels else numbers
         segment_ids = _flat(numbers, lengths, one_series, f"The segments {segments!r} of {where}")[0].ravel()
+    if lengths is not None and (lengths.ndim != 1 or lengths.dtype.kind not in "iu" or lengths.min(initial=0) < 0):
+        raise ValueError(
+            f"`lengths` of {where} must be counts, integers [N]; got {lengths.dtype} of shape {lengths.shape}. "
+            "Convert them: lengths.astype(int)."
+        )
     frames, lengths = _flat(frames, lengths, one_series, f"The frames {column!r} of {where}")
     for name, array in columns.items():
         if array.shape != (len(lengths),):
@@ -253,7 +265,10 @@ def _from_array(arrays: dict, names: np.ndarray | None, where: str, column, segm
     kinds = {}
     if names is not None and "label" in columns and columns["label"].dtype.kind in "iu":
         if not 0 <= columns["label"].min(initial=0) <= columns["label"].max(initial=0) < len(names):
-            raise ValueError(f"`y` of {where} must number the {len(names)} `label_names` from 0.")
+            raise ValueError(
+                f"`y` of {where} must number the {len(names)} `label_names` from 0; got {columns['label'].min()} to "
+                f"{columns['label'].max()}. Leave rows without a label out, or leave out `label_names`."
+            )
         kinds["label"] = ClassLabel(names=names.astype(str).tolist())
     others = Dataset(pa.table({name: pa.array(array.tolist()) for name, array in columns.items()}))
     others = others.cast(Features(others.features | kinds)) if kinds else others
@@ -274,8 +289,6 @@ def _flat(frames: np.ndarray, lengths: np.ndarray | None, one_series: bool, what
             return frames.reshape(len(frames), -1), np.array([len(frames)])
         channels = frames.shape[2] if frames.ndim == 3 else 1
         return frames.reshape(-1, channels), np.full(len(frames), frames.shape[1])
-    if lengths.ndim != 1 or lengths.dtype.kind not in "iu" or lengths.min(initial=0) < 0:
-        raise ValueError(f"`lengths` must be counts, [N]; got {lengths.dtype} of shape {lengths.shape}.")
     lengths = lengths.astype(np.int64)
     if frames.ndim == 3:
         if len(lengths) != len(frames) or lengths.max(initial=0) > frames.shape[1]:

@@ -75,7 +75,9 @@ def load_tokenizer(name_or_path: str, **kwargs) -> PreTrainedTokenizerFast:
             missing[name] = twin
     if missing:
         tokenizer.add_special_tokens(missing)
-    return add_marks(tokenizer)
+    # Of a plain class: that of T5 or BERT would make marks and inputs of its own again when it is loaded.
+    specials = {name: getattr(tokenizer, name) for name in SPECIAL_TOKENS}
+    return add_marks(PreTrainedTokenizerFast(tokenizer_object=tokenizer.backend_tokenizer, **specials))
 
 
 def add_marks(tokenizer: PreTrainedTokenizerFast) -> PreTrainedTokenizerFast:

@@ -605,7 +605,7 @@ class Recipe:
             sections["model"] = {"model_type": self.model.model_type} | self.given_fields()
         for name in ("overwrite_output_dir", "resume_from_checkpoint"):  # wishes of one time
             del sections["training"][name]
-        with open(path, "w") as file:
+        with open(path, "w", encoding="utf-8") as file:
             yaml.safe_dump(sections, file, sort_keys=False)
 
     def flat(self) -> dict[str, float | int | str]:
@@ -645,7 +645,7 @@ def _recipe_values(path: str, of: tuple[Path, ...] = ()) -> dict[str, list[str]]
     """What a recipe says of each key, as a command line would, on top of the recipe that its `base` names; null is
     the default again. `of` are the recipes whose base this is."""
     try:
-        with open(path) as file:
+        with open(path, encoding="utf-8") as file:
             recipe = yaml.safe_load(file) or {}
     except (OSError, yaml.YAMLError) as error:
         raise ValueError(f"The recipe {path!r} cannot be read: {' '.join(str(error).split())}") from error

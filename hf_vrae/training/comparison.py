@@ -384,10 +384,10 @@ def insert_table(document: str | Path, recipes: str | Path, table: str) -> None:
         ValueError: where there are not two such lines.
     """
     mark = f"<!-- compare.py {Path(recipes).as_posix()} -->\n"
-    parts = Path(document).read_text().split(mark)
+    parts = Path(document).read_text("utf-8").split(mark)
     if len(parts) != 3:
         raise ValueError(f"{str(document)!r} must have two lines {mark.strip()!r}, got {len(parts) - 1}.")
-    Path(document).write_text(mark.join([parts[0], "\n" + table + "\n", parts[2]]))
+    Path(document).write_text(mark.join([parts[0], "\n" + table + "\n", parts[2]]), "utf-8")
 
 
 def _mean(values: list[float], digits: int) -> str:
@@ -400,7 +400,7 @@ def _mean(values: list[float], digits: int) -> str:
 
 def _read(path: Path) -> dict:
     try:
-        recipe = yaml.safe_load(path.read_text()) or {}
+        recipe = yaml.safe_load(path.read_text("utf-8")) or {}
     except yaml.YAMLError as error:
         raise ValueError(f"The recipe {str(path)!r} cannot be read: {error}") from error
     if not isinstance(recipe, dict):

@@ -489,8 +489,9 @@ class TrainingLoop:
         if self.accelerator.is_main_process:
             for name in ("metrics.jsonl", "samples.jsonl"):
                 path = self.output_dir / name
-                lines = path.read_text().split("\n") if path.exists() else []  # a text may hold other ends of lines
-                path.write_text("".join(f"{line}\n" for line in lines if _step_of(line) <= state.step))
+                # Not `splitlines`: a text may hold other ends of lines.
+                lines = path.read_text("utf-8").split("\n") if path.exists() else []
+                path.write_text("".join(f"{line}\n" for line in lines if _step_of(line) <= state.step), "utf-8")
 
     @contextlib.contextmanager
     def handle_signals(self):

@@ -102,7 +102,7 @@ def _perplexity_under_a_model_of(
     if accelerator.is_main_process:
         folder.mkdir(parents=True, exist_ok=True)
         for name, lines in (("train", texts), ("test", real["text"])):
-            (folder / f"{name}.txt").write_text("".join(" ".join(line.split()) + "\n" for line in lines))
+            (folder / f"{name}.txt").write_text("".join(" ".join(line.split()) + "\n" for line in lines), "utf-8")
     accelerator.wait_for_everyone()
     flags = f"--overwrite_output_dir --seed {args.seed} --max_length {recipe.data.max_length}".split()
     files = {"train_file": folder / "train.txt", "test_file": folder / "test.txt", "tokenizer_name": args.output_dir}

@@ -194,7 +194,7 @@ class TextTask:
             start = start if self.causal else {"latents": draw_latents(model, SHOWN, **under), **under}
             samples = decode(self.tokenizer, model.generate(**start, do_sample=True, top_k=0))
         pairs = list(zip(texts, reconstructions, strict=True))
-        with open(folder / "samples.jsonl", "a") as file:
+        with open(folder / "samples.jsonl", "a", encoding="utf-8") as file:
             line = {"step": step, "reconstructions": pairs, "samples": samples}
             file.write(json.dumps(line, ensure_ascii=False) + "\n")
         shown = [f"  text           {text}\n  reconstruction {reconstruction}" for text, reconstruction in pairs]
@@ -322,7 +322,7 @@ class FrameTask:
         real = np.ma.masked_invalid(shown["real"])
         error = math.sqrt(((shown["reconstruction"] - real) ** 2).mean())
         spread = math.sqrt(((real - real.mean((0, 1))) ** 2).mean())
-        with open(folder / "samples.jsonl", "a") as file:
+        with open(folder / "samples.jsonl", "a", encoding="utf-8") as file:
             line = {"step": step, "reconstruction_error": error, "error_of_channel_means": spread}
             file.write(json.dumps(line) + "\n")
         return f"  reconstructions are off by {error:.3f}, root mean square; the channels' means by {spread:.3f}"

@@ -54,6 +54,8 @@ def test_classes_keep_their_order_and_what_lacks_a_column_is_missing():
     train = Dataset.from_dict({"text": ["x", "y", "w"], "kind": [0, 1, -1]}, features=features)
     conditions = Conditions.fit(train, ["kind"], None, None)
     assert conditions.labels == {"kind": ["z", "a"]}
+    for values, named in ((["1", "01", "10", "-2"], ["-2", "01", "1", "10"]), (["--1", "2"], ["--1", "2"])):
+        assert Conditions.fit(rows(kind=values), ["kind"], None, None).labels == {"kind": named}
     test = conditions.add_to(rows(other=[1, 2]))
     assert batch_of(test)["class_ids"].tolist() == [[-100], [-100]]
     with pytest.raises(ValueError, match="'kind' has the values z, a, but the test split has 'new'"):

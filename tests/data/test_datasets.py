@@ -48,6 +48,11 @@ def test_parquet_and_folders(tmp_path):
     DatasetDict(train=data, dev=data).save_to_disk(tmp_path / "saved")
     loaded = load_text(dataset_name=str(tmp_path / "saved"))
     assert set(loaded) == {"train", "validation"} and loaded["validation"]["text"][:] == TEXTS
+    (tmp_path / "folder").mkdir()
+    for name in ("train", "val"):
+        (tmp_path / "folder" / f"{name}.tsv").write_text('text\tlabel\nNA\t1\n"he said\t2\n')
+    loaded = load_text(dataset_name=str(tmp_path / "folder"))
+    assert set(loaded) == {"train", "validation"} and loaded["train"]["text"][:] == ["NA", '"he said']  # as of files
 
 
 def test_text_column(write):
@@ -57,6 +62,10 @@ def test_text_column(write):
         load_text(path)
     with pytest.raises(ValueError, match="must hold strings, but column 'n'"):
         load_text(write("b.csv", "n,text\n1,x\n"), text_column="n")
+    # What stands behind a last separator is no field, and nothing moves to the column beside its own.
+    assert load_text(write("d.tsv", "n\ttext\n1\tthe king\t\n"))["train"]["text"][:] == ["the king"]
+    with pytest.raises(ValueError, match="the one column 'n;text', whose name holds a separator"):
+        load_text(write("e.csv", "n;text\n1;the king\n"))
     with pytest.raises(ValueError, match=r"no text: no column of \['a', 'b'\] .* `feature_columns`"):
         load_text(write("c.csv", "a,b\n1,2\n"))
 
@@ -71,6 +80,11 @@ def test_text_column(write):
         ("a.jsonl", b'{"text": "br\xfcsk"}\n', "is not utf-8 text: line 1"),
         ("a.json", "{not json", r"cannot be read as \.json"),
         ("a.csv", 'text\n"never closed', r"cannot be read as \.csv"),
+        (
+            "a.csv",
+            "text,n\nthe king, sold,1\n",
+            r"a row has more fields than the header\. Name every column, and quote",
+        ),
     ],
 )
 def test_bad_files(name, content, message, write):
@@ -118,6 +132,14 @@ def test_tokenizing_counts_what_it_drops_and_cuts(caplog):
     assert data["input_ids"][:] == [[2, 5, 4, 3], [2, 1, 1, 3], [2, *[4] * 6, 3], [2, 4, 3]]
     assert data["length"][:] == [4, 4, 8, 3] and data["truncated"][:] == [False, False, True, False]
     assert data["num_characters"][:] == [9, 8, 30, 5]  # the end of the sequence is one
+
+
+def test_what_a_call_left_in_the_tokenizer_is_not_in_the_data():
+    tokenizer = train_tokenizer(["the king sold a letter"])
+    data = Dataset.from_dict({"text": ["the king", "the king sold a letter"]})
+    before = tokenize(data, tokenizer, 16)["input_ids"][:]
+    tokenizer(["the king", "king"], padding=True, truncation=True, max_length=3)
+    assert tokenize(data, tokenizer, 16)["input_ids"][:] == before
 
 
 def test_nothing_left_to_tokenize():
@@ -183,7 +205,9 @@ def test_attributes_are_named_as_in_the_data(corpus):
     assert set(attribute_values(data, "tense")) == {"past", "present", "future"}
     assert attribute_values(data, "true_log_prob") == data["true_log_prob"][:]
     missing = Dataset.from_dict({"text": ["a", "b", "c"], "label": [1.0, None, 0.0]})
-    assert attribute_values(missing, "label") == ["1", None, "0"]  # integers, as they are without the gap
+    assert attribute_values(missing, "label") == [1, None, 0]  # integers, as they are without the gap
+    missing = Dataset.from_dict({"text": ["a", "b", "c"], "label": [0.5, float("nan"), 0.0]})
+    assert attribute_values(missing, "label") == [0.5, None, 0]
     for column in ("text", "topic"):
         with pytest.raises(ValueError, match="`label`.*'tense'"):
             attribute_values(data, column)

@@ -1,6 +1,6 @@
 import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import AutoTokenizer, PreTrainedTokenizerFast
+from transformers import AutoTokenizer, PreTrainedTokenizerFast, T5Tokenizer
 
 from hf_vrae.data.tokenization import add_marks, decode, load_tokenizer, train_tokenizer
 
@@ -72,6 +72,17 @@ def test_a_tokenizer_of_berts_family_marks_with_its_own_tokens(tmp_path):
     tokenizer = existing(tmp_path, **specials)
     assert (tokenizer.bos_token, tokenizer.eos_token) == ("[CLS]", "[SEP]")
     assert tokenizer.convert_ids_to_tokens(tokenizer("the king")["input_ids"]) == ["[CLS]", "the", "king", "[SEP]"]
+
+
+def test_a_class_that_makes_its_own_marks_keeps_ours_when_it_is_loaded_again(tmp_path):
+    vocab = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("\u2581the", -1.0), ("\u2581king", -2.0)]
+    T5Tokenizer(vocab, extra_ids=0).save_pretrained(tmp_path / "t5")
+    tokenizer = load_tokenizer(str(tmp_path / "t5"))
+    tokenizer.save_pretrained(tmp_path / "ours")
+    for one in (tokenizer, AutoTokenizer.from_pretrained(tmp_path / "ours")):
+        batch = one(["the king"])
+        assert one.convert_ids_to_tokens(batch["input_ids"][0]) == ["<s>", "\u2581the", "\u2581king", "</s>"]
+        assert set(batch) == {"input_ids", "attention_mask"} and decode(one, batch["input_ids"]) == ["the king"]
 
 
 def test_missing_special_tokens_are_added(tmp_path):
