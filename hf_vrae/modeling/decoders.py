@@ -27,12 +27,10 @@ class VRAEDecoder(nn.Module):
     Attributes:
         output_size: of what p(x_t | ...) is read from.
         width: numbers that a step holds at once, at most.
-        is_stateful: whether its cache cannot be rolled back, and knows by itself which positions were real.
     """
 
     output_size: int
     width: int
-    is_stateful = True
 
     def __init__(self, config: VRAEConfig):
         super().__init__()
@@ -209,8 +207,6 @@ class VRAETransformerDecoder(VRAEDecoder):
     """Attends to what it read, and sees z in up to four places: it attends to a memory made of z, reads W z in place
     of the start (the first real position), and W z beside every input, added (Li et al. 2020, sec. 3.2); the fourth is
     `beside_latents`."""
-
-    is_stateful = False
 
     def __init__(self, config: VRAEConfig):
         super().__init__(config)

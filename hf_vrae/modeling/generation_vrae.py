@@ -18,6 +18,7 @@ class VRAEGenerationMixin(GenerationMixin):
     def generate(
         self,
         inputs: torch.Tensor | None = None,
+        generation_config=None,
         *args,
         latents: torch.Tensor | None = None,
         labels=None,
@@ -39,8 +40,10 @@ class VRAEGenerationMixin(GenerationMixin):
                 of the input (see [`ConditionalModel.condition`]), or missing.
             guidance_scale: s of log p = log p(without c) + s (log p(with c) - log p(without c)), classifier-free
                 guidance (Ho & Salimans 2022) of a model trained with `condition_dropout`; both read the same z.
-            inputs, args, kwargs: as in transformers. Processors that look at the encoder's tokens need an input.
+            inputs, generation_config, args, kwargs: as in transformers. Processors that look at the encoder's tokens
+                need an input.
         """
+        kwargs["generation_config"] = generation_config
         if inputs is not None and kwargs.get("input_ids") is None:
             kwargs["input_ids"], inputs = inputs, None
         if latents is not None:
@@ -75,7 +78,7 @@ class VRAEGenerationMixin(GenerationMixin):
         if guidance_scale not in (None, 1):
             processors = kwargs.pop("logits_processor", None) or []
             kwargs["logits_processor"] = LogitsProcessorList([self._guidance(guidance_scale, kwargs), *processors])
-        return super().generate(inputs, *args, **kwargs)
+        return super().generate(inputs, kwargs.pop("generation_config"), *args, **kwargs)
 
     def _prepare_what_is_decoded(self, labels, latents: torch.Tensor | None, kwargs: dict) -> None:
         """Put z, of a conditional model with c behind it, where `generate` looks for what an encoder gave."""
@@ -179,7 +182,12 @@ class VRAEGenerationMixin(GenerationMixin):
                 if kwargs.get(name) is not None:
                     beginning = beginning.expand(kwargs[name].shape[0], -1)
         kwargs["decoder_input_ids"] = beginning
-        pad_token_id = kwargs.get("pad_token_id", self.generation_config.pad_token_id)
+        given = kwargs.get("decoder_attention_mask")
+        if given is not None and len(given) == 1:  # as the beginning may be
+            kwargs["decoder_attention_mask"] = given.expand(len(beginning), -1)
+        config = kwargs.get("generation_config") or self.generation_config
+        pad_token_id = kwargs.get("pad_token_id", config.pad_token_id)
+        pad_token_id = self.generation_config.pad_token_id if pad_token_id is None else pad_token_id
         if kwargs.get("decoder_attention_mask") is None and pad_token_id is not None:
             mask = (beginning != pad_token_id).long()
             if pad_token_id == self.config.decoder_start_token_id:

@@ -10,7 +10,7 @@ from torch import nn
 from torch.distributions import Categorical, Distribution
 from torch.nn.functional import logsigmoid, softplus
 
-from .kernels import nade_logits
+from .kernels import at_least_float32, nade_logits
 
 
 def standardise(features: torch.Tensor, config) -> torch.Tensor:
@@ -422,7 +422,7 @@ class FrameHead(nn.Module):
     def project(self, hidden: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """The parameters of `hidden` [..., H], [..., size] each, in float32 at least: likelihoods need its digits."""
         outputs = self.projection(hidden.to(self.projection.weight.dtype))
-        return _wide(outputs).split_with_sizes(self.sizes, -1)
+        return at_least_float32(outputs).split_with_sizes(self.sizes, -1)
 
 
 class BernoulliHead(FrameHead):
@@ -445,7 +445,9 @@ class NADEHead(FrameHead):
 
     def forward(self, hidden: torch.Tensor) -> NADEFrames:
         b, c = self.project(hidden)
-        return NADEFrames(b, c, _wide(self.into_hidden.weight.t()), _wide(self.out_of_hidden.weight))
+        return NADEFrames(
+            b, c, at_least_float32(self.into_hidden.weight.t()), at_least_float32(self.out_of_hidden.weight)
+        )
 
 
 class GaussianHead(FrameHead):
@@ -513,10 +515,6 @@ class CategoricalHead(FrameHead):
     def forward(self, hidden: torch.Tensor) -> CategoricalFrames:
         (logits,) = self.project(hidden)
         return CategoricalFrames(logits.unflatten(-1, (-1, self.num_levels)))
-
-
-def _wide(tensor: torch.Tensor) -> torch.Tensor:
-    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
 def make_head(config, hidden_size: int) -> FrameHead:

@@ -281,8 +281,10 @@ class HierarchicalDecoder(VRAERecurrentDecoder):
             cache = RecurrentCache(1, layers * self.rnn.number_of_states + 2)
         place = torch.stack([walk.segment, walk.step], dim=1)
         cache.update_states([(*(s for state in walk.states for s in state), walk.nodes, place)], time)
-        hidden_states = (inputs_embeds, *(torch.stack(layer, dim=1) for layer in zip(*hidden, strict=True)))
-        return torch.stack(outputs, dim=1), cache, hidden_states
+        # At a masked position stands what the latest real one gave.
+        latest = (torch.arange(time, device=mask.device) * mask).cummax(1).values.expand(rows, -1)
+        outputs, *hidden = (take_time(torch.stack(o, dim=1), latest) for o in (outputs, *zip(*hidden, strict=True)))
+        return outputs, cache, (inputs_embeds, *hidden)
 
     def start_walk(self, latents: torch.Tensor, num_segments: int) -> Walk:
         """Before the first step, with flat latents [R, W]."""
@@ -322,7 +324,9 @@ class HierarchicalDecoder(VRAERecurrentDecoder):
         """
         segment, step = walk.segment + begins, torch.where(begins, 0, walk.step) + 1
         if int(segment.max()) >= walk.nodes.shape[1]:
-            walk.nodes = self.nodes(latents, 2 * walk.nodes.shape[1])
+            # Those begun stay: a call that goes on from a cache may have drawn others for them.
+            nodes = self.nodes(latents, 2 * walk.nodes.shape[1])
+            walk.nodes = torch.cat([walk.nodes, nodes[:, walk.nodes.shape[1] :].to(walk.nodes.dtype)], dim=1)
         node = walk.nodes[torch.arange(len(segment), device=segment.device), segment.clamp(min=0)]  # [R, U]
         anew = begins & (segment == 0) if self.config.autoregressive_segments else begins
         if not self.config.autoregressive_segments:

@@ -38,7 +38,7 @@ def refine(
     plain = torch.backends.cudnn.flags(enabled=False), sdpa_kernel(SDPBackend.MATH)
     with torch.enable_grad(), plain[0], plain[1]:
         parameters = torch.stack([posterior.mean, posterior.logvar])  # [2, B, D]
-        if not differentiable:
+        if not (differentiable and parameters.requires_grad):  # where the encoder is frozen it has none
             parameters = parameters.detach().requires_grad_()
         velocity = torch.zeros_like(parameters)
         for _ in range(num_steps):

@@ -42,6 +42,10 @@ FEWEST_ROWS = 2 if IS_INTEL else 1  # with a single row MKL need not lay out any
 CACHED_ROWS = 32  # of logits, of some ten thousand words: 1.25 MiB in float32
 
 
+def at_least_float32(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+
+
 def prefers_onednn(tensor: torch.Tensor) -> bool:
     """Whether oneDNN is quicker than torch's own product: in float32 that is MKL, which on processors not Intel's
     leaves half of their width unused (one core of an EPYC of 2024: 40 to 100 GFLOP/s by MKL, 100 to 200 by oneDNN)."""
@@ -115,16 +119,19 @@ class RecurrentProjection:
         self.dtype = dtype
         cast = weight.detach().to(dtype)
         self.forward = PackedLinear(cast, rows)
-        self.slots = None
-        if weight.requires_grad and torch.is_grad_enabled():
+        self.backward = self.slots = None
+        if torch.is_grad_enabled():
             self.backward = PackedLinear(cast.t(), rows)
+        if torch.is_grad_enabled() and weight.requires_grad:
             self.inputs: list[torch.Tensor] = []
             slots = _DeferredGradient.apply(weight, self.inputs, (steps, rows, weight.shape[0]), dtype)
             self.slots = iter(slots.unbind(0))
 
     def __call__(self, h: torch.Tensor) -> torch.Tensor:
         h = h.to(self.dtype)
-        return self.forward(h) if self.slots is None else _Projection.apply(h, next(self.slots), self)
+        if self.backward is None:
+            return self.forward(h)
+        return _Projection.apply(h, None if self.slots is None else next(self.slots), self)
 
 
 class _DeferredGradient(Function):
@@ -146,14 +153,15 @@ class _DeferredGradient(Function):
 class _Projection(Function):
     @staticmethod
     def forward(ctx, h, slot, projection):
-        projection.inputs.append(h.detach())
+        if slot is not None:  # None is of a frozen W
+            projection.inputs.append(h.detach())
         ctx.projection = projection
         return projection.forward(h)
 
     @staticmethod
     @once_differentiable
     def backward(ctx, gradient):
-        return ctx.projection.backward(gradient), gradient, None
+        return ctx.projection.backward(gradient), gradient if ctx.needs_input_grad[1] else None, None
 
 
 def linear_cross_entropy(

@@ -13,7 +13,8 @@ from torch.distributions import Categorical
 
 from .conditioning import MISSING, check_label_ids, join, label_ids
 from .distributions import kl_divergence
-from .modeling_latent import OneLatentModel, at_least_float32, check_latents
+from .kernels import at_least_float32
+from .modeling_latent import OneLatentModel, check_latents
 
 # What a batch has of them. No name holds "label": Trainer would take that argument of `forward` for a target.
 CONDITIONS = ("class_ids", "attributes", "condition")

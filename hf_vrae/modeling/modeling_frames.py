@@ -15,7 +15,8 @@ from torch.nn.functional import logsigmoid
 
 from .generation import GeneratedFrames, decode_frames
 from .heads import make_head, raw_log_prob_offset, standardise, to_raw
-from .modeling_latent import LatentSequenceModel, at_least_float32
+from .kernels import at_least_float32
+from .modeling_latent import LatentSequenceModel
 from .recurrent import left_align, take_time
 
 

@@ -18,7 +18,7 @@ from .distributions import DiagonalGaussian, kl_per_dimension
 from .generation_vrae import VRAEGenerationMixin  # named among the bases, where transformers looks for it
 from .hierarchical import HierarchicalDecoder, HierarchicalEncoder
 from .hierarchical_latents import JointGaussian, JointPrior, complete, first_segments, scales_of_a_node
-from .modeling_latent import OneLatentModel, check_latents
+from .modeling_latent import OneLatentModel, check_floats, check_latents
 from .modeling_vrae import VRAEForSequenceGeneration, VRAEModel, VRAEPreTrainedModel
 from .objectives import capacity_gap, free_bits, negative_elbo
 
@@ -32,6 +32,7 @@ class HierarchicalVRAEPreTrainedModel(VRAEPreTrainedModel):
     def _check_latents(self, latents: torch.Tensor, behind: int = 0) -> None:
         """Of the flat vector z_g must be there; behind it NaN is what is not given."""
         config = self.config
+        check_floats("latents", latents)
         check_latents(latents[..., : config.latent_size], config.latent_size)
         width = len(first_segments(config, config.segments_of_a_node))  # of a section with all that is in it
         below = latents.shape[1] - config.latent_size

@@ -14,7 +14,7 @@ from transformers.modeling_utils import PreTrainedModel
 from .conditioning import join
 from .distributions import DiagonalGaussian, HypersphericalUniform, VonMisesFisher, kl_divergence, kl_per_dimension
 from .inference import refine
-from .kernels import IGNORE_INDEX, is_plain
+from .kernels import IGNORE_INDEX, at_least_float32, is_plain
 from .objectives import (
     capacity_gap,
     doubly_reparameterised_weights,
@@ -283,7 +283,9 @@ class OneLatentModel(LatentSequenceModel):
         """What training minimises beside the bound, weighted."""
         if self.config.mmd_weight and len(latents) > 1:  # the last batch of an epoch may be a single sequence
             p = self._prior(condition)
-            prior_latents = p.sample() if p.batch_shape else p.sample((len(latents),))
+            # One prior, of the model or of a condition that stands for all rows, is drawn from as often.
+            one = p.batch_shape != latents.shape[:1]
+            prior_latents = p.sample((len(latents),)).view_as(latents) if one else p.sample()
             return self.config.mmd_weight * maximum_mean_discrepancy(latents, prior_latents)
         return 0.0
 
@@ -338,14 +340,14 @@ class OneLatentModel(LatentSequenceModel):
                 owners.get(id(module), self)._init_weights(module)
 
 
-def at_least_float32(tensor: torch.Tensor) -> torch.Tensor:
-    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+def check_floats(name: str, tensor: torch.Tensor) -> None:
+    if not isinstance(tensor, torch.Tensor) or not tensor.is_floating_point():
+        kind = tensor.dtype if isinstance(tensor, torch.Tensor) else type(tensor).__name__
+        raise ValueError(f"`{name}` must be a tensor of floats, got {kind}. Use `torch.as_tensor(z).float()`.")
 
 
 def check_latents(latents: torch.Tensor, latent_size: int) -> None:
-    if not isinstance(latents, torch.Tensor) or not latents.is_floating_point():
-        kind = latents.dtype if isinstance(latents, torch.Tensor) else type(latents).__name__
-        raise ValueError(f"`latents` must be a tensor of floats, got {kind}. Use `torch.as_tensor(z).float()`.")
+    check_floats("latents", latents)
     if latents.dim() != 2 or latents.shape[-1] != latent_size:
         raise ValueError(
             f"`latents` must have shape [batch, latent_size] with `latent_size` {latent_size}, got "

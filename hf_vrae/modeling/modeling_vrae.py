@@ -23,9 +23,9 @@ from .configuration_vrae import VRAEConfig
 from .decoders import make_decoder
 from .encoders import VRAEEncoderOutput, make_encoder
 from .generation_vrae import VRAEGenerationMixin
-from .kernels import IGNORE_INDEX, draw, is_plain, linear_cross_entropy, linear_nll
+from .kernels import IGNORE_INDEX, at_least_float32, draw, is_plain, linear_cross_entropy, linear_nll
 from .modeling_conditional import ConditionalModel
-from .modeling_latent import LatentSequenceModel, at_least_float32, check_latents, check_token_ids, token_nll
+from .modeling_latent import LatentSequenceModel, check_latents, check_token_ids, token_nll
 from .posteriors import ConditionalPrior, CorrelatedPrior
 from .pretrained import copy_head, copy_weights, fields_of
 from .recurrent import left_align
@@ -45,7 +45,9 @@ class VRAEOutput(ModelOutput):
         decoder_hidden_states: embeddings [B, T, E] and each layer's outputs [B, T, H].
         encoder_last_hidden_state, encoder_hidden_states: see [`VRAEEncoderOutput`].
         latents: the z that was decoded, [B, D]; of the model without head with c behind it, [B, D + C].
-        posterior_mean, posterior_logvar: of q(z|x), float32 [B, D]; None where z was given.
+        posterior_mean, posterior_logvar: of q(z|x), float32 [B, D]; None where z was given. The second is not there in
+            training with several samples, nor are both with `label_classifier`; `logits` are not in training with
+            labels.
     """
 
     loss: torch.FloatTensor | None = None
@@ -324,8 +326,9 @@ class VRAEForSequenceGeneration(VRAEPreTrainedModel, ConditionalModel, VRAEGener
                     return VRAEOutput(**self._importance_weighted_loss(posterior, labels, c))
                 posterior, latents = self._draw_latents(posterior, labels, c)
             if self.training and self.sampling_probability > 0 and decoder_input_ids is not None:
-                decoder_input_ids = self._mix_in_own_words(decoder_input_ids, labels, join(latents, c))
-        elif decoder_attention_mask is not None:
+                seen = encoder_outputs.last_hidden_state[:, 0] if latents is None else join(latents, c)
+                decoder_input_ids = self._mix_in_own_words(decoder_input_ids, labels, seen)
+        elif decoder_attention_mask is not None and not (decoder_input_ids is decoder_inputs_embeds is None):
             length = decoder_inputs_embeds.shape[1] if decoder_input_ids is None else decoder_input_ids.shape[1]
             if self._is_stateful:
                 decoder_attention_mask = decoder_attention_mask[:, -length:]
@@ -350,6 +353,11 @@ class VRAEForSequenceGeneration(VRAEPreTrainedModel, ConditionalModel, VRAEGener
         c = seen if c is None else c  # of `encoder_outputs`, which have it
         features = self.features(outputs.last_hidden_state[:, -logits_to_keep:], outputs.latents)  # [B, T, H]
         loss = logits = reconstruction = kl = None
+        if labels is not None and labels.shape != features.shape[:2]:
+            raise ValueError(
+                f"`labels` must say what follows each step that the decoder reads, {list(features.shape[:2])}, got "
+                f"{list(labels.shape)}. Leave `decoder_input_ids` out, and they are made of `labels`."
+            )
         if labels is not None and self.training and self._head_is_plain:
             reconstruction = linear_cross_entropy(
                 features.flatten(0, 1), self.lm_head.weight, labels.flatten(), scale=1 / len(labels)

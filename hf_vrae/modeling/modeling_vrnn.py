@@ -20,8 +20,8 @@ from .distributions import DiagonalGaussian, kl_per_dimension
 from .generation import RecurrentCache
 from .generation_vrnn import LatentNoise, VRNNGenerationMixin
 from .heads import make_frame_embedding
-from .kernels import IGNORE_INDEX, Dropout, draw, linear_cross_entropy, linear_nll
-from .modeling_latent import LatentSequenceModel, at_least_float32, check_token_ids, token_nll
+from .kernels import IGNORE_INDEX, Dropout, at_least_float32, draw, linear_cross_entropy, linear_nll
+from .modeling_latent import LatentSequenceModel, check_floats, check_token_ids, token_nll
 from .objectives import importance_weighted_bound, negative_elbo, particle_filter_bound
 from .recurrent import left_align, take_time
 from .vrnn import Resampling, Trajectory, VRNNLayer
@@ -144,6 +144,7 @@ class VRNNPreTrainedModel(LatentSequenceModel):
         )
 
     def _check_latents(self, latents: torch.Tensor) -> None:
+        check_floats("latents", latents)
         if latents.dim() != 3 or latents.shape[-1] != self.config.latent_size:
             raise ValueError(
                 "`latents` must have shape [batch, time, latent_size] with `latent_size` "

@@ -101,7 +101,8 @@ def doubly_reparameterised_weights(
     """
     weights = log_weights.detach().softmax(0)
     once_more = (1 - kl_weight + kl_weight * weights).unsqueeze(-1)
-    latents.register_hook(lambda gradient: gradient * once_more)
+    if latents.requires_grad:  # else the encoder is frozen
+        latents.register_hook(lambda gradient: gradient * once_more)
     return weights
 
 

@@ -27,7 +27,7 @@ def sample_path(
     weight_z: torch.Tensor,
     choose: Callable[..., torch.Tensor] | None = None,
 ) -> tuple[torch.Tensor, ...]:
-    """`VRNNLayer.walk`, for networks of one ReLU layer: what must be in the loop over time, and nothing else.
+    """`VRNNLayer._walk`, for networks of one ReLU layer: what must be in the loop over time, and nothing else.
 
     From h = 0, at each step with (weight, bias) pairs as functions:
 

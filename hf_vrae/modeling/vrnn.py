@@ -16,7 +16,7 @@ from torch import nn
 
 from .configuration_vrnn import VRNNConfig
 from .distributions import DiagonalGaussian
-from .kernels import Dropout, PackedLinear
+from .kernels import Dropout, PackedLinear, at_least_float32
 from .posteriors import MAX_LOGVAR, MIN_LOGVAR
 from .recurrent import LAYERS, drop_weights, run_layer, stepwise_product, take_time
 from .recurrent_latent import sample_path
@@ -50,7 +50,7 @@ def gaussian(projected: torch.Tensor) -> DiagonalGaussian:
 
 def mean_and_logvar(projected: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Mean and bounded log-variance, in float32 at least, [..., D] each of [..., 2 D]."""
-    mean, logvar = projected.to(torch.promote_types(projected.dtype, torch.float32)).chunk(2, dim=-1)
+    mean, logvar = at_least_float32(projected).chunk(2, dim=-1)
     return mean, logvar.clamp(MIN_LOGVAR, MAX_LOGVAR)
 
 

@@ -4,7 +4,14 @@ import copy
 
 import pytest
 import torch
-from transformers import DynamicCache, EncoderDecoderCache, GenerationMixin, TextIteratorStreamer, set_seed
+from transformers import (
+    DynamicCache,
+    EncoderDecoderCache,
+    GenerationConfig,
+    GenerationMixin,
+    TextIteratorStreamer,
+    set_seed,
+)
 
 from hf_vrae.modeling.encoders import VRAEEncoderOutput
 from hf_vrae.modeling.generation import RecurrentCache
@@ -32,6 +39,25 @@ def model(request):
 def generate(model, seed=0, **arguments):
     set_seed(seed)
     return model.generate(**LENGTH, **arguments)
+
+
+def test_a_callers_configuration_is_read_in_either_place(batch):
+    model = make_model(condition_labels={"kind": ["a", "b"]}, condition_dropout=0.1)
+    config = GenerationConfig(max_new_tokens=4, pad_token_id=7, eos_token_id=None)
+    beginning = torch.tensor([[2, 20, 21]])
+    padded = torch.cat([beginning, torch.full((1, 2), 7)], dim=1)
+    z = torch.randn(1, model.config.latent_size)
+    wanted = model.generate(latents=z, decoder_input_ids=beginning, generation_config=config)
+    got = model.generate(latents=z, decoder_input_ids=padded, generation_config=config)
+    assert torch.equal(got[:, 5:], wanted[:, 3:])
+    mask = torch.tensor([[1, 1, 1, 0, 0]])  # one beginning of two latents
+    both = {"latents": z.expand(2, -1), "decoder_input_ids": padded, "decoder_attention_mask": mask}
+    assert torch.equal(model.generate(**both, generation_config=config)[1:, 5:], wanted[:, 3:])
+    config.guidance_scale = 2.0
+    named = model.generate(batch["input_ids"], generation_config=config, labels="a")
+    assert torch.equal(model.generate(batch["input_ids"], config, labels="a"), named)
+    with pytest.raises(ValueError, match="`cache_implementation` must be dynamic"):
+        model.generate(batch["input_ids"], GenerationConfig(cache_implementation="static"))
 
 
 @pytest.mark.parametrize("mode", MODES.values(), ids=MODES.keys())

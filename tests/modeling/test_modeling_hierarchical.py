@@ -411,6 +411,8 @@ def test_cached_is_uncached(language):
     ids[:, 0] = 2
     mask = torch.ones_like(ids)
     mask[1, :2], mask[2, 5] = 0, 0
+    with pytest.raises(ValueError, match="`latents` must be a tensor of floats, got list"):
+        language.generate(latents=[[0.0]])
     z = language.prior(num_segments=10).sample((3,))
     z[:, 6:][:, -3:] = torch.nan  # the prior's mean
     whole = language(latents=z, decoder_input_ids=ids, decoder_attention_mask=mask, use_cache=False)
@@ -425,6 +427,27 @@ def test_cached_is_uncached(language):
         logits.append(outputs.logits)
     real = mask.bool()
     torch.testing.assert_close(torch.cat(logits, dim=1)[real], whole.logits[real], rtol=1e-4, atol=1e-5)
+
+
+def test_padding_behind_a_beginning_changes_nothing(language):
+    z = language.prior(num_segments=10).sample((1,))
+    beginning = torch.tensor([[2, 20, 21]])
+    padded = torch.cat([beginning, torch.zeros(1, 2, dtype=torch.long)], dim=1)
+    wanted, got = (
+        language.generate(latents=z, decoder_input_ids=ids, max_new_tokens=5) for ids in (beginning, padded)
+    )
+    assert torch.equal(got[:, 5:], wanted[:, 3:])
+
+
+def test_segments_that_were_decoded_stay_when_a_sampled_text_goes_on(language):
+    first = language.generate(latents=language.prior().sample((2,)), do_sample=True, max_length=6,
+                              return_dict_in_generate=True)  # fmt: skip
+    *_, before, place = first.past_key_values.states(2)[0]
+    begun = int(place[:, 0].min()) + 1
+    more = language.generate(latents=language.prior().sample((2,)), decoder_input_ids=first.sequences, max_length=30,
+                             past_key_values=first.past_key_values, return_dict_in_generate=True)  # fmt: skip
+    after = more.past_key_values.states(2)[0][-2]
+    torch.testing.assert_close(after[:, :begun], before[:, :begun])
 
 
 @pytest.mark.parametrize("options", [{}, {"num_beams": 3}, {"do_sample": True}, {"num_beams": 2, "do_sample": True}],

@@ -323,6 +323,21 @@ def test_bad_latents(arguments, message):
             model(decoder_input_ids=torch.ones(1, 2).long())
 
 
+@pytest.mark.parametrize("training", [True, False])
+def test_labels_are_of_the_steps_that_are_read(training, batch):
+    model = make_model().train(training)
+    labels = labels_of(model, batch)
+    with pytest.raises(ValueError, match=r"follows each step that the decoder reads, \[4, 8\], got \[4, 9\]"):
+        model(**batch, decoder_input_ids=batch["input_ids"][:, 1:], labels=labels)
+    with pytest.raises(ValueError, match=r"follows each step that the decoder reads, \[8, 9\], got \[4, 9\]"):
+        model(latents=torch.randn(8, model.config.latent_size), labels=labels)
+    model.sampling_probability = 1.0
+    encoded = model.get_encoder()(**batch)
+    assert model(encoder_outputs=encoded, labels=labels).loss.isfinite()
+    with pytest.raises(ValueError, match="The decoder needs"):
+        model(**batch, decoder_attention_mask=batch["attention_mask"])
+
+
 def test_bad_token_ids(batch):
     model = make_model()
     labels = labels_of(model, batch)

@@ -61,6 +61,41 @@ def test_one_step_on_the_importance_weighted_loss_lowers_it(batch):
     assert trained_once(model, batch)[0].loss < before.loss
 
 
+@pytest.mark.parametrize("options", [{"layer_norm": True}, {"num_train_samples": 4}, {"rnn_type": "gru"}], ids=str)
+def test_a_frozen_decoder_passes_on_the_gradient(options, batch, monkeypatch):
+    monkeypatch.setattr("hf_vrae.modeling.kernels.PACKED_FROM", 0)
+    found = []
+    for kernels in ("auto", "plain"):
+        torch.manual_seed(1)
+        model = make_model(kernels=kernels, **options, **DRY)
+        model.model.decoder.requires_grad_(False)
+        _, gradients = trained_once(model, batch)
+        assert gradients["lm_head.weight"] is not None and gradients["model.decoder.embed_tokens.weight"] is None
+        found.append({name: g for name, g in gradients.items() if "encoder" in name})
+    torch.testing.assert_close(*found, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("options", [{"num_train_samples": 3}, {"svi_steps": 2}], ids=str)
+def test_a_frozen_encoder(options, batch):
+    model = make_model(kernels="plain", **options, **DRY)
+    model.model.encoder.requires_grad_(False)
+    outputs, gradients = trained_once(model, batch)
+    assert outputs.loss.isfinite() and gradients["lm_head.weight"].abs().sum() > 0
+
+
+def test_mmd_under_one_condition_for_all_rows(batch, monkeypatch):
+    from hf_vrae.modeling import modeling_latent
+
+    seen, original = [], modeling_latent.maximum_mean_discrepancy
+    monkeypatch.setattr(
+        modeling_latent, "maximum_mean_discrepancy", lambda z, p: (seen.append((z.shape, p.shape)), original(z, p))[1]
+    )
+    model = make_model(mmd_weight=1.0, condition_labels={"kind": ["a", "b"]}, **DRY).train()
+    for ids in (torch.zeros(1, 1, dtype=torch.long), torch.zeros(4, 1, dtype=torch.long)):
+        model(**batch, labels=labels_of(model, batch), class_ids=ids)
+    assert seen == [((4, model.config.latent_size),) * 2] * 2
+
+
 def test_mmd_and_bag_of_words_are_of_the_training_loss_only(batch):
     model = make_model(mmd_weight=2.0, bag_of_words_weight=0.5, **DRY)
     outputs, _ = trained_once(model, batch)
