@@ -141,7 +141,7 @@ def test_the_ptb_recipe_is_the_protocol(tokenizer):
     decoder = vocabulary * size + lstm(size + latent) + latent * size + size * vocabulary
     assert model.num_parameters() == encoder + decoder
     training = recipe.training
-    assert (training.optim, training.learning_rate, training.max_grad_norm) == ("sgd", 1.0, 5.0)
+    assert (training.optim, training.learning_rate, training.max_grad_norm) == ("sgd", 0.5, 5.0)
     assert (training.kl_schedule, training.kl_start, training.kl_weight) == ("linear", 0.1, 1.0)
     assert training.kl_warmup_steps == 10 * -(-42_068 // training.per_device_train_batch_size)
 
