@@ -83,8 +83,8 @@ SIBLINGS = {
         "posteriors",
         "recurrent",
     },
-    "modeling_conditional": {"conditioning", "distributions", "modeling_latent"},
-    "modeling_frames": {"generation", "heads", "modeling_latent", "recurrent"},
+    "modeling_conditional": {"conditioning", "distributions", "kernels", "modeling_latent"},
+    "modeling_frames": {"generation", "heads", "kernels", "modeling_latent", "recurrent"},
     "modeling_vrae_frames": {
         "conditioning",
         "configuration_vrae",
