@@ -17,7 +17,7 @@ from .data.tokenization import decode
 from .evaluation.anomaly import check_normal, detect_anomalies
 from .evaluation.disentanglement import evaluate_disentanglement
 from .evaluation.free_running import evaluate_free_running
-from .evaluation.information import encode_dataset, encoded_batches
+from .evaluation.information import batches_in_order, encode_dataset, in_evaluation_mode
 from .evaluation.likelihood import evaluate
 from .evaluation.probe import probe, representations
 from .evaluation.text import (
@@ -155,8 +155,9 @@ def prior_of(model, tokenizer: PreTrainedTokenizerFast | None, data: Dataset) ->
         raise ValueError("`latent_size` 0 is a model without z: there is neither a prior nor a KL.")
     under = conditions_in(batch_rows(data).__getitems__(list(range(len(data)))))
     if model.config.model_type == "vrae" and model.config.label_classifier:
-        batches = encoded_batches(model, data, task_of(model, tokenizer).collator(), batch_size=64)
-        under["class_ids"] = torch.cat([conditions_of(model, batch)["class_ids"] for batch, _ in batches])
+        batches = batches_in_order(data, task_of(model, tokenizer).collator(), batch_size=64)
+        with in_evaluation_mode(model):
+            under["class_ids"] = torch.cat([model.infer_labels(**batch) for batch in batches])
     return model.prior(**under)
 
 

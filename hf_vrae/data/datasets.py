@@ -26,6 +26,7 @@ _READERS = {
     ".jsonl": ("json", {}),
     ".parquet": ("parquet", {}),
 }
+SPLITS = ("train", "validation", "test")
 _SPLIT_NAMES = {"valid": "validation", "val": "validation", "dev": "validation"}
 
 
@@ -131,7 +132,7 @@ def _files_of_splits(folder: Path) -> dict[str, str]:
     """The files of a folder by split, where it has one for each; else none."""
     files = [path for path in sorted(folder.glob("*")) if path.suffix in _READERS] if not _is_saved(folder) else []
     splits = {_SPLIT_NAMES.get(path.stem, path.stem): str(path) for path in files}
-    return splits if len(splits) == len(files) and splits.keys() <= {"train", "validation", "test"} else {}
+    return splits if len(splits) == len(files) and splits.keys() <= set(SPLITS) else {}
 
 
 def _is_saved(folder: Path) -> bool:

@@ -10,13 +10,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from datasets import ClassLabel, Dataset, DatasetDict, DatasetInfo, Features, List, Value
 
-from .datasets import _SPLIT_NAMES, TokenRows, _load_named, load_file
+from .datasets import _SPLIT_NAMES, SPLITS, TokenRows, _load_named, load_file
 
 logger = logging.getLogger(__name__)
 
 PREFIX = "batch."  # of columns made here for the batches: a user's own "segment_ids" or "attributes" is none of them
 SEGMENTS = PREFIX + "segment_ids"
-SPLITS = ("train", "validation", "test")
 ROWS = 1000  # looked at together where a split is read through
 
 
@@ -224,6 +223,11 @@ def _from_arrays(path: str, split: str, alone: bool, columns: tuple, window: int
 
 def _from_array(arrays: dict, names: np.ndarray | None, where: str, column, segments, window, stride) -> Dataset:
     lengths = arrays.pop("lengths", None)
+    if lengths is not None and (lengths.ndim != 1 or lengths.dtype.kind not in "iu" or lengths.min(initial=0) < 0):
+        raise ValueError(
+            f"`lengths` of {where} must be counts, integers [N]; got {lengths.dtype} of shape {lengths.shape}. "
+            "Convert them: lengths.astype(int)."
+        )
     if segments is not None and segments not in arrays:
         raise ValueError(f"`segment_column` must be an array of {where}, one of {sorted(arrays)}; got {segments!r}.")
     segment_ids = arrays.pop(segments, None)
@@ -250,11 +254,6 @@ def _from_array(arrays: dict, names: np.ndarray | None, where: str, column, segm
         numbers = np.unique(segment_ids, return_inverse=True)[1].reshape(segment_ids.shape)
         numbers = numbers[..., None] if has_channels else numbers
         segment_ids = _flat(numbers, lengths, one_series, f"The segments {segments!r} of {where}")[0].ravel()
-    if lengths is not None and (lengths.ndim != 1 or lengths.dtype.kind not in "iu" or lengths.min(initial=0) < 0):
-        raise ValueError(
-            f"`lengths` of {where} must be counts, integers [N]; got {lengths.dtype} of shape {lengths.shape}. "
-            "Convert them: lengths.astype(int)."
-        )
     frames, lengths = _flat(frames, lengths, one_series, f"The frames {column!r} of {where}")
     for name, array in columns.items():
         if array.shape != (len(lengths),):

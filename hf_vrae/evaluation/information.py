@@ -36,13 +36,17 @@ def encode_dataset(model, dataset, collator, batch_size: int = 64) -> Distributi
 @torch.no_grad()
 def encoded_batches(model, dataset, collator, batch_size: int) -> Iterator[tuple[dict, Distribution]]:
     """Each batch of a data set, in its order, and what `encode` makes of it; arguments as of [`encode_dataset`]."""
-    sequences = batch_rows(dataset)
     with in_evaluation_mode(model):
-        for start in range(0, len(sequences), batch_size):
-            batch = collator(sequences.__getitems__(list(range(start, min(start + batch_size, len(sequences))))))
+        for batch in batches_in_order(dataset, collator, batch_size):
             q = model.encode(**{name: tensor.to(model.device) for name, tensor in batch.items()})
             # Of several scales only the whole is there in every sequence.
             yield batch, q.global_scale if model.config.model_type == "hierarchical_vrae" else q
+
+
+def batches_in_order(dataset, collator, batch_size: int) -> Iterator[dict[str, torch.Tensor]]:
+    sequences = batch_rows(dataset)
+    for start in range(0, len(sequences), batch_size):
+        yield collator(sequences.__getitems__(list(range(start, min(start + batch_size, len(sequences))))))
 
 
 @contextlib.contextmanager

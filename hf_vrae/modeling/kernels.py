@@ -120,9 +120,10 @@ class RecurrentProjection:
         cast = weight.detach().to(dtype)
         self.forward = PackedLinear(cast, rows)
         self.backward = self.slots = None
-        if torch.is_grad_enabled():
-            self.backward = PackedLinear(cast.t(), rows)
-        if torch.is_grad_enabled() and weight.requires_grad:
+        if not torch.is_grad_enabled():
+            return
+        self.backward = PackedLinear(cast.t(), rows)
+        if weight.requires_grad:
             self.inputs: list[torch.Tensor] = []
             slots = _DeferredGradient.apply(weight, self.inputs, (steps, rows, weight.shape[0]), dtype)
             self.slots = iter(slots.unbind(0))

@@ -32,7 +32,7 @@ class HierarchicalVRAEPreTrainedModel(VRAEPreTrainedModel):
     def _check_latents(self, latents: torch.Tensor, behind: int = 0) -> None:
         """Of the flat vector z_g must be there; behind it NaN is what is not given."""
         config = self.config
-        check_floats("latents", latents)
+        check_floats(latents)
         check_latents(latents[..., : config.latent_size], config.latent_size)
         width = len(first_segments(config, config.segments_of_a_node))  # of a section with all that is in it
         below = latents.shape[1] - config.latent_size

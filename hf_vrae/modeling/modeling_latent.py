@@ -340,14 +340,14 @@ class OneLatentModel(LatentSequenceModel):
                 owners.get(id(module), self)._init_weights(module)
 
 
-def check_floats(name: str, tensor: torch.Tensor) -> None:
-    if not isinstance(tensor, torch.Tensor) or not tensor.is_floating_point():
-        kind = tensor.dtype if isinstance(tensor, torch.Tensor) else type(tensor).__name__
-        raise ValueError(f"`{name}` must be a tensor of floats, got {kind}. Use `torch.as_tensor(z).float()`.")
+def check_floats(latents: torch.Tensor) -> None:
+    if not isinstance(latents, torch.Tensor) or not latents.is_floating_point():
+        kind = latents.dtype if isinstance(latents, torch.Tensor) else type(latents).__name__
+        raise ValueError(f"`latents` must be a tensor of floats, got {kind}. Use `torch.as_tensor(z).float()`.")
 
 
 def check_latents(latents: torch.Tensor, latent_size: int) -> None:
-    check_floats("latents", latents)
+    check_floats(latents)
     if latents.dim() != 2 or latents.shape[-1] != latent_size:
         raise ValueError(
             f"`latents` must have shape [batch, latent_size] with `latent_size` {latent_size}, got "

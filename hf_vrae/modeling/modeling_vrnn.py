@@ -144,7 +144,7 @@ class VRNNPreTrainedModel(LatentSequenceModel):
         )
 
     def _check_latents(self, latents: torch.Tensor) -> None:
-        check_floats("latents", latents)
+        check_floats(latents)
         if latents.dim() != 3 or latents.shape[-1] != self.config.latent_size:
             raise ValueError(
                 "`latents` must have shape [batch, time, latent_size] with `latent_size` "

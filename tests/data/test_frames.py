@@ -227,6 +227,12 @@ def test_segments_are_read_from_every_kind_of_file(write):
         ("a.npz", {"x": FRAMES, "z": FRAMES}, {}, r"`features_column` must name.*one of \['x', 'z'\]; got None"),
         ("a.npz", {"x": FRAMES, "lengths": LENGTHS[:2]}, {}, "are 8, but `lengths` add up to 4"),
         ("a.npz", {"x": FRAMES, "lengths": LENGTHS / 2}, {}, "`lengths` of .* must be counts"),
+        (
+            "a.npz",
+            {"x": FRAMES, "lengths": LENGTHS / 2, "bar": np.zeros(8, dtype=int)},
+            {"features_column": "x", "segment_column": "bar"},
+            "`lengths` of .* must be counts",
+        ),
         ("a.npz", {"x": FRAMES[None], "lengths": [9]}, {}, "which `lengths` must fit; got 1 of at most 9"),
         ("a.npz", {"x": FRAMES, "lengths": LENGTHS, "y": LABELS[:2]}, {}, "'label'.*each of the 3 sequences"),
         ("a.npz", {"x": FRAMES, "lengths": LENGTHS, "y": LABELS, "label_names": ["a"]}, {}, "number the 1 `label_n"),
