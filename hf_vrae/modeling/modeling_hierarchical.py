@@ -27,7 +27,6 @@ class HierarchicalVRAEPreTrainedModel(VRAEPreTrainedModel):
     """What every class of this family is to transformers."""
 
     config: HierarchicalVRAEConfig
-    _no_split_modules = ["HierarchicalEncoder", "HierarchicalDecoder"]
 
     def _check_latents(self, latents: torch.Tensor, behind: int = 0) -> None:
         """Of the flat vector z_g must be there; behind it NaN is what is not given."""

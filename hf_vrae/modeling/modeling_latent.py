@@ -46,6 +46,26 @@ class LatentSequenceModel(PreTrainedModel):
     def __init__(self, config, *inputs, **kwargs):
         config.validate_architecture()  # anew: `from_pretrained` sets what its caller overrides one by one
         super().__init__(config, *inputs, **kwargs)
+        # `device_map="auto"` then finds room for the whole on one device: see `from_pretrained`.
+        self._no_split_modules = {type(self).__name__}
+
+    @classmethod
+    def from_pretrained(cls, *args, **kwargs):
+        """As in transformers, but on one device: whole parts are computed at once from the weights of several modules,
+        which hooks around each of them do not bring there.
+
+        Raises:
+            ValueError: where `device_map` spreads the model.
+        """
+        loaded = super().from_pretrained(*args, **kwargs)
+        model = loaded[0] if isinstance(loaded, tuple) else loaded
+        places = {str(place) for place in getattr(model, "hf_device_map", {}).values()}
+        if len(places) > 1 or "disk" in places:
+            raise ValueError(
+                f"`device_map` must keep a {cls.__name__} on one device; got {', '.join(sorted(places))}. Say "
+                'device_map="auto" without `max_memory`, or one device, as in device_map="cuda:0".'
+            )
+        return loaded
 
     @property
     def _head_is_plain(self) -> bool:

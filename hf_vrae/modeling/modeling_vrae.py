@@ -69,13 +69,6 @@ class VRAEPreTrainedModel(LatentSequenceModel):
 
     config: VRAEConfig
     main_input_name = "input_ids"
-    _no_split_modules = [
-        "VRAERecurrentEncoder",
-        "VRAEIndependentEncoder",
-        "VRAERecurrentDecoder",
-        "VRAEIndependentDecoder",
-        "TransformerLayer",
-    ]
 
     def __init__(self, config: VRAEConfig):
         # What transformers asks about follows from the configuration: it is said of this model, not of its class.

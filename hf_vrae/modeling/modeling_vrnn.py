@@ -110,7 +110,6 @@ class VRNNPreTrainedModel(LatentSequenceModel):
     """
 
     config: VRNNConfig
-    _no_split_modules = ["VRNNLayer"]
 
     def get_encoder(self, modality=None) -> nn.Module:
         """What gives q(z_t | x_t, h_{t-1}) and nothing else."""

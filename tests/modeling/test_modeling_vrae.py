@@ -7,12 +7,13 @@ import pytest
 import torch
 from torch.distributions import kl_divergence
 from transformers import AutoModel, AutoModelForSeq2SeqLM
+from transformers.integrations import accelerate
 
 from hf_vrae import VRAEForSequenceGeneration
 from hf_vrae.modeling.distributions import DiagonalGaussian, kl_per_dimension
 from hf_vrae.modeling.posteriors import MAX_LOGVAR, MIN_LOGVAR
 from hf_vrae.modeling.recurrent import append
-from tests.models import make_model
+from tests.models import make_frame_model, make_hierarchical_model, make_model
 
 
 def labels_of(model, batch):
@@ -281,6 +282,21 @@ def test_auto_classes_find_the_model(tmp_path):
         assert type(auto.from_pretrained(tmp_path)) is VRAEForSequenceGeneration
     assert AutoModel.from_pretrained(tmp_path, dtype=torch.bfloat16).dtype == torch.bfloat16
     assert AutoModel.from_pretrained(tmp_path, device_map="auto").device.type == "cpu"
+
+
+@pytest.mark.parametrize("make", [make_model, make_frame_model, make_hierarchical_model])
+def test_a_model_is_not_spread_over_devices(make, monkeypatch, tmp_path):
+    """Of eight accelerators "auto" takes one; a map that names two places is refused, not run into a wrong device."""
+    model = make()
+    with monkeypatch.context() as patch:
+        memory = {device: 2**30 for device in (*range(8), "cpu")}
+        patch.setattr("transformers.integrations.accelerate.get_max_memory", lambda max_memory=None: memory)
+        assert accelerate._get_device_map(model, "auto", None, None) == {"": 0}
+    model.save_pretrained(tmp_path)
+    first, *others = (name for name, _ in model.named_children())
+    places = {first: "cpu"} | dict.fromkeys(others, "disk")
+    with pytest.raises(ValueError, match=f"`device_map` must keep a {type(model).__name__}"):
+        type(model).from_pretrained(tmp_path, device_map=places, offload_folder=str(tmp_path / "offload"))
 
 
 def test_weights_that_a_checkpoint_lacks_are_initialised(model):
