@@ -169,7 +169,7 @@ SIBLINGS = {
         "kernels",
         "modeling_conditional",
     },
-    "generation_vrnn": {"generation"},
+    "generation_vrnn": {"generation", "modeling_latent"},
     "modeling_hierarchical_frames": {"generation", "modeling_hierarchical", "modeling_vrae_frames", "recurrent"},
     "configuration_vrnn": {"configuration_common"},
     "heads": {"distributions", "kernels"},

@@ -5,6 +5,7 @@ from transformers.generation import GenerationMixin
 from transformers.utils import logging
 
 from .generation import copy_of
+from .modeling_latent import check_token_ids
 
 logger = logging.get_logger(__name__)
 
@@ -44,6 +45,7 @@ class VRNNGenerationMixin(GenerationMixin):
         if kwargs.get("past_key_values") is not None:
             kwargs["past_key_values"] = copy_of(kwargs["past_key_values"], recurrent=True)
         elif inputs is not None:
+            check_token_ids("inputs", inputs, self.config.vocab_size)
             self._warn_of_marks(inputs, self._mask(inputs, None, kwargs.get("attention_mask")))
         given = kwargs.get("inputs_embeds") if inputs is None else inputs
         kwargs["num_observed"] = 1 if given is None else given.shape[1]

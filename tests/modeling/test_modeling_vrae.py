@@ -363,6 +363,8 @@ def test_bad_token_ids(batch):
         model(**batch, labels=labels.masked_fill(labels == 3, -7))
     with pytest.raises(ValueError, match=r"`input_ids` must be in \[0, 40\), got 99"):
         model.encode(batch["input_ids"] + 99 * (batch["input_ids"] == 3) - 3 * (batch["input_ids"] == 3))
+    with pytest.raises(ValueError, match=r"`input_ids` must hold a token at least in each row, got \[4, 0\]"):
+        model.encode(batch["input_ids"][:, :0])
     with pytest.raises(ValueError, match="decoder needs `decoder_input_ids`, or `labels`"):
         model(**batch)
 
