@@ -2,7 +2,8 @@
 
     accelerate launch scripts/compare.py recipes/text/ptb --output_dir ptb --rows lm bn_vae_06 --seeds 1 2 3 \\
         --train_file ptb/train.txt --validation_file ptb/validation.txt --test_file ptb/test.txt
-    python scripts/compare.py recipes/text/ptb --output_dir recipes/text/ptb/results --table_only --document PAPERS.md
+    python scripts/compare.py recipes/text/ptb --output_dir recipes/text/ptb/results --table_only \\
+        --document PAPERS.md README.md
 
 Further flags are those of scripts/train.py, for every row. A row that is done is not trained again, one that was
 interrupted goes on. The folder then holds table.md, table.json, and with the extra `viz` rate_distortion.png.
@@ -27,7 +28,8 @@ def main():
     parser.add_argument("--rows", nargs="+", help="Names of the recipes to train; by default all")
     parser.add_argument("--seeds", nargs="+", type=int, default=[42])
     parser.add_argument("--table_only", action="store_true", help="Train nothing")
-    parser.add_argument("--document", help="Set the table between the lines <!-- compare.py RECIPES --> of this .md")
+    of_document = "Set the table between the lines <!-- compare.py RECIPES --> of these .md, or its short form"
+    parser.add_argument("--document", nargs="+", default=[], help=of_document)
     args, flags = parser.parse_known_args()
 
     recipes, folder = comparison.find_recipes(args.recipes), Path(args.output_dir)
@@ -53,8 +55,8 @@ def main():
             plots.plot_comparison(names, panels, lines, folder / "comparison.png")
     except ImportError:
         print("No picture: it needs matplotlib, pip install 'hf_vrae[viz]'")
-    if args.document:
-        comparison.insert_table(args.document, args.recipes, table)
+    for document in args.document:
+        comparison.insert_tables(document, args.recipes, rows)
     print(table)
 
 

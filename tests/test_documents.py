@@ -158,6 +158,13 @@ def test_tables_are_those_of_the_results_beside_the_recipes(document, folder):
     )
 
 
+def test_the_readmes_short_table_is_of_the_same_results():
+    folder = "recipes/text/ptb"
+    rows = comparison.collect(comparison.find_recipes(ROOT / folder), ROOT / folder / "results")
+    mark = f"<!-- compare.py {folder} short -->\n"
+    assert README.split(mark)[1] == "\n" + comparison.comparison_table(rows, short=True) + "\n"
+
+
 def test_every_folder_of_results_has_its_table():
     assert {folder for _, folder in PLACES} == {
         path.parent.relative_to(ROOT).as_posix() for path in (ROOT / "recipes").rglob("results")

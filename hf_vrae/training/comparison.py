@@ -64,6 +64,8 @@ NOTE_OF_QUALITY = (
     "free-running what was said there. Reverse PPL is that of the evaluated texts under a small language model that "
     "learnt from the samples; peak memory that of the process that trained, on a CPU its libraries included."
 )
+# The columns of a short table, of text and of frames.
+SHORT = ["nll_iw", "ppl_iw", "kl", "mutual_information", "active_units", "nll_iw_per_step", "kl_per_step"]
 COLUMNS_OF_FIVO = [("NLL (FIVO)", "nll_fivo", 2), ("PPL (FIVO)", "ppl_fivo", 2)]  # beside them, of text
 
 
@@ -221,28 +223,40 @@ def _results(path: Path) -> dict:
     return results
 
 
-def comparison_table(rows: Sequence[dict]) -> str:
+def comparison_table(rows: Sequence[dict], short: bool = False) -> str:
     """Markdown: a line a row, the mean of its seeds with their standard deviation, each published number in brackets.
 
     Args:
         rows: what [`collect`] returns; one without runs stays empty and says so.
+        short: leave out rows without runs and all but a few columns, and begin with the best row.
     """
-    columns = _columns(rows)
-    names = ["", *(name for name, _, _ in columns), "parameters", "minutes", "seeds"]
+    columns = [column for column in _columns(rows) if column[1] in SHORT or not short]
+    described = [("parameters", _parameters), ("minutes", lambda row: _mean(row["minutes"], 1))]
+    if short:
+        bound, described = columns[0][1], []
+        rows = sorted((row for row in rows if row["runs"]), key=lambda row: statistics.mean(_values(row, bound)))
+    described.append(("seeds", lambda row: ", ".join(str(run["run"]["seed"]) for run in row["runs"]) or "not run"))
+    names = ["", *(name for name, *_ in columns + described)]
     lines = ["| " + " | ".join(names) + " |", "| --- |" + " ---: |" * (len(names) - 1)]
     for row in rows:
         cells = [row["name"]]
         for _, key, digits in columns:
             published = row["published"].get(key)
             beside = "" if published is None else f" ({published:.{digits}f})"
-            values = [(run | run["run"]).get(key) for run in row["runs"]]
-            cells.append(_mean([value for value in values if value is not None], digits) + beside)
-        described = [run["run"] for run in row["runs"]]
-        cells.append(f"{described[0]['num_parameters']:,}" if described else "")
-        cells.append(_mean(row["minutes"], 1))
-        cells.append(", ".join(str(run["seed"]) for run in described) or "not run")
+            cells.append(_mean(_values(row, key), digits) + beside)
+        cells += [say(row) for _, say in described]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
+
+
+def _values(row: dict, key: str) -> list[float]:
+    """Of those of a row's runs that have one."""
+    values = [(run | run["run"]).get(key) for run in row["runs"]]
+    return [value for value in values if value is not None]
+
+
+def _parameters(row: dict) -> str:
+    return f"{row['runs'][0]['run']['num_parameters']:,}" if row["runs"] else ""
 
 
 def _columns(rows: Sequence[dict]) -> list[tuple[str, str, int]]:
@@ -374,20 +388,30 @@ def panels(rows: Sequence[dict]) -> tuple[list[str], dict, dict]:
     return [row["name"] for row in trained], drawn, lines
 
 
-def insert_table(document: str | Path, recipes: str | Path, table: str) -> None:
-    """Put the table in the place of what stands between two lines `<!-- compare.py RECIPES -->` of a Markdown file.
+def insert_tables(document: str | Path, recipes: str | Path, rows: Sequence[dict]) -> None:
+    """Put the rows' table in the place of what stands between two lines `<!-- compare.py RECIPES -->` of a Markdown
+    file, and its short form between two lines `<!-- compare.py RECIPES short -->`.
 
     Args:
         recipes: the folder of the recipes, as it stands in these lines.
 
     Raises:
-        ValueError: where there are not two such lines.
+        ValueError: where there are two of neither.
     """
-    mark = f"<!-- compare.py {Path(recipes).as_posix()} -->\n"
-    parts = Path(document).read_text("utf-8").split(mark)
-    if len(parts) != 3:
-        raise ValueError(f"{str(document)!r} must have two lines {mark.strip()!r}, got {len(parts) - 1}.")
-    Path(document).write_text(mark.join([parts[0], "\n" + table + "\n", parts[2]]), "utf-8")
+    text, found = Path(document).read_text("utf-8"), []
+    full = comparison_table(rows) + "\n" + comparison_notes(rows)
+    for form, table in (("", full), (" short", comparison_table(rows, short=True))):
+        mark = f"<!-- compare.py {Path(recipes).as_posix()}{form} -->\n"
+        parts = text.split(mark)
+        found.append(len(parts) - 1)
+        if len(parts) == 3:
+            text = mark.join([parts[0], "\n" + table + "\n", parts[2]])
+    if 2 not in found:
+        raise ValueError(
+            f"{str(document)!r} must have two lines `<!-- compare.py {Path(recipes).as_posix()} -->`, or two of them "
+            f"with `short` behind the folder; got {found[0]} and {found[1]}."
+        )
+    Path(document).write_text(text, "utf-8")
 
 
 def _mean(values: list[float], digits: int) -> str:

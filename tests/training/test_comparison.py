@@ -277,16 +277,22 @@ def test_that_vocabulary_is_the_built_in_corpus():
     assert len(train_tokenizer(generate_corpus(20_000, 1, 1, seed=42)["train"]["text"])) == VOCABULARY
 
 
-def test_a_table_takes_its_place_in_a_document(tmp_path):
-    document = tmp_path / "doc.md"
-    mark = "<!-- compare.py recipes/mine -->\n"
-    document.write_text(f"before\n{mark}old\n{mark}after\n")
+def test_a_table_takes_its_place_in_a_document(folder, tmp_path):
+    document, rows = tmp_path / "doc.md", quality_rows(folder, tmp_path)
+    rows[0]["runs"][0]["nll_iw"] = 2.0
+    rows.append(rows[0] | {"name": "other", "runs": []})
+    mark, short = (f"<!-- compare.py recipes/mine{form} -->\n" for form in ("", " short"))
+    document.write_text(f"before\n{mark}old\n{mark}after\n{short}{short}end\n")
+    table = comparison.comparison_table(rows) + "\n" + comparison.comparison_notes(rows)
+    brief = comparison.comparison_table(rows, short=True)
     for _ in range(2):
-        comparison.insert_table(document, "recipes/mine/", "| new |\n")
-        assert document.read_text() == f"before\n{mark}\n| new |\n\n{mark}after\n"
-    document.write_text("no place")
-    with pytest.raises(ValueError, match="must have two lines"):
-        comparison.insert_table(document, "recipes/mine", "| new |\n")
+        comparison.insert_tables(document, "recipes/mine/", rows)
+        assert document.read_text() == f"before\n{mark}\n{table}\n{mark}after\n{short}\n{brief}\n{short}end\n"
+    assert [line.split(" | ")[0] for line in brief.splitlines()[2:]] == ["| VAE", "| " + rows[0]["name"]]
+    assert brief.splitlines()[0] == "|  | NLL (IW) | PPL (IW) | KL | MI | AU | seeds |"
+    document.write_text(f"no place {mark}")
+    with pytest.raises(ValueError, match="must have two lines .*got 1 and 0"):
+        comparison.insert_tables(document, "recipes/mine", rows)
 
 
 def test_an_autoencoder_first_is_part_of_the_run_and_of_its_resumption(tiny, tmp_path, monkeypatch):
