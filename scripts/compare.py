@@ -44,7 +44,7 @@ def main():
     if not PartialState().is_main_process:
         return
     rows = comparison.collect(recipes, folder)
-    table = comparison.comparison_table(rows) + "\n" + comparison.comparison_notes(rows)
+    table = comparison.table_and_notes(rows)
     (folder / "table.md").write_text(table, "utf-8")
     (folder / "table.json").write_text(json.dumps(rows, indent=2) + "\n")
     try:

@@ -382,11 +382,15 @@ def token_nll(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     ).view_as(labels)
 
 
+def check_not_empty(name: str, ids: torch.LongTensor) -> None:
+    if ids.dim() == 2 and ids.shape[1] == 0:
+        raise ValueError(f"`{name}` must hold a token at least in each row, got {list(ids.shape)}.")
+
+
 def check_token_ids(name: str, ids: torch.LongTensor, vocab_size: int, ignore: int | None = None) -> None:
     """Name the id that no table holds, or the lack of any. On an accelerator ids are not looked at, which would cost a
     synchronisation: its kernels check."""
-    if ids.dim() == 2 and ids.shape[1] == 0:
-        raise ValueError(f"`{name}` must hold a token at least in each row, got {list(ids.shape)}.")
+    check_not_empty(name, ids)
     if ids.device.type != "cpu" or ids.numel() == 0 or torch.compiler.is_compiling():
         return
     real = ids if ignore is None else ids[ids != ignore]

@@ -25,7 +25,7 @@ from .encoders import VRAEEncoderOutput, make_encoder
 from .generation_vrae import VRAEGenerationMixin
 from .kernels import IGNORE_INDEX, at_least_float32, draw, is_plain, linear_cross_entropy, linear_nll
 from .modeling_conditional import ConditionalModel
-from .modeling_latent import LatentSequenceModel, check_latents, check_token_ids, token_nll
+from .modeling_latent import LatentSequenceModel, check_latents, check_not_empty, check_token_ids, token_nll
 from .posteriors import ConditionalPrior, CorrelatedPrior
 from .pretrained import copy_head, copy_weights, fields_of
 from .recurrent import left_align
@@ -519,8 +519,7 @@ class VRAEForSequenceGeneration(VRAEPreTrainedModel, ConditionalModel, VRAEGener
             raise ValueError(
                 "`config.decoder_start_token_id` must be set to make decoder inputs from labels; got None."
             )
-        if labels.shape[1] == 0:
-            raise ValueError(f"`labels` must hold a token at least, be it -100, got {list(labels.shape)}.")
+        check_not_empty("labels", labels)
         real = labels != IGNORE_INDEX
         order, back, _ = left_align(real)
         moved = labels.gather(1, order).roll(1, dims=1)

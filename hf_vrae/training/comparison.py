@@ -64,9 +64,9 @@ NOTE_OF_QUALITY = (
     "free-running what was said there. Reverse PPL is that of the evaluated texts under a small language model that "
     "learnt from the samples; peak memory that of the process that trained, on a CPU its libraries included."
 )
+COLUMNS_OF_FIVO = [("NLL (FIVO)", "nll_fivo", 2), ("PPL (FIVO)", "ppl_fivo", 2)]  # beside them, of text
 # The columns of a short table, of text and of frames.
 SHORT = ["nll_iw", "ppl_iw", "kl", "mutual_information", "active_units", "nll_iw_per_step", "kl_per_step"]
-COLUMNS_OF_FIVO = [("NLL (FIVO)", "nll_fivo", 2), ("PPL (FIVO)", "ppl_fivo", 2)]  # beside them, of text
 
 
 def find_recipes(folder: str | Path) -> list[Path]:
@@ -329,6 +329,11 @@ def comparison_notes(rows: Sequence[dict]) -> str:
     return "; ".join(said) + f".{published} {unit}.{stages}{quality}\n"
 
 
+def table_and_notes(rows: Sequence[dict]) -> str:
+    """What `table.md` holds."""
+    return comparison_table(rows) + "\n" + comparison_notes(rows)
+
+
 def _rounded(runs: Sequence[dict], key: str, digits: int) -> set[str]:
     return {f"{run[key]:.{digits}f}" for run in runs if key in run}
 
@@ -399,8 +404,7 @@ def insert_tables(document: str | Path, recipes: str | Path, rows: Sequence[dict
         ValueError: where there are two of neither.
     """
     text, found = Path(document).read_text("utf-8"), []
-    full = comparison_table(rows) + "\n" + comparison_notes(rows)
-    for form, table in (("", full), (" short", comparison_table(rows, short=True))):
+    for form, table in (("", table_and_notes(rows)), (" short", comparison_table(rows, short=True))):
         mark = f"<!-- compare.py {Path(recipes).as_posix()}{form} -->\n"
         parts = text.split(mark)
         found.append(len(parts) - 1)
