@@ -78,7 +78,7 @@ def load(name_or_path: str):
 
 def write_model_card(folder: str | Path, repo_id: str | None = None) -> Path:
     """Write README.md of a model folder, from what the run left there: results.json, samples, curves, recipe. One that
-    is there already is written anew: notes of your own are best added on the Hub.
+    is there already is written anew, by a push also that of the repository, whose history keeps it.
 
     Args:
         folder: holds a saved model; whatever of a run's files is missing is left out of the card.

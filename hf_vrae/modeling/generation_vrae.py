@@ -64,21 +64,25 @@ class VRAEGenerationMixin(GenerationMixin):
             kwargs["past_key_values"] = copy_of(kwargs["past_key_values"], self._is_stateful)
         if kwargs.get("decoder_input_ids") is not None:
             self._prepare_beginning(kwargs)
-        config = kwargs.get("generation_config") or self.generation_config
-        cache_implementation = kwargs.get("cache_implementation", config.cache_implementation)
+        cache_implementation = self._option(kwargs, "cache_implementation")
         if cache_implementation not in (None, "dynamic", "dynamic_full"):
             raise ValueError(
                 f"`cache_implementation` must be dynamic, or left out, got {cache_implementation}: the decoder makes "
                 "its own cache, a state of one size where it is recurrent and a `DynamicCache` where it attends."
             )
-        if config.guidance_scale not in (None, 1):  # transformers' own would decode without z
-            guidance_scale = config.guidance_scale if guidance_scale is None else guidance_scale
-            kwargs["generation_config"] = copy.copy(config)
+        configured_scale = self._option(kwargs, "guidance_scale")
+        if configured_scale not in (None, 1):  # transformers' own would decode without z
+            guidance_scale = configured_scale if guidance_scale is None else guidance_scale
+            kwargs["generation_config"] = copy.copy(kwargs["generation_config"] or self.generation_config)
             kwargs["generation_config"].guidance_scale = 1.0
         if guidance_scale not in (None, 1):
             processors = kwargs.pop("logits_processor", None) or []
             kwargs["logits_processor"] = LogitsProcessorList([self._guidance(guidance_scale, kwargs), *processors])
         return super().generate(inputs, kwargs.pop("generation_config"), *args, **kwargs)
+
+    def _option(self, kwargs: dict, name: str):
+        """What a call says of an option of decoding, or the configuration it brings, or the model's own."""
+        return kwargs.get(name, getattr(kwargs["generation_config"] or self.generation_config, name))
 
     def _prepare_what_is_decoded(self, labels, latents: torch.Tensor | None, kwargs: dict) -> None:
         """Put z, of a conditional model with c behind it, where `generate` looks for what an encoder gave."""
@@ -91,8 +95,7 @@ class VRAEGenerationMixin(GenerationMixin):
             with torch.no_grad():
                 seen = self._decoded_of(labels, latents, conditions | given)
                 outputs = kwargs["encoder_outputs"] = VRAEEncoderOutput(last_hidden_state=seen.unsqueeze(1))
-                config = kwargs.get("generation_config") or self.generation_config
-                wanted = kwargs.get("output_hidden_states", config.output_hidden_states)
+                wanted = self._option(kwargs, "output_hidden_states")
                 if wanted and any(tensor is not None for tensor in given.values()):
                     given_c = self.condition(**conditions, **given)
                     outputs.hidden_states = self._encoder_outputs(given_c, *given.values(), True).hidden_states
@@ -185,8 +188,7 @@ class VRAEGenerationMixin(GenerationMixin):
         given = kwargs.get("decoder_attention_mask")
         if given is not None and len(given) == 1:  # as the beginning may be
             kwargs["decoder_attention_mask"] = given.expand(len(beginning), -1)
-        config = kwargs.get("generation_config") or self.generation_config
-        pad_token_id = kwargs.get("pad_token_id", config.pad_token_id)
+        pad_token_id = self._option(kwargs, "pad_token_id")
         pad_token_id = self.generation_config.pad_token_id if pad_token_id is None else pad_token_id
         if kwargs.get("decoder_attention_mask") is None and pad_token_id is not None:
             mask = (beginning != pad_token_id).long()

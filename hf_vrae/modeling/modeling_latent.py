@@ -333,7 +333,7 @@ class OneLatentModel(LatentSequenceModel):
             "reconstruction_loss": -log_likelihood.mean(),
             "kl": self._kl(posterior, p, z).mean(),
             "latents": z[0],
-            "posterior_mean": posterior.mean,
+            "posterior_mean": posterior.mode,  # as the encoder says it: of a von Mises-Fisher its direction
         }
 
     def _weighable_log_likelihood(self, latents: torch.Tensor, target):

@@ -42,6 +42,7 @@ def test_the_importance_weighted_loss_is_its_bound(batch, posterior, kl_weight):
     bound = -(log_weights.logsumexp(0) - torch.tensor(5.0).log()).mean()
     torch.testing.assert_close(outputs.loss, bound)
     torch.testing.assert_close(outputs.kl, kl_divergence(q, model.prior()).mean())
+    torch.testing.assert_close(outputs.posterior_mean, model.get_encoder()(**batch).mean)
     torch.testing.assert_close(outputs.reconstruction_loss, -log_p.mean())
     # The decoder's gradient is that of the bound itself.
     model.zero_grad()
