@@ -13,6 +13,9 @@ from .data.collators import FrameCollator
 from .data.conditions import WORDS
 from .data.tokenization import decode
 
+# Of `generate`: each word from the whole distribution, whatever the model's own configuration says.
+OF_ALL_WORDS = {"top_k": 0, "top_p": 1.0, "temperature": 1.0, "repetition_penalty": 1.0}
+
 
 def interpolate(start: torch.Tensor, end: torch.Tensor, num_steps: int, spherical: bool = False) -> torch.Tensor:
     """Points on the way from one latent to another, both ends included.
@@ -79,7 +82,9 @@ def each_label(model, count: int, batch: dict) -> dict:
 def draw_latents(model, count: int, generator: torch.Generator | None = None, **under) -> torch.Tensor:
     """z of the prior, [count, D]; `under` says what each stands under, as in `generate`."""
     p = model.prior(**under)
-    return p.sample((), generator) if p.batch_shape else p.sample((count,), generator=generator)
+    if p.batch_shape in ((), (1,)):  # of nothing, or of what is said of all
+        return p.sample((count,), generator=generator).view(count, -1)
+    return p.sample((), generator=generator)
 
 
 @torch.no_grad()
@@ -111,7 +116,8 @@ def encode_texts(model, tokenizer, texts: list[str], batch_size: int = 64, label
 def decode_latents(model, tokenizer, latents: torch.Tensor, prefix: str | None = None, **options) -> list[str]:
     """Text of each latent [N, D], with a given beginning; `options` are those of `generate`.
 
-    Samples are of p(x|z) itself, where `generate` by default keeps the 50 likeliest words (`top_k`).
+    Samples are of p(x|z) itself, where `generate` by default keeps the 50 likeliest words (`top_k`), or what else the
+    model's `generation_config` says.
     """
     if prefix:
         options["decoder_input_ids"] = _beginning(model, tokenizer, prefix)
@@ -125,7 +131,7 @@ def _beginning(model, tokenizer, prefix: str | None) -> torch.LongTensor:
 
 
 def _of_all_words(options: dict) -> dict:
-    return {"top_k": 0, **options} if options.get("do_sample") else options
+    return OF_ALL_WORDS | options if options.get("do_sample") else options
 
 
 def sample_texts(model, tokenizer, count: int, seed: int | None = None, labels=None, **options) -> list[dict]:
@@ -180,9 +186,8 @@ def reconstruct_texts(model, tokenizer, texts: list[str], source_labels=None, **
     labels = options.pop("labels", source_labels)
     if labels is not None:
         options["labels"] = labels
-    elif model.config.model_type == "vrae" and model.config.label_classifier:
-        batch = tokenizer(texts, return_tensors="pt", padding=True)
-        options["class_ids"] = model.infer_labels(**batch.to(model.device))
+    else:
+        options |= conditions_of(model, tokenizer(texts, return_tensors="pt", padding=True).to(model.device))
     decoded = decode_latents(model, tokenizer, latents, **options)
     return [{"text": text, "reconstruction": new} for text, new in zip(texts, decoded, strict=True)]
 

@@ -4,6 +4,7 @@ import torch
 from hf_vrae.latent import (
     attribute_vector,
     decode_latents,
+    draw_latents,
     encode_texts,
     interpolate,
     interpolate_texts,
@@ -95,6 +96,7 @@ def test_labels_are_of_all_rows_or_of_each(tokenizer, learn_prior):
     rows = [sample_texts(model, tokenizer, 2, seed=1, labels=labels) for labels in ("b", ["b"], {"kind": ["b", "b"]})]
     assert [row["kind"] if "kind" in row else row["label"] for row in rows[0]] == ["b", "b"]
     assert len({tuple(row["text"] for row in same) for same in rows}) == 1
+    assert draw_latents(model, 5, labels="b").shape == draw_latents(model, 5, labels=["b"] * 5).shape == (5, 6)
     for wrong in (["a", "b", "a"], {"kind": ["a", "b", "a"]}):
         with pytest.raises(ValueError, match="one value for all 2, or one of each; got 3"):
             sample_texts(model, tokenizer, 2, labels=wrong)

@@ -13,9 +13,11 @@ def auroc(scores: np.ndarray, positive: np.ndarray) -> float:
         positive: which are positive, bool [N].
 
     Raises:
-        ValueError: where all are of one kind.
+        ValueError: where all are of one kind, and for a score that is not a number.
     """
     scores, positive = np.asarray(scores), np.asarray(positive, dtype=bool)
+    if broken := int(np.isnan(scores).sum()):  # they would be sorted behind all others
+        raise ValueError(f"{broken} of {len(scores)} scores are not numbers: the model diverges there.")
     count = int(positive.sum())
     if not 0 < count < len(positive):
         raise ValueError(f"An ROC curve needs sequences of both kinds, got {count} anomalies of {len(positive)}.")

@@ -11,6 +11,7 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, gather_object
 
 from ..data.conditions import batch_rows
+from ..latent import conditions_of
 from .information import in_evaluation_mode
 from .likelihood import own_batches
 
@@ -57,8 +58,7 @@ def evaluate_free_running(
 
 def _counts(model, batch: dict[str, torch.Tensor]) -> dict[str, np.ndarray]:
     """By the way of decoding, two sums over a batch's positions from which [`_measures`] are made."""
-    if model.config.model_type == "vrae" and model.config.label_classifier:
-        batch = batch | {"class_ids": model.infer_labels(**batch)}  # z alone does not tell one that is missing
+    batch = batch | conditions_of(model, batch)  # z alone does not tell a label that is missing
     latents = model.encode(**batch).mode
     decode, truth = _free_tokens, batch.get("input_ids")
     if model.config.input_size is None:
@@ -77,7 +77,9 @@ def _free_tokens(model, latents, batch: dict[str, torch.Tensor]) -> torch.LongTe
     """[B, T - 1]; -2, which is no token, behind a row's `</s>`."""
     width = batch["input_ids"].shape[1]
     others = {name: tensor for name, tensor in batch.items() if name not in INPUTS}
-    ids = model.generate(latents=latents, do_sample=False, num_beams=1, max_length=width, **others)[:, 1:]
+    # The likeliest word each time, up to here, whatever the model's own configuration says.
+    plain = {"do_sample": False, "num_beams": 1, "repetition_penalty": 1.0, "max_new_tokens": width - 1}
+    ids = model.generate(latents=latents, **plain, **others)[:, 1:]
     ended = ids == model.config.eos_token_id
     ids = ids.masked_fill(ended.cumsum(1) - ended.long() > 0, -2)
     return torch.nn.functional.pad(ids, (0, width - 1 - ids.shape[1]), value=-2)

@@ -35,7 +35,13 @@ def encode_dataset(model, dataset, collator, batch_size: int = 64) -> Distributi
 
 @torch.no_grad()
 def encoded_batches(model, dataset, collator, batch_size: int) -> Iterator[tuple[dict, Distribution]]:
-    """Each batch of a data set, in its order, and what `encode` makes of it; arguments as of [`encode_dataset`]."""
+    """Each batch of a data set, in its order, and what `encode` makes of it; arguments as of [`encode_dataset`].
+
+    Raises:
+        ValueError: for a model without latents.
+    """
+    if not model.config.latent_size:
+        raise ValueError("`latent_size` of this model is 0: it has no latents that could say anything of a sequence.")
     with in_evaluation_mode(model):
         for batch in batches_in_order(dataset, collator, batch_size):
             q = model.encode(**{name: tensor.to(model.device) for name, tensor in batch.items()})

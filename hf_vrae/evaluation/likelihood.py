@@ -48,8 +48,9 @@ def evaluate(
 
     Args:
         model: has `evaluation_terms`; it is put into evaluation mode and back.
-        dataset: rows with `length` and `input_ids` or `input_features`; `num_characters`, for bits a character, and
-            `true_log_prob`, the true log-probability of the row (of frames in raw units), where they are there.
+        dataset: rows with `length` and `input_ids`, or `input_features` as `load_frames` makes them; `num_characters`,
+            for bits a character, and `true_log_prob`, the true log-probability of the row (of frames in raw units),
+            where they are there.
         collator: makes a batch with `labels` of a list of sequences.
         num_samples: K of the importance-weighted bound; of a model without z, which gives log p(x) itself, 1.
         batch_size: sequences a batch.
@@ -91,8 +92,7 @@ def evaluate(
 
 
 def own_batches(dataset, batch_size: int, accelerator: Accelerator) -> list[np.ndarray]:
-    """The rows of each batch that this process takes, like lengths together, long ones first: the same batches in
-    whatever order the data come."""
+    """The rows of each batch that this process takes, like lengths together, long ones first."""
     order = np.argsort(-dataset.with_format("numpy")["length"][:], kind="stable")
     batches = [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
     return batches[accelerator.process_index :: accelerator.num_processes]
@@ -181,7 +181,8 @@ def _of_frames(results, columns, bounds, dataset, config) -> dict[str, float | s
     for name in bounds:
         added[f"{name}_per_step"] = float(columns[name].sum()) / total
         added[f"{name}_mean_of_means"] = float((columns[name] / steps.clip(min=1)).mean())
-    if config.head in ("categorical", "logistic_mixture") and config.input_size == 1:
+    on_a_grid = config.head in ("categorical", "logistic_mixture") and config.input_size == 1
+    if on_a_grid and not config.predict_length:  # which costs bits that are no value's
         added["bits_per_value"] = bits(results["nll_iw"], count, total)
     if "raw_offset" in columns:
         offset = float(columns["raw_offset"].sum())

@@ -76,6 +76,11 @@ class DiagonalGaussian(Distribution):
         return DiagonalGaussian(self._mean.detach(), self.logvar.detach())
 
 
+def generators_of_rows(count: int) -> list[torch.Generator]:
+    """One for each row of a batch, by its place: noise that is the same each time, however long the other rows are."""
+    return [torch.Generator().manual_seed(row) for row in range(count)]
+
+
 def _standard_normal(shape, like: torch.Tensor, generator) -> torch.Tensor:
     if not isinstance(generator, list):
         device = like.device if generator is None else generator.device
@@ -168,7 +173,8 @@ class HypersphericalUniform(Distribution):
     support = constraints.real_vector
 
     def __init__(self, latent_size: int, device: torch.device | str = "cpu"):
-        self.device = torch.device(device)
+        self.device, half = torch.device(device), latent_size / 2
+        self._log_surface = math.log(2) + half * math.log(math.pi) - math.lgamma(half)
         super().__init__(torch.Size(), torch.Size([latent_size]), validate_args=False)
 
     @property
@@ -183,12 +189,11 @@ class HypersphericalUniform(Distribution):
 
     def log_prob(self, value: torch.Tensor) -> torch.Tensor:
         """log density of unit vectors `value` [..., D] on the sphere, in nats: [...]."""
-        return value.new_full(value.shape[:-1], -self.entropy().item())
+        return value.new_full(value.shape[:-1], -self._log_surface)
 
     def entropy(self) -> torch.Tensor:
         """log of the sphere's surface 2 pi^(D/2) / Gamma(D/2), in nats: []."""
-        half = self.event_shape[0] / 2
-        return torch.tensor(math.log(2) + half * math.log(math.pi) - math.lgamma(half), device=self.device)
+        return torch.tensor(self._log_surface, device=self.device)
 
 
 class VonMisesFisher(Distribution):

@@ -128,6 +128,16 @@ class JointGaussian(DiagonalGaussian):
                 noise[..., row, part.to(noise.device)] = drawn.to(noise.device)
         return self.mean + self.stddev * noise
 
+    def sample(self, sample_shape=(), generator=None):
+        """[`rsample`][JointGaussian.rsample] without a gradient, and NaN where a row has no such segment: a decoder
+        that goes on there takes that of the prior."""
+        with torch.no_grad():
+            return self.rsample(sample_shape, generator).masked_fill(~self.present, torch.nan)
+
+    def log_prob(self, value: torch.Tensor) -> torch.Tensor:
+        """log density of `value` [..., *batch, W], in nats; NaN where a row has no such segment counts as 0."""
+        return super().log_prob(_without_nan(value, self.present))
+
     def expand(self, batch_shape, _instance=None):
         shape = torch.Size(batch_shape) + self.event_shape
         return JointGaussian(*(moment.expand(shape) for moment in self._given), self.global_size)
@@ -138,6 +148,11 @@ class JointGaussian(DiagonalGaussian):
     @property
     def _given(self) -> tuple[torch.Tensor, torch.Tensor]:
         return self.mode, self.logvar.masked_fill(~self.present, torch.inf)
+
+
+def _without_nan(value: torch.Tensor, present: torch.Tensor) -> torch.Tensor:
+    """0 for NaN where a row has no such segment."""
+    return value.masked_fill(value.isnan() & ~present, 0)
 
 
 class JointPrior(Distribution):
@@ -168,7 +183,8 @@ class JointPrior(Distribution):
         return DiagonalGaussian(*(torch.where(self.present, m.view(z.shape), 0) for m in moments))
 
     def log_prob(self, value: torch.Tensor) -> torch.Tensor:
-        """log density of `value` [..., *batch, W], in nats: [..., *batch]."""
+        """log density of `value` [..., *batch, W], in nats: [..., *batch]; as of [`JointGaussian.log_prob`]."""
+        value = _without_nan(value, self.present)
         if value.dim() <= self.present.dim():
             return self.along(value).log_prob(value)
         return torch.cat([self.along(part).log_prob(part) for part in self.parts(value)])
@@ -184,9 +200,9 @@ class JointPrior(Distribution):
         return self._complete(DiagonalGaussian(zeros, zeros).sample(generator=generator))
 
     def sample(self, sample_shape=(), generator: torch.Generator | None = None) -> torch.Tensor:
-        """[`rsample`][JointPrior.rsample] without a gradient."""
+        """[`rsample`][JointPrior.rsample] without a gradient, NaN as in [`JointGaussian.sample`]."""
         with torch.no_grad():
-            return self.rsample(sample_shape, generator)
+            return self.rsample(sample_shape, generator).masked_fill(~self.present, torch.nan)
 
     @property
     def mean(self) -> torch.Tensor:

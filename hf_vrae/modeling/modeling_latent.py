@@ -12,7 +12,14 @@ from transformers import initialization as init
 from transformers.modeling_utils import PreTrainedModel
 
 from .conditioning import join
-from .distributions import DiagonalGaussian, HypersphericalUniform, VonMisesFisher, kl_divergence, kl_per_dimension
+from .distributions import (
+    DiagonalGaussian,
+    HypersphericalUniform,
+    VonMisesFisher,
+    generators_of_rows,
+    kl_divergence,
+    kl_per_dimension,
+)
 from .inference import refine
 from .kernels import IGNORE_INDEX, at_least_float32, is_plain
 from .objectives import (
@@ -223,7 +230,7 @@ class OneLatentModel(LatentSequenceModel):
         if svi_steps:
             q = self.refine(q, target, svi_steps, generators, condition=condition)
         p = self._prior_beside(q, condition)
-        z = q.sample((num_samples,), generators)  # [K, B, D]
+        z = q.rsample((num_samples,), generators)  # [K, B, D]
         log_weights = self.log_importance_weights(latents=z, posterior=q, **batch).double()
         log_ratio = (q.log_prob(z) - p.log_prob(z)).double()  # [K, B]; what the KL is the mean of
         return {
@@ -274,7 +281,7 @@ class OneLatentModel(LatentSequenceModel):
         """The posterior that the loss is of, and a sample of it, [B, D]."""
         if not self.training:
             # At the mean the reconstruction would bound nothing: z is sampled, but repeatably.
-            return posterior, posterior.rsample(generator=torch.Generator().manual_seed(0))
+            return posterior, posterior.rsample(generator=generators_of_rows(len(posterior.mean)))
         if self.config.svi_steps:
             posterior = self.refine(posterior, target, self.config.svi_steps, differentiable=True, condition=condition)
         return posterior, posterior.rsample()

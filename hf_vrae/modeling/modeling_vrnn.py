@@ -16,7 +16,7 @@ from transformers.modeling_outputs import ModelOutput
 from transformers.utils import can_return_tuple
 
 from .configuration_vrnn import VRNNConfig
-from .distributions import DiagonalGaussian, kl_per_dimension
+from .distributions import DiagonalGaussian, generators_of_rows, kl_per_dimension
 from .generation import RecurrentCache
 from .generation_vrnn import LatentNoise, VRNNGenerationMixin
 from .heads import make_frame_embedding
@@ -313,8 +313,8 @@ class VRNNPreTrainedModel(LatentSequenceModel):
         configured in training."""
         config = self.config
         samples = config.num_train_samples if self.training else 1
-        generator = None if self.training else torch.Generator(observed.phi_x.device).manual_seed(0)
-        noise = self._noise(samples, observed, generator)
+        first = len(observed.phi_x)  # of several paths the first
+        noise = self._noise(samples, observed, None if self.training else generators_of_rows(first))
         if config.resampling and self.training:
             path, resampling = self._filter(observed, noise)
         else:
@@ -338,10 +338,10 @@ class VRNNPreTrainedModel(LatentSequenceModel):
             "loss": loss,
             "reconstruction_loss": reconstruction,
             "kl": kl,
-            "latents": path.z[: len(observed.phi_x)],
-            "posterior_mean": path.posterior.mean,
-            "posterior_logvar": path.posterior.logvar,
-            "hidden_states": (observed.phi_x, path.hidden),
+            "latents": path.z[:first],
+            "posterior_mean": path.posterior.mean[:first],
+            "posterior_logvar": path.posterior.logvar[:first],
+            "hidden_states": (observed.phi_x, path.hidden[:first]),
         }
 
     def _mix_in_own_steps(self, observed: Observed, noise: torch.Tensor) -> torch.Tensor:

@@ -15,6 +15,8 @@ def test_auroc_is_the_share_of_pairs_in_order():
     )
     with pytest.raises(ValueError, match="both kinds, got 0 anomalies of 2"):
         auroc(np.zeros(2), [False, False])
+    with pytest.raises(ValueError, match="1 of 2 scores are not numbers"):
+        auroc(np.array([0.0, np.nan]), [False, True])
 
 
 def test_anomalies_are_what_is_not_normal():

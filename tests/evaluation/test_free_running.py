@@ -9,7 +9,7 @@ from datasets import Dataset
 
 from hf_vrae.data.collators import AutoencodingCollator, CausalCollator, FrameCollator
 from hf_vrae.data.frames import make_frames as make_split
-from hf_vrae.evaluation.free_running import evaluate_free_running
+from hf_vrae.evaluation.free_running import _free_tokens, evaluate_free_running
 from tests.modeling.test_modeling_vrnn import KINDS, make_batch
 from tests.modeling.test_modeling_vrnn import VARIANTS as VRNN_VARIANTS
 from tests.modeling.test_modeling_vrnn import make_model as make_vrnn
@@ -132,6 +132,9 @@ def test_the_vraes_free_run_is_its_own_truth(options, batch):
     labels = model.labels_from_input_ids(**batch)[:, 1:]
     logits = model(latents=z, labels=labels).logits
     assert torch.equal(model.teacher_forced(z, labels=labels, **batch), logits.argmax(-1))
+    free = _free_tokens(model, z, batch)
+    model.generation_config.update(max_new_tokens=2, repetition_penalty=3.0)
+    assert torch.equal(_free_tokens(model, z, batch), free)  # whatever it was saved with
 
 
 @pytest.mark.parametrize("options", FRAME_VARIANTS.values(), ids=FRAME_VARIANTS)

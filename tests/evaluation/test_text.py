@@ -35,11 +35,11 @@ from hf_vrae.evaluation.text import (
     token_accuracy,
     train_text_classifier,
 )
-from hf_vrae.evaluation.text.generated import draw_samples
+from hf_vrae.evaluation.text.generated import draw_samples, path_smoothness
 from hf_vrae.latent import interpolate_texts, reconstruct_texts
 from hf_vrae.measure import evaluate_file, transfer_file
 from tests.modeling.test_modeling_vrnn import make_model as make_vrnn
-from tests.models import make_model
+from tests.models import make_hierarchical_model, make_model
 from tests.scripts import script
 
 
@@ -214,6 +214,18 @@ def test_reconstructions_are_those_of_generate(trained, tokenizer, pairs):
     assert reconstruction_quality(trained, tokenizer, texts, seed=2)["sample_greedy"] != results["sample_greedy"]
 
 
+@pytest.mark.parametrize("options", [{}, {"section_sizes": [2]}], ids=str)
+def test_texts_of_several_scales_are_theirs_whatever_is_beside_them(tokenizer, pairs, options):
+    model = make_hierarchical_model(vocab_size=len(tokenizer), segment_length=2, **options)
+    model.generation_config.max_length = 12
+    texts = sorted(pairs[1][:6], key=len)
+    alone, together = (reconstruction_quality(model, tokenizer, texts, size, num_beams=2) for size in (1, 6))
+    assert alone == together
+    way = path_smoothness(model, tokenizer, [texts[0], texts[-1]], num_steps=2)
+    decoded = [row["reconstruction"] for row in reconstruct_texts(model, tokenizer, [texts[0], texts[-1]])]
+    assert way["max_step"] == interpolation_smoothness(decoded)["max_step"]
+
+
 def test_samples_are_repeatable_and_leave_random_state_and_mode_alone(trained, tokenizer):
     trained.train()
     state = torch.get_rng_state()
@@ -222,6 +234,8 @@ def test_samples_are_repeatable_and_leave_random_state_and_mode_alone(trained, t
     assert draw_samples(trained, tokenizer, 9, batch_size=4, seed=3) == texts and len(set(texts)) > 5
     assert draw_samples(trained, tokenizer, 9, batch_size=4, seed=4) != texts
     assert draw_samples(trained, tokenizer, 9, batch_size=4, seed=3, top_k=50) != texts
+    trained.generation_config.update(top_p=0.5, temperature=0.5)  # of the whole distribution all the same
+    assert draw_samples(trained, tokenizer, 9, batch_size=4, seed=3) == texts
     torch.set_rng_state(state)
     draw_samples(trained, tokenizer, 2)
     assert torch.equal(torch.get_rng_state(), state) and trained.training

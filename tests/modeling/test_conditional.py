@@ -282,6 +282,9 @@ def test_attributes_are_standardised_and_missing_is_a_value_of_its_own():
     assert torch.equal(embed(attributes=none)[0], embed())
     one_up = embed(attributes=torch.tensor([[5.0, -1.0]]))
     torch.testing.assert_close(one_up[0, 8:12], embed.attributes.weight[:, 0])
+    halves = make_model(condition_attributes=["length"], attribute_mean=[10.5], attribute_scale=[0.5])
+    told = [halves.condition(attributes=value) for value in (torch.tensor([[14]]), torch.tensor([[14.0]]))]
+    assert torch.equal(*told)  # an integer is no reason to round
 
 
 def test_a_model_with_a_condition_learns_to_go_without_it_unless_it_infers_it():

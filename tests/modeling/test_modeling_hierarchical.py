@@ -124,8 +124,7 @@ def test_likelihood_of_a_linear_model_by_hand():
 def test_the_prior_is_what_it_samples(model):
     p = model.prior(num_segments=3)
     set_seed(1)
-    z = p.sample((50,))
-    noise = torch.empty_like(z)
+    z = p.rsample((50,))
     set_seed(1)
     noise = torch.randn(z.shape)
     along = p.along(z)
@@ -133,6 +132,7 @@ def test_the_prior_is_what_it_samples(model):
     torch.testing.assert_close((z - along.mean) / along.stddev, noise, rtol=1e-3, atol=1e-4)
     torch.testing.assert_close(p.log_prob(z), along.log_prob(z))
     torch.testing.assert_close(p.log_prob(z[0]), p.log_prob(z)[0])
+    assert torch.equal(p.sample((2,)).isnan(), ~p.present.expand(2, -1))  # for a decoder to take of the prior
     torch.testing.assert_close(p.along(p.mean).mean, p.mean, rtol=1e-4, atol=1e-5)
     if model.config.segment_latent_size:
         other = z.clone()

@@ -140,6 +140,7 @@ def test_padding_changes_nothing(kind, variant):
                 assert name == "log_fivo" and not model.config.latent_size
                 continue
             torch.testing.assert_close(again[name], terms[name])
+        torch.testing.assert_close(model(**padded).loss, model(**batch).loss)
         moved = batch["attention_mask"].shape[1] - model.encode(**batch).mean.shape[1]  # the start mark
         real = batch["attention_mask"][:, moved:].bool()
         places = padded["attention_mask"].bool()[:, moved:].clone()
@@ -321,6 +322,8 @@ def test_one_step_lowers_each_loss_in_bfloat16_too(kind, loss):
             with torch.autocast("cpu", enabled=autocast):
                 return model(**batch).loss
 
+        fields = model(**batch)
+        assert fields.posterior_mean.shape == fields.posterior_logvar.shape == fields.latents.shape
         before = value()
         before.backward()
         assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())

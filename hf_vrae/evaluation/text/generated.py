@@ -9,6 +9,7 @@ from tqdm.auto import tqdm
 
 from ...data.collators import AutoencodingCollator, CausalCollator
 from ...data.tokenization import decode
+from ...latent import OF_ALL_WORDS, draw_latents, interpolate
 from ..information import in_evaluation_mode
 from ..likelihood import noise_generators, perplexity
 from .strings import bleu_signature, compare, interpolation_smoothness, sample_quality
@@ -127,8 +128,8 @@ def path_smoothness(
             means += model.encode(**batch, **under).mode
         # Of several scales a row with fewer segments has fewer numbers.
         means = torch.nn.utils.rnn.pad_sequence(means, batch_first=True, padding_value=torch.nan)
-        t = torch.linspace(0, 1, num_steps, device=means.device, dtype=means.dtype).unsqueeze(-1)  # [S, 1]
-        ways = means[::2].unsqueeze(1).lerp(means[1::2].unsqueeze(1), t).flatten(0, 1)  # [P * S, D]
+        ends = zip(means[::2], means[1::2], strict=True)
+        ways = torch.cat([interpolate(start, end, num_steps) for start, end in ends])  # [P * S, D]
         begin = torch.arange(0, 2 * count, 2).repeat_interleave(num_steps)
         for part in torch.arange(len(ways)).split(batch_size):
             under = _conditions_of_rows(model, conditions, begin[part])
@@ -152,14 +153,14 @@ def draw_samples(
     Args:
         batch_size: samples at once; other sizes give other samples.
         conditions: what each of the samples stands under, by the words of a batch: x ~ p(x|z, c), z ~ p(z|c).
-        options: of `generate`, over `do_sample=True, top_k=0`.
+        options: of `generate`, over `do_sample=True` and all words.
     """
-    options = {"do_sample": True, "top_k": 0, **options}
+    options = {"do_sample": True, **OF_ALL_WORDS, **options}
     texts = []
     if model.config.is_encoder_decoder:
         under = conditions or {}
-        p = model.prior(**under)
-        latents = p.sample(() if p.batch_shape else (count,), torch.Generator().manual_seed(seed))  # [N, D]
+        with in_evaluation_mode(model):
+            latents = draw_latents(model, count, torch.Generator().manual_seed(seed), **under)  # [N, D]
         parts = [slice(start, start + batch_size) for start in range(0, count, batch_size)]
         starts = [{"latents": latents[part], **{name: rows[part] for name, rows in under.items()}} for part in parts]
     else:  # one latent a token, drawn as the text grows
