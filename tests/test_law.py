@@ -63,8 +63,8 @@ def test_the_law_sees_each_way_of_breaking_it(line, tmp_path):
 STOREYS = {
     "modeling": set(),
     "data": set(),
-    "evaluation": {"data"},
     "latent": {"data"},
+    "evaluation": {"data", "latent"},
     "plots": set(),
     "hub": set(),
     "training": {"modeling", "data", "evaluation", "latent"},

@@ -10,8 +10,6 @@ import operator
 import torch
 from torch import nn
 
-from .kernels import at_least_float32
-
 MISSING = -100  # a label that is not there; an attribute or a number of a vector is NaN then
 
 
@@ -67,7 +65,7 @@ class ConditionEmbedding(nn.Module):
         count = len(self.config.condition_attributes)
         if attributes is None:
             attributes = lost.new_full((len(lost), count), torch.nan, dtype=torch.float32)
-        attributes = at_least_float32(attributes)  # of integers the mean would be one too
+        attributes = attributes.to(torch.promote_types(attributes.dtype, torch.float32))  # an integer's mean is none
         if self.config.attribute_mean is not None:
             attributes = attributes - attributes.new_tensor(self.config.attribute_mean)
         if self.config.attribute_scale is not None:

@@ -56,8 +56,8 @@ class LatentSequenceConfig(PreTrainedConfig):
     predict_length: bool = field(
         default=False, metadata={"help": "frames: learn where a sequence ends, as part of its likelihood"}
     )
-    input_mean: list[float] | None = None  # of each channel; a model of frames sees (x - mean) / scale
-    input_scale: list[float] | None = None
+    input_mean: list[float | int] | None = None  # of each channel; a model of frames sees (x - mean) / scale
+    input_scale: list[float | int] | None = None
     # Columns of the frames' data, by which scripts read more of it: [`DATA_COLUMNS`].
     feature_columns: list[str] | None = None  # of a .csv, the channels in order
     sequence_column: str | None = None

@@ -126,11 +126,11 @@ class VRAEConfig(LatentSequenceConfig):
     # What a sequence stands under; the data say what there is.
     condition_labels: dict[str, list[str]] | None = None  # names of each label's values; kept in order of the labels
     condition_attributes: list[str] | None = None  # names of real-valued attributes; seen as (a - mean) / scale
-    attribute_mean: list[float] | None = None
-    attribute_scale: list[float] | None = None
+    attribute_mean: list[float | int] | None = None
+    attribute_scale: list[float | int] | None = None
     condition_size: int = 0  # numbers of a vector that comes from anywhere
     condition_column: str | None = None  # its name in the data, by which scripts find it
-    label_frequencies: list[float] | None = None  # p(c), of `label_classifier`; by default uniform
+    label_frequencies: list[float | int] | None = None  # p(c), of `label_classifier`; by default uniform
     condition_embedding_size: int = field(
         default=16, metadata={"help": "conditions: width of each embedded label, of all attributes, of a vector"}
     )

@@ -14,7 +14,7 @@ from .generation import RecurrentCache, repeat_rows
 from .heads import make_frame_embedding
 from .independent import PositionwiseMLP
 from .kernels import Dropout
-from .modeling_latent import check_token_ids
+from .modeling_latent import check_mask, check_token_ids
 from .pretrained import make_body, most_positions
 from .recurrent import RecurrentDecoder, RecurrentStep, left_align, take_time
 from .transformer import Transformer, check_positions, positions_of
@@ -116,6 +116,8 @@ class VRAEDecoder(nn.Module):
         latents = latents.to(self.weight_dtype)
         if inputs_embeds is None:
             inputs_embeds = self.read_dropped(input_ids)  # [B, T, E]
+        past = 0 if past_key_values is None else past_key_values.get_seq_length()
+        check_mask("decoder_attention_mask", attention_mask, inputs_embeds, past)
         outputs, past_key_values, hidden_states = self.decode(
             latents, inputs_embeds, attention_mask, past_key_values, use_cache, output_hidden_states
         )

@@ -16,7 +16,7 @@ from .distributions import DiagonalGaussian
 from .heads import make_frame_embedding
 from .independent import PositionwiseMLP
 from .kernels import Dropout
-from .modeling_latent import check_token_ids
+from .modeling_latent import check_mask, check_token_ids
 from .posteriors import BatchNormPosterior, CommittedRatePosterior, GaussianPosterior, VonMisesFisherPosterior
 from .pretrained import make_body, most_positions
 from .recurrent import RecurrentEncoder, left_align, take_time
@@ -80,6 +80,7 @@ class VRAEEncoder(nn.Module):
             attention_mask = torch.ones_like(inputs_embeds[..., 0])
             if input_ids is not None and self.config.pad_token_id is not None:
                 attention_mask = input_ids != self.config.pad_token_id
+        check_mask("attention_mask", attention_mask, inputs_embeds)
         return inputs_embeds, attention_mask
 
     def summarise(

@@ -28,7 +28,8 @@ class VRAEGenerationMixin(GenerationMixin):
         """transformers' `generate`: from an input (its posterior mean is decoded), from `latents` [B, D], or from
         `encoder_outputs`; in every decoding mode. What the caller passes in stays as it is.
 
-        A conditional model also decodes neither: z is then drawn from p(z|c), one for each of the labels.
+        Without any of these z is drawn from the prior: one, or of a conditional model from p(z|c) one for each of the
+        labels.
 
         Args:
             latents: z to decode, [B, D]. For several z of one input draw them first, `model.encode(**x).sample((n,))`:
@@ -104,6 +105,10 @@ class VRAEGenerationMixin(GenerationMixin):
                     kwargs[name] = tensor.expand(len(seen), *tensor.shape[1:])
         else:
             self.condition(labels=labels, **conditions)  # there can be none
+            given = latents, kwargs.get("input_ids"), kwargs.get("inputs_embeds")
+            if self.config.latent_size and all(tensor is None for tensor in given):
+                beginning = kwargs.get("decoder_input_ids")
+                latents = self.prior().sample((1 if beginning is None else len(beginning),))
             if latents is not None:
                 kwargs["encoder_outputs"] = VRAEEncoderOutput(last_hidden_state=latents.to(self.device).unsqueeze(1))
 

@@ -8,6 +8,7 @@ not given: decoding takes the prior's mean, or a sample, given what is.
 Letters in shapes as in `hierarchical`, which has the equations.
 """
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -135,8 +136,12 @@ class JointGaussian(DiagonalGaussian):
             return self.rsample(sample_shape, generator).masked_fill(~self.present, torch.nan)
 
     def log_prob(self, value: torch.Tensor) -> torch.Tensor:
-        """log density of `value` [..., *batch, W], in nats; NaN where a row has no such segment counts as 0."""
-        return super().log_prob(_without_nan(value, self.present))
+        """log density of `value` [..., *batch, W], in nats: [..., *batch]; of what is not there, nothing."""
+        return _log_prob_of_present(self, value, self.present)
+
+    def entropy(self) -> torch.Tensor:
+        """In nats: [*batch]; of what is not there, nothing."""
+        return super().entropy() - 0.5 * (math.log(2 * math.pi) + 1) * (~self.present).sum(-1)
 
     def expand(self, batch_shape, _instance=None):
         shape = torch.Size(batch_shape) + self.event_shape
@@ -150,9 +155,10 @@ class JointGaussian(DiagonalGaussian):
         return self.mode, self.logvar.masked_fill(~self.present, torch.inf)
 
 
-def _without_nan(value: torch.Tensor, present: torch.Tensor) -> torch.Tensor:
-    """0 for NaN where a row has no such segment."""
-    return value.masked_fill(value.isnan() & ~present, 0)
+def _log_prob_of_present(gaussian: DiagonalGaussian, value: torch.Tensor, present: torch.Tensor) -> torch.Tensor:
+    """log density of those dimensions of `value` that a row has; the others of the Gaussian are N(0, 1)."""
+    density = DiagonalGaussian.log_prob(gaussian, value.masked_fill(~present, 0))
+    return density + 0.5 * math.log(2 * math.pi) * (~present).sum(-1)
 
 
 class JointPrior(Distribution):
@@ -183,11 +189,10 @@ class JointPrior(Distribution):
         return DiagonalGaussian(*(torch.where(self.present, m.view(z.shape), 0) for m in moments))
 
     def log_prob(self, value: torch.Tensor) -> torch.Tensor:
-        """log density of `value` [..., *batch, W], in nats: [..., *batch]; as of [`JointGaussian.log_prob`]."""
-        value = _without_nan(value, self.present)
-        if value.dim() <= self.present.dim():
-            return self.along(value).log_prob(value)
-        return torch.cat([self.along(part).log_prob(part) for part in self.parts(value)])
+        """log density of `value` [..., *batch, W], in nats: [..., *batch]; as of [`JointGaussian`]."""
+        parts = [value] if value.dim() <= self.present.dim() else self.parts(value)
+        of_each = [_log_prob_of_present(self.along(part), part, self.present) for part in parts]
+        return of_each[0] if len(of_each) == 1 else torch.cat(of_each)
 
     def parts(self, value: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """Samples [K, *batch, W], so many at a time as one run of the conductor shall take."""

@@ -394,6 +394,15 @@ def check_not_empty(name: str, ids: torch.LongTensor) -> None:
         raise ValueError(f"`{name}` must hold a token at least in each row, got {list(ids.shape)}.")
 
 
+def check_mask(name: str, mask: torch.Tensor | None, inputs: torch.Tensor, past: int = 0) -> None:
+    """Of inputs [B, T, E], behind `past` ones that a mask may tell of too: a shorter mask would shorten them."""
+    rows, steps = inputs.shape[:2]
+    if mask is not None and tuple(mask.shape) not in ((rows, steps), (rows, past + steps)):
+        raise ValueError(
+            f"`{name}` must say of each position whether it is real, {[rows, steps]}, got {list(mask.shape)}."
+        )
+
+
 def check_token_ids(name: str, ids: torch.LongTensor, vocab_size: int, ignore: int | None = None) -> None:
     """Name the id that no table holds, or the lack of any. On an accelerator ids are not looked at, which would cost a
     synchronisation: its kernels check."""

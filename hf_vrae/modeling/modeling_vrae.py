@@ -250,7 +250,7 @@ class VRAEForSequenceGeneration(VRAEPreTrainedModel, ConditionalModel, VRAEGener
             copy_weights(decoder.base_model, model.model.decoder.body)
             copy_head(decoder, model.lm_head, model.projection, model.config.tie_word_embeddings)
             model.model.decoder.body.requires_grad_(not freeze_decoder)
-        return model.eval()
+        return model.to(model.config.dtype or torch.float32).eval()
 
     def _tied_table(self) -> nn.Embedding:
         """The table of words that the projection shares where they are tied."""
@@ -324,8 +324,8 @@ class VRAEForSequenceGeneration(VRAEPreTrainedModel, ConditionalModel, VRAEGener
         elif decoder_attention_mask is not None and not (decoder_input_ids is decoder_inputs_embeds is None):
             length = decoder_inputs_embeds.shape[1] if decoder_input_ids is None else decoder_input_ids.shape[1]
             if self._is_stateful:
-                decoder_attention_mask = decoder_attention_mask[:, -length:]
-            if decoder_attention_mask.all():  # as at every step of `generate`
+                decoder_attention_mask = decoder_attention_mask[..., -length:]
+            if not torch.compiler.is_compiling() and decoder_attention_mask.all():  # as at every step of `generate`
                 decoder_attention_mask = None
         outputs = self.model(
             input_ids=input_ids,

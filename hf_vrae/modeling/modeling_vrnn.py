@@ -451,7 +451,8 @@ class VRNNForSequenceGeneration(VRNNPreTrainedModel, VRNNGenerationMixin):
             latent_noise: standard normal [B, D] of each column, by which the prior's z are drawn in place of its mean.
 
         Returns:
-            [`VRNNOutput`]; `loss` and its parts only with `labels`. Without, `logits` never depend on later tokens.
+            [`VRNNOutput`]; `loss` and its parts only with `labels`. Without, `logits` never depend on later tokens,
+            but with `smoothing_posterior`: there the z of each has seen them.
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("Pass one of `input_ids` and `inputs_embeds`.")

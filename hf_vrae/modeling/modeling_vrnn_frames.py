@@ -61,6 +61,10 @@ class VRNNForFrameGeneration(VRNNPreTrainedModel, FrameModel):
 
     def _observe(self, labels=None, input_features=None, attention_mask=None) -> Observed:
         frames = self._scaled(input_features, attention_mask, "input_features")
+        if labels is not None and labels.shape != input_features.shape:
+            raise ValueError(
+                f"`labels` must score the input's frames, {list(input_features.shape)}, got {list(labels.shape)}."
+            )
         target = frames if labels is None else self.target(labels, attention_mask=attention_mask)
         order, back, lengths = left_align(frames.mask)
         phi_x = self.model.embed(self.model.embed_frames(take_time(frames.values, order)))

@@ -225,6 +225,16 @@ def test_without_input_and_latents_z_is_drawn(model):
     assert torch.equal(drawn, generated(model, latents=z, labels=labels))
 
 
+def test_without_input_and_latents_an_unconditional_model_draws_z_too():
+    model, beginning = make_model(), torch.tensor([[2, 5], [2, 6], [2, 7]])
+    for options, rows in (({}, 1), ({"decoder_input_ids": beginning}, 3)):
+        torch.manual_seed(3)
+        drawn = model.generate(max_length=9, **options)
+        torch.manual_seed(3)
+        z = model.prior().sample((rows,))
+        assert torch.equal(drawn, model.generate(latents=z, max_length=9, **options))
+
+
 def test_unconditional_models_have_no_conditions(batch):
     model = make_model()
     for bad in ({"labels": "past"}, {"class_ids": torch.tensor([1])}):

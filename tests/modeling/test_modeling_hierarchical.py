@@ -130,7 +130,8 @@ def test_the_prior_is_what_it_samples(model):
     along = p.along(z)
     # Step by step it drew, and in one run it is evaluated.
     torch.testing.assert_close((z - along.mean) / along.stddev, noise, rtol=1e-3, atol=1e-4)
-    torch.testing.assert_close(p.log_prob(z), along.log_prob(z))
+    of_each = torch.distributions.Normal(along.mean, along.stddev).log_prob(z)
+    torch.testing.assert_close(p.log_prob(z), of_each[..., p.present].sum(-1))
     torch.testing.assert_close(p.log_prob(z[0]), p.log_prob(z)[0])
     assert torch.equal(p.sample((2,)).isnan(), ~p.present.expand(2, -1))  # for a decoder to take of the prior
     torch.testing.assert_close(p.along(p.mean).mean, p.mean, rtol=1e-4, atol=1e-5)
@@ -154,6 +155,9 @@ def test_a_row_is_the_same_alone(model, batch):
         alone = model.evaluation_terms(3, [torch.Generator().manual_seed(row)], **row_of(batch, row, length))
         for name, dim in (("log_weights", 1), ("reconstruction", 0), ("kl", 0), ("kl_segments", 0), ("mean", 0)):
             torch.testing.assert_close(alone[name], terms[name].narrow(dim, row, 1), msg=name)
+        torch.testing.assert_close(alone["posterior"].entropy()[0], terms["posterior"].entropy()[row])
+        densities = (t["posterior"].log_prob(t["posterior"].mode) for t in (alone, terms))
+        torch.testing.assert_close(next(densities)[0], next(densities)[row])
     of_scales = {name: terms[name] for name in terms if name.startswith("kl_")}
     assert ("kl_sections" in of_scales) == bool(model.config.section_sizes)
     torch.testing.assert_close(sum(of_scales.values()), terms["kl"])

@@ -369,6 +369,16 @@ def test_bad_token_ids(batch):
         model(**batch)
 
 
+def test_a_mask_of_another_shape(model, batch):
+    ids, width, z = batch["input_ids"], batch["input_ids"].shape[1], torch.zeros(4, model.config.latent_size)
+    for mask in (torch.ones(4, width - 1), torch.ones(1, width), torch.ones(width)):
+        if model.config.latent_size:
+            with pytest.raises(ValueError, match=r"`attention_mask` must say of each position .* got"):
+                model.encode(ids, mask)
+        with pytest.raises(ValueError, match=r"`decoder_attention_mask` must say of each position .* got"):
+            model(latents=z, decoder_input_ids=ids, decoder_attention_mask=1 - mask)
+
+
 def test_outputs_as_tuples_and_hidden_states_by_configuration(model, batch):
     labels = labels_of(model, batch)
     wanted = model(**batch, labels=labels)

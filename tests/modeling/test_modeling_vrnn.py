@@ -485,6 +485,9 @@ def test_refusals():
         model.evaluation_terms(2, None, svi_steps=1, **batch)
     with pytest.raises(ValueError, match="labels"):
         model(batch["input_ids"], labels=batch["labels"][:, 1:])
+    frames = make_batch("frames")
+    with pytest.raises(ValueError, match="`labels` must score the input's frames"):
+        make_model("frames")(**frames | {"labels": frames["labels"][:, 1:]})
     for call in (model, model.generate):
         with pytest.raises(ValueError, match="must hold a token at least in each row"):
             call(batch["input_ids"][:, :0])
