@@ -4,6 +4,7 @@ import argparse
 import logging
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 from huggingface_hub.errors import StrictDataclassError
 from tqdm.auto import tqdm
@@ -28,20 +29,22 @@ def run_script(main: Callable[[], None]) -> None:
     ours = logging.getLogger("hf_vrae")
     ours.addHandler(_AboveTheBar())
     ours.propagate = False
+    here = True  # until it is known which process this is
     try:
         # Only `Accelerator` would look at the variable itself, and each process would train on its own.
         state = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"))
+        here = state.is_local_main_process
         ours.setLevel(logging.INFO if state.is_main_process else logging.ERROR)
         main()
         state.destroy_process_group()
     except Interrupted as interruption:
-        _say(interruption, state.is_local_main_process)
+        _say(interruption, here)
         sys.exit(128 + interruption.signal_number)
     except KeyboardInterrupt:
-        _say("Interrupted.", state.is_local_main_process)
+        _say("Interrupted.", here)
         sys.exit(130)
     except (ValueError, OSError, ImportError, FloatingPointError, StrictDataclassError) as error:
-        _say(f"error: {' '.join(str(error).split())}", state.is_local_main_process)
+        _say(f"error: {' '.join(str(error).split())}", here)
         sys.exit(1)
 
 
@@ -54,7 +57,7 @@ def add_reading_flags(parser: argparse.ArgumentParser) -> list[str]:
     """What says how a file is read, under the names of scripts/train.py; returns the names of the options."""
     group = parser.add_argument_group("how --data is read")
     group.add_argument("--text_column", help="Text: by default 'text', or the only column of strings")
-    group.add_argument("--encoding", help="Text: of the file; by default utf-8")
+    group.add_argument("--encoding", help="Of a file of characters; by default utf-8")
     group.add_argument("--features_column", help="Frames: column, or array of an .npz; by default the only one")
     group.add_argument("--feature_columns", nargs="+", help="Frames: channels of a .csv with a row a step")
     group.add_argument("--sequence_column", help="Frames: rows of a .csv with the same value are one sequence")
@@ -62,6 +65,30 @@ def add_reading_flags(parser: argparse.ArgumentParser) -> list[str]:
     group.add_argument("--window", type=int, help="Frames: cut sequences into windows of so many")
     group.add_argument("--stride", type=int, help="Frames: from one window to the next; by default --window")
     return [action.dest for action in group._group_actions]
+
+
+def check_output(path: str | None) -> None:
+    """Refuse a file that cannot be written before what it is to hold is computed."""
+    if path is not None and (Path(path).is_dir() or not Path(path).parent.is_dir()):
+        raise ValueError(f"`output` must be a file in a folder that is there, got {path!r}. Make that folder first.")
+
+
+def refuse_unread(parser: argparse.ArgumentParser, args: argparse.Namespace, readers: dict) -> None:
+    """Refuse what is given and not read; `readers` holds of each name whether it is read, and by what."""
+    for name, (is_read, reader) in readers.items():
+        if not is_read and getattr(args, name) != parser.get_default(name):
+            raise ValueError(f"`{name}` is of {reader}, which is not asked for. Leave it out.")
+
+
+def parsed(parser: argparse.ArgumentParser) -> argparse.Namespace:
+    """What scripts/generate.py is told; what it cannot do, or would not read in this mode, is refused."""
+    args = parser.parse_args()
+    check_output(args.output)
+    if args.num_beams is not None and args.num_beams < 1:
+        raise ValueError(f"`num_beams` must be at least 1, got {args.num_beams}.")
+    modes = {"count": "sample", "steps": "interpolate", "spherical": "interpolate", "strength": "attribute"}
+    refuse_unread(parser, args, {name: (args.mode == mode, mode) for name, mode in modes.items()})
+    return args
 
 
 def given_flags(args: argparse.Namespace, names: list[str]) -> dict:
@@ -90,7 +117,10 @@ class _NamedLabels(argparse.Action):
 
     def __call__(self, parser, namespace, said, option_string=None):
         if all("=" in part for part in said):
-            said = dict(part.split("=", 1) for part in said)
+            pairs = [part.split("=", 1) for part in said]
+            said = dict(pairs)
+            if len(said) < len(pairs):
+                raise ValueError(f"`{self.dest}` must name each label once, got {' '.join(map('='.join, pairs))}.")
         setattr(namespace, self.dest, said[0] if len(said) == 1 and isinstance(said, list) else said)
 
 

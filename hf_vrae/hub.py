@@ -165,12 +165,16 @@ def _introduction(config, run: dict, source: str) -> str:
             f"the {unit} itself {seen}."
         )
     if config.model_type == "hierarchical_vrae":
-        scales = 2 + len(config.section_sizes) if config.segment_latent_size else 1
-        return (
-            f"A hierarchical variational autoencoder ({kind} encoder, conductor and decoder, {parameters} "
-            f"parameters), {trained}. Its latents are of {scales} scales: z of the whole sequence, {size} dimensions, "
+        latents = (
+            f"Its latents are of {2 + len(config.section_sizes)} scales: z of the whole sequence, {size} dimensions, "
             f"and {config.segment_latent_size} of each part, whose prior z of the whole and of the parts before it "
             "give; each segment is decoded from its own."
+        )
+        if not config.segment_latent_size:
+            latents = f"Its one latent is z of the whole sequence, {size} dimensions, of which it makes each segment."
+        return (
+            f"A hierarchical variational autoencoder ({kind} encoder, conductor and decoder, {parameters} "
+            f"parameters), {trained}. {latents}"
         )
     directions = "bidirectional " if config.encoder_type == "rnn" and config.bidirectional_encoder else ""
     recurrent = "recurrent " if "rnn" in (config.encoder_type, config.decoder_type) else ""
@@ -237,10 +241,10 @@ def _data_source(recipe: str) -> str:
     data = (yaml.safe_load(recipe) or {}).get("data", {}) if recipe else {}
     if data.get("dataset_name"):
         return f"the data set `{data['dataset_name']}`"
-    if data.get("builtin") == "frames":
-        return "hf_vrae's built-in frames"
     if data.get("train_file"):
         return f"the file `{Path(data['train_file']).name}`"
+    if data.get("builtin") == "frames":
+        return "hf_vrae's built-in frames"
     return "hf_vrae's built-in corpus" if data else "text"
 
 

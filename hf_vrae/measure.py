@@ -4,14 +4,13 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, PartialState
 from datasets import Dataset, DatasetDict
 from torch.distributions import Distribution
 from transformers import PreTrainedTokenizerFast
 
-from .data.collators import conditions as conditions_in
 from .data.conditions import batch_rows, label_names
-from .data.datasets import attribute_values, load_text, spread_places, value_name
+from .data.datasets import load_text, spread_places, value_names
 from .data.grammar import generate_corpus
 from .data.tokenization import decode
 from .evaluation.anomaly import check_normal, detect_anomalies
@@ -43,14 +42,14 @@ from .latent import (
 )
 from .training.accelerator import use_all_of_the_cpu
 from .training.run import describe_run
-from .training.tasks import FrameTask, TextTask, task_of
+from .training.tasks import FrameTask, TextTask, cut, task_of
 
 
 def evaluate_file(
     model,
     tokenizer: PreTrainedTokenizerFast,
     path: str | None = None,
-    max_length: int = 128,
+    max_length: int | None = None,
     max_samples: int | None = None,
     num_samples: int = 100,
     batch_size: int = 32,
@@ -74,6 +73,7 @@ def evaluate_file(
     see [`load_text`] and [`load_frames`].
 
     Args:
+        max_length: longer texts are cut, and counted under "num_truncated"; by default as in training.
         max_samples, num_text_samples: rows spread over the file, since labelled ones are often sorted.
         probe_label: column; adds under "probe" how well a linear classifier tells it ([`probe`]), fitted on the file
             `probe_train` (of an .npz with several splits, on that for training).
@@ -101,17 +101,17 @@ def evaluate_file(
     accelerator = Accelerator()
     use_all_of_the_cpu(accelerator)
     with accelerator.main_process_first():
-        data = task.ready(_spread(_read(task, path, seed, **reading), max_samples))
+        data = _rows(task, path, seed, max_samples, **reading)
     collator = task.collator()
     metrics = {}
     if disentanglement and accelerator.is_main_process:  # first: it says at once where its extra is missing
         metrics["disentanglement"] = evaluate_disentanglement(model, data, collator, batch_size, seed)
     if probe_label is not None and accelerator.is_main_process:
         train = task.ready(_read(task, probe_train, seed, "train", **reading), "train")
-        parts = (_labelled(_names(d, probe_label), representations(model, d, collator)) for d in (train, data))
+        parts = (_labelled(value_names(d, probe_label), representations(model, d, collator)) for d in (train, data))
         metrics["probe"] = probe(*(part for both in parts for part in both))
     if anomaly_label is not None:
-        labels = _names(data, anomaly_label)
+        labels = value_names(data, anomaly_label)
         check_normal(_labelled(labels)[-1], normal)  # at once, not after the likelihoods
     options = {"svi_steps": svi_steps, "per_sequence": True}
     metrics |= evaluate(model, data, collator, num_samples, batch_size, seed, accelerator, **options)
@@ -126,7 +126,7 @@ def evaluate_file(
         batch = collator(batch_rows(rows).__getitems__(list(range(len(rows)))))
         under = conditions_of(model, {name: tensor.to(model.device) for name, tensor in batch.items()})
         metrics["text"] = evaluate_text(model, tokenizer, texts, batch_size, seed, judge, under)
-    return {**metrics, "run": describe_run(accelerator, model, task, DatasetDict(test=data), seed)}
+    return {**metrics, **cut(data), "run": describe_run(accelerator, model, task, DatasetDict(test=data), seed)}
 
 
 def encode_file(
@@ -143,7 +143,7 @@ def encode_file(
     Rows without a word are left out. `reading` is as in [`evaluate_file`].
     """
     task = task_of(model, tokenizer)
-    data = task.ready(_spread(_read(task, path, seed, **reading), max_samples))
+    data = _rows(task, path, seed, max_samples, **reading)
     return data, encode_dataset(model, data, task.collator())
 
 
@@ -153,18 +153,17 @@ def prior_of(model, tokenizer: PreTrainedTokenizerFast | None, data: Dataset) ->
     as there."""
     if not model.config.latent_size:
         raise ValueError("`latent_size` 0 is a model without z: there is neither a prior nor a KL.")
-    under = conditions_in(batch_rows(data).__getitems__(list(range(len(data)))))
-    if model.config.model_type == "vrae" and model.config.label_classifier:
-        batches = batches_in_order(data, task_of(model, tokenizer).collator(), batch_size=64)
-        with in_evaluation_mode(model):
-            under["class_ids"] = torch.cat([model.infer_labels(**batch) for batch in batches])
-    return model.prior(**under)
+    batches = batches_in_order(data, task_of(model, tokenizer).collator(), batch_size=64)
+    with in_evaluation_mode(model):
+        parts = [conditions_of(model, {name: rows.to(model.device) for name, rows in b.items()}) for b in batches]
+        names = parts[0].keys() - {"segment_ids"}
+        return model.prior(**{name: torch.cat([part[name] for part in parts]) for name in names})
 
 
 def represent_file(model, tokenizer, path=None, max_samples=None, seed: int = 42, **reading):
     """The same rows, and what stands for each, [N, D]: see [`representations`]."""
     task = task_of(model, tokenizer)
-    data = task.ready(_spread(_read(task, path, seed, **reading), max_samples))
+    data = _rows(task, path, seed, max_samples, **reading)
     return data, representations(model, data, task.collator())
 
 
@@ -216,7 +215,7 @@ def walk_frames(
         return reconstruct_frames(model, sequences, do_sample, labels)
     if mode == "interpolate":
         return interpolate_frames(model, sequences[:2], steps, spherical, do_sample, labels)
-    values = _names(data, label)
+    values = value_names(data, label)
     ends = examples, without
     places = [[i for i, value in enumerate(values) if value is not None and value == wanted] for wanted in ends]
     if not all(places):
@@ -227,6 +226,36 @@ def walk_frames(
         )
     groups = (rows.__getitems__(place) for place in places)
     return move_frames(model, sequences, *groups, strength, do_sample, labels)
+
+
+def measure_labels(
+    model,
+    tokenizer: PreTrainedTokenizerFast,
+    path: str | None,
+    transfer_train: str | None,
+    agreement_train: str | None,
+    label: str | None,
+    label_values: Sequence | None,
+    num_text_samples: int,
+    seed: int,
+    reading: dict,
+    **options,
+) -> dict:
+    """What is asked for of [`transfer_file`], under "transfer", and of [`label_agreement`], under that name, by
+    `agreement_train` ("" is the built-in corpus). One process measures these, and its results alone have them.
+    """
+    if transfer_train is not None and not path:
+        raise ValueError("`transfer_train` moves the texts of --data, which is not given.")
+    results, state = {}, PartialState()
+    use_all_of_the_cpu(state)
+    options["reading"] = {name: value for name, value in reading.items() if name in TextTask.options}
+    if transfer_train is not None and state.is_main_process:
+        moved = transfer_file(model, tokenizer, transfer_train, path, label or "label", label_values, **options)
+        results["transfer"] = moved
+    if agreement_train is not None and state.is_main_process:
+        options |= {"num_samples": num_text_samples, "seed": seed}
+        results["label_agreement"] = label_agreement(model, tokenizer, agreement_train or None, label, **options)
+    return results
 
 
 def transfer_file(
@@ -274,8 +303,7 @@ def transfer_file(
     moving = [[texts[i] for i in spread_places(len(texts), min(max_samples // 2, len(texts)))] for texts in moving]
     source, counts = sum(moving, []), [len(texts) for texts in moving]
     wanted = [values[1]] * counts[0] + [values[0]] * counts[1]
-    described = {"accuracy": classifier.accuracy, "majority": classifier.majority, "num_train": classifier.num_train}
-    described = {"labels": [str(value) for value in values], "classifier": described}
+    described = {"labels": [str(value) for value in values], "classifier": _described(classifier)}
     if model.config.model_type == "vrae" and label in (model.config.condition_labels or {}):
         own, other = ([str(v) for v in said] for said in (_swapped(wanted, values), wanted))
         latents = encode_texts(model, tokenizer, source, labels={label: own})
@@ -364,17 +392,17 @@ def label_agreement(
         "values": results,
         "num_samples": num_samples,
         "guidance_scale": guidance_scale,
-        "classifier": {
-            "accuracy": classifier.accuracy,
-            "majority": classifier.majority,
-            "num_train": classifier.num_train,
-        },
+        "classifier": _described(classifier),
     }
+
+
+def _described(classifier) -> dict[str, float]:
+    return {name: getattr(classifier, name) for name in ("accuracy", "majority", "num_train")}
 
 
 def _of_two_labels(data: Dataset, label: str, values: Sequence | None) -> dict[str, list]:
     """Texts and labels of the rows whose label is one of two."""
-    labels = _names(data, label)
+    labels = value_names(data, label)
     named = sorted(set(labels) - {None})
     found = named if values is None else [value for value in named if value in map(str, values)]
     if len(found) != 2:
@@ -382,11 +410,6 @@ def _of_two_labels(data: Dataset, label: str, values: Sequence | None) -> dict[s
     rows = [((text or "").strip(), own) for text, own in zip(data["text"][:], labels, strict=True) if own in found]
     rows = [row for row in rows if row[0]]
     return {"text": [text for text, _ in rows], "label": [own for _, own in rows]}
-
-
-def _names(data: Dataset, column: str) -> list[str | None]:
-    """The label of each row, by name; None where it is missing."""
-    return [value_name(value) for value in attribute_values(data, column)]
 
 
 def _labelled(labels: Sequence[str | None], *of_rows: np.ndarray) -> tuple:
@@ -398,6 +421,11 @@ def _labelled(labels: Sequence[str | None], *of_rows: np.ndarray) -> tuple:
 def _spread(data: Dataset, count: int | None) -> Dataset:
     """So many rows spread over a data set, or all."""
     return data if count is None else data.select(spread_places(len(data), min(count, len(data))))
+
+
+def _rows(task: TextTask | FrameTask, path: str | None, seed: int, max_samples: int | None, **reading) -> Dataset:
+    """What is measured, as the model takes it."""
+    return task.ready(_spread(_read(task, path, seed, **reading), max_samples))
 
 
 def _read(task: TextTask | FrameTask, path: str | None, seed: int, split: str = "test", **reading) -> Dataset:

@@ -13,20 +13,20 @@ import argparse
 import json
 from pathlib import Path
 
-from hf_vrae.command_line import add_reading_flags, run_script
+from hf_vrae.command_line import add_reading_flags, check_output, given_flags, refuse_unread, run_script
 
 
 def main():
     from accelerate import PartialState
 
     from hf_vrae.hub import load
-    from hf_vrae.measure import evaluate_file, label_agreement, transfer_file
+    from hf_vrae.measure import evaluate_file, measure_labels
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", required=True, help="Folder, or repository of the Hub")
     parser.add_argument("--data", help="As --train_file of train.py; by default what is built in")
-    add_reading_flags(parser)
-    parser.add_argument("--max_length", type=int, default=128, help="Longer sequences are cut, and counted")
+    reading = add_reading_flags(parser)
+    parser.add_argument("--max_length", type=int, help="Longer texts are cut, and counted; by default as in training")
     parser.add_argument("--max_samples", type=int, help="Take only so many sequences, spread over the file")
     parser.add_argument("--num_samples", type=int, default=100, help="K of the importance-weighted likelihood")
     parser.add_argument("--svi_steps", type=int, default=0, help="Refine each posterior by gradient steps first")
@@ -40,36 +40,36 @@ def main():
     parser.add_argument("--transfer_train", help="Labelled .tsv or .csv: also move the texts of --data between labels")
     parser.add_argument("--label", help="Its column; by default 'label', of --label_agreement the model's own")
     parser.add_argument("--label_values", nargs=2, help="The two labels; by default the column's two")
-    parser.add_argument("--label_agreement", nargs="?", const="", help="Labelled texts: have samples their label?")
+    of_texts = {"nargs": "?", "const": "", "help": "Labelled texts: have samples their label?"}
+    parser.add_argument("--label_agreement", dest="agreement_train", **of_texts)
     parser.add_argument("--guidance_scale", type=float, help="Of these samples, and of texts moved by label")
     parser.add_argument("--probe", dest="probe_label", help="Column that a linear classifier tells from the latents")
     parser.add_argument("--probe_train", help="File to fit it on")
     parser.add_argument("--anomaly", dest="anomaly_label", help="Column that says what is not --normal")
     parser.add_argument("--normal", default="0", help="Its value for what is")
     parser.add_argument("--output", help="Write the numbers to this .json file")
-    args = vars(parser.parse_args())
-    judge = args["judge"] = load(args["judge"]) if args["judge"] else None
-    model, path, output = load(args.pop("model")), args.pop("data"), args.pop("output")
-    names = ("transfer_train", "label_agreement", "guidance_scale", "label", "label_values")
-    train, examples, scale, label, values = [args.pop(name) for name in names]
-    if train and not path:
-        raise ValueError("`transfer_train` moves the texts of --data, which is not given.")
-    if scale is not None and not train and examples is None:
-        raise ValueError("`guidance_scale` is of --label_agreement and --transfer_train. Leave it out.")
-    reading = {name: args[name] for name in ("text_column", "encoding") if args[name] is not None}
-    num_texts, options = args["num_text_samples"], {"judge": judge, "guidance_scale": scale, "reading": reading}
-    if not args.pop("text_metrics"):
-        args["num_text_samples"], args["judge"] = None, None if train or examples is not None else judge
-    results = evaluate_file(*model, path, **args)
-    if train and PartialState().is_main_process:
-        results["transfer"] = transfer_file(*model, train, path, label or "label", values, **options)
-    if examples is not None and PartialState().is_main_process:
-        options |= {"num_samples": num_texts, "seed": args["seed"]}
-        results["label_agreement"] = label_agreement(*model, examples or None, label, **options)
+    args = parser.parse_args()
+    check_output(args.output)
+    by_label = args.transfer_train is not None or args.agreement_train is not None
+    readers = dict.fromkeys(("guidance_scale", "label"), (by_label, "--label_agreement and --transfer_train"))
+    readers["label_values"] = args.transfer_train is not None, "--transfer_train"
+    refuse_unread(parser, args, readers | {"normal": (args.anomaly_label is not None, "--anomaly")})
+    model, judge, reading = load(args.model), load(args.judge) if args.judge else None, given_flags(args, reading)
+    if judge and judge[1] is None:
+        raise ValueError(f"`judge` reads texts, and {args.judge!r} is a model of frames. Name a model of text.")
+    names, results = "transfer_train agreement_train label label_values guidance_scale num_text_samples seed", {}
+    if by_label:  # first, since these may find their files at fault: the likelihoods take longest
+        said = {name: getattr(args, name) for name in names.split()}
+        results = measure_labels(*model, args.data, judge=judge, reading=reading, **said)
+    names = "max_length max_samples num_samples svi_steps batch_size seed free_running disentanglement probe_label"
+    said = {name: getattr(args, name) for name in f"{names} probe_train anomaly_label normal".split()}
+    said["num_text_samples"] = args.num_text_samples if args.text_metrics else None
+    said["judge"] = judge if args.text_metrics or not by_label else None
+    results = evaluate_file(*model, args.data, **said, **reading) | results
     if PartialState().is_main_process:
         print(json.dumps({name: value for name, value in results.items() if name != "run"}, indent=2))
-        if output:
-            Path(output).write_text(json.dumps(results, indent=2) + "\n")
+        if args.output:
+            Path(args.output).write_text(json.dumps(results, indent=2) + "\n")
 
 
 if __name__ == "__main__":

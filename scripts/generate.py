@@ -22,7 +22,7 @@ from pathlib import Path
 
 import numpy as np
 
-from hf_vrae.command_line import add_generation_flags, add_reading_flags, given_flags, read_lines, run_script
+from hf_vrae.command_line import add_generation_flags, add_reading_flags, given_flags, parsed, read_lines, run_script
 
 
 def main():
@@ -50,7 +50,7 @@ def main():
     parser.add_argument("--seed", type=int, default=42)
     parser.add_argument("--output", help="Also write the rows to this .jsonl file; of frames an .npz")
     options = add_generation_flags(parser)
-    args = parser.parse_args()
+    args = parsed(parser)
     given, how_to_read = given_flags(args, options), given_flags(args, reading)
 
     set_seed(args.seed)

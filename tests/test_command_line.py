@@ -33,6 +33,9 @@ def desk(tmp_path, monkeypatch, tokenizer):
     make_frame_model().save_pretrained("frames")
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "model.safetensors").write_bytes(b"precious")
+    (tmp_path / "run" / "recipe.yaml").write_text("{}")
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes" / "README.md").write_text("mine")
     (tmp_path / "bert").mkdir()
     (tmp_path / "bert" / "config.json").write_text(json.dumps({"model_type": "bert"}))
 
@@ -57,6 +60,7 @@ def test_frames_are_written_where_it_is_said(desk, capsys, tmp_path):
         ("train --train_file good.txt --output_dir run", "already holds a run"),
         ("train --train_file nowhere.txt --output_dir run --overwrite_output_dir", "There is no file 'nowhere.txt'"),
         ("train --output_dir good.txt", "`output_dir` 'good.txt' is a file"),
+        ("train --output_dir notes --overwrite_output_dir", "'notes' holds 'README.md' and no run that it is of"),
         ("train --latent_sise 8", "did you mean '--latent_size'"),
         ("train --latent_size -1", "`latent_size` must not be negative, got -1"),
         ("train --latent_conditioning inputs", "latent_conditioning"),
@@ -67,7 +71,7 @@ def test_frames_are_written_where_it_is_said(desk, capsys, tmp_path):
             "train --model_name_or_path damaged --embedding_size 16 --encoder_hidden_size 16 --decoder_hidden_size 16",
             "weights of 'damaged' cannot be read",
         ),
-        ("plot lm kl", "`latent_size` 0 is a model without z"),
+        ("plot lm kl", "`latent_size` of this model is 0"),
         ("plot frames interpolation --texts a b", "`texts` are of a model of text, and this one is of frames"),
         ("evaluate --model nowhere", "There is no folder 'nowhere'"),
         ("evaluate --model bert", "'bert'"),
@@ -75,6 +79,16 @@ def test_frames_are_written_where_it_is_said(desk, capsys, tmp_path):
         ("evaluate --model model --data strange.txt", "has a word that the tokenizer knows"),
         ("evaluate --model model --num_samples 0", "must be above 0"),
         ("evaluate --model model --guidance_scale 2", "is of --label_agreement and --transfer_train"),
+        ("evaluate --model model --output nowhere/results.json", "`output` must be a file in a folder that is there"),
+        ("evaluate --model model --text_metrics --judge frames", "`judge` reads texts, and 'frames' is a model of"),
+        ("evaluate --model model --data good.txt --transfer_train table.csv", "no column of ['a', 'b'] holds strings"),
+        ("evaluate --model model --label_values a b", "`label_values` is of --transfer_train, which is not"),
+        ("evaluate --model model --normal 1", "`normal` is of --anomaly, which is not asked for"),
+        ("plot lm map", "`latent_size` of this model is 0"),
+        ("generate model sample --num_beams 0", "`num_beams` must be at least 1, got 0"),
+        ("generate model sample --strength 2", "`strength` is of attribute, which is not asked for"),
+        ("generate model sample --labels a=b a=c", "`labels` must name each label once, got a=b a=c"),
+        ("generate model sample --output nowhere/a.jsonl", "`output` must be a file in a folder that is there"),
         ("generate model reconstruct", "`texts` must hold at least one text"),
         ("generate model interpolate --texts a", "two ends of the path, got 1"),
         ("generate model attribute --texts a --with good.txt", "needs two of them, --with and --without"),
@@ -95,6 +109,12 @@ def test_a_mistake_is_one_clear_line(command, message, desk, capsys, tmp_path):
     assert not any("Traceback" in line for line in said)
     assert (tmp_path / "run" / "model.safetensors").read_bytes() == b"precious"
     assert not (tmp_path / "output" / "recipe.yaml").exists()  # without which the corrected command is refused
+
+
+def test_an_environment_that_cannot_be_is_a_mistake_too(desk, capsys, monkeypatch):
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "foo")
+    assert script(["scripts/train.py", *TINY.split()]) == 1
+    assert "error: invalid truth value foo" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("number", [2, 15])

@@ -141,6 +141,18 @@ def test_a_card_says_what_the_model_is(options, said, tmp_path):
     assert said in " ".join(write_model_card(tmp_path).read_text().split())
 
 
+def test_a_card_of_a_hierarchy_of_one_latent(tmp_path):
+    make_hierarchical_model(segment_latent_size=0).save_pretrained(tmp_path)
+    text = " ".join(write_model_card(tmp_path).read_text().split())
+    assert "Its one latent is z of the whole sequence, " in text and "scales" not in text
+
+
+def test_the_file_of_frames_is_named_though_they_are_called_built_in(shared):
+    recipe = shared / "recipe.yaml"
+    recipe.write_text(recipe.read_text().replace("data:\n", "data:\n  builtin: frames\n"))
+    assert "the file `my.txt`" in write_model_card(shared).read_text()
+
+
 def test_card_of_a_model_alone(tmp_path):
     make_model().save_pretrained(tmp_path)
     text = write_model_card(tmp_path).read_text()

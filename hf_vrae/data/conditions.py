@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from datasets import ClassLabel, Dataset, Value
 
-from .datasets import value_name
+from .datasets import value_names
 from .frames import PREFIX, sequence_rows
 
 logger = logging.getLogger(__name__)
@@ -229,11 +229,7 @@ def label_names(split: Dataset, column: str) -> list[str | None]:
     """Of each row the name of its value; None where it is missing."""
     if column not in split.column_names:
         return [None] * len(split)
-    values = split[column][:]
-    if isinstance(split.features[column], ClassLabel):
-        names = split.features[column].names
-        return [None if value is None or value < 0 else names[value] for value in values]
-    return [value_name(value) for value in values]
+    return value_names(split, column)
 
 
 def _vectors(split: Dataset, column: str) -> list[list[float] | None]:
@@ -247,6 +243,14 @@ def _numbers(split: Dataset, column: str) -> np.ndarray:
     if column not in split.column_names:
         return np.full(len(split), np.nan, dtype=np.float32)
     try:
-        return np.array([math.nan if v is None else float(v) for v in split[column][:]], dtype=np.float32)
+        values = np.array([math.nan if v is None else float(v) for v in split[column][:]])
     except (TypeError, ValueError) as error:
         raise ValueError(f"`attribute_columns` must be of numbers; {column!r} is {split.features[column]}.") from error
+    with np.errstate(over="ignore"):  # what is too big becomes infinite
+        values = values.astype(np.float32)
+    if (infinite := np.isinf(values)).any():
+        raise ValueError(
+            f"`attribute_columns` must be of finite numbers, but {column!r} has {values[infinite][0]} in row "
+            f"{infinite.argmax()}. Leave the value out where it is missing."
+        )
+    return values

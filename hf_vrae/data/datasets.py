@@ -199,6 +199,11 @@ def attribute_values(data: Dataset, column: str) -> list:
     return [int(value) if whole and value is not None else value for value in values]
 
 
+def value_names(data: Dataset, column: str) -> list[str | None]:
+    """The same by name, as labels have them."""
+    return [value_name(value) for value in attribute_values(data, column)]
+
+
 def value_name(value) -> str | None:
     """The name of a label's value; None where it is missing."""
     if value is None or value == "" or value != value:
@@ -262,8 +267,8 @@ def tokenize(
     truncated, unknown = int(columns["truncated"][:].sum()), int(columns["only_unknown"][:].sum())
     if unknown == kept:
         raise ValueError(
-            f"No row of the {split} split has a word that the tokenizer knows. Do the tokenizer and the data belong "
-            "together?"
+            f"No row of the {split} split has a word that the tokenizer knows. If it is new, give more data, a "
+            "`validation_file`, or `tokenizer_type` bpe; if not, do the tokenizer and the data belong together?"
         )
     said = [
         (dropped, "empty rows dropped"),

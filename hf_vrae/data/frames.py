@@ -31,6 +31,7 @@ def load_frames(
     segment_column: str | None = None,
     window: int | None = None,
     stride: int | None = None,
+    encoding: str = "utf-8",
 ) -> DatasetDict:
     """Read the splits of a data set of sequences of vectors. Numbers of every kind become float32, in the units of the
     file; a missing value (NaN, null, an empty cell) is NaN.
@@ -58,6 +59,7 @@ def load_frames(
             as long as a window would hold frames that the one before does not; the last one may be shorter. What
             else is known of the sequence is repeated. Overlapping windows of one sequence must not be shared out
             between training and validation: give files of their own.
+        encoding: of files of characters.
 
     Returns:
         a `DatasetDict` of "train", "validation" and "test" as far as they are there, with the columns of
@@ -89,8 +91,9 @@ def load_frames(
             data |= _from_arrays(path, split, set(files) == {"train"}, columns, window, stride)
         elif suffix in (".csv", ".tsv"):
             # Of the other files the same channels are asked for, by name: their order is no matter.
-            feature_columns = feature_columns or csv_channels(path, sequence_column, segment_column)
-            data[split] = _from_steps(path, feature_columns, sequence_column, segment_column, window, stride)
+            feature_columns = feature_columns or csv_channels(path, sequence_column, segment_column, encoding)
+            marks = sequence_column, segment_column
+            data[split] = _from_steps(path, encoding, feature_columns, *marks, window, stride)
         else:
             if suffix not in (".parquet", ".json", ".jsonl"):
                 raise ValueError(
@@ -98,7 +101,7 @@ def load_frames(
                     f"got {suffix!r}."
                 )
             columns = features_column, segment_column
-            data[split] = _from_rows(load_file(path), *columns, f"The file {path!r}", window, stride)
+            data[split] = _from_rows(load_file(path, encoding), *columns, f"The file {path!r}", window, stride)
     return data
 
 
@@ -129,10 +132,12 @@ def make_frames(
     return Dataset(table.select(list(features)), info=DatasetInfo(features=features))
 
 
-def csv_channels(path: str, sequence_column: str | None = None, segment_column: str | None = None) -> list[str]:
+def csv_channels(
+    path: str, sequence_column: str | None = None, segment_column: str | None = None, encoding: str = "utf-8"
+) -> list[str]:
     """The channels of a .csv of which none are named: its columns of numbers, but "label" and these two."""
     marks = {"label", sequence_column, segment_column}
-    channels = [name for name in _of_numbers(_steps(path)) if name not in marks]
+    channels = [name for name in _of_numbers(_steps(path, encoding)) if name not in marks]
     if not channels:
         raise ValueError(f"The file {path!r} has no column of numbers for a channel.")
     logger.info("%s: channels %s", path, channels)
@@ -306,10 +311,10 @@ def _is_number(kind: pa.DataType) -> bool:
     return types.is_integer(kind) or types.is_floating(kind) or types.is_boolean(kind) or types.is_null(kind)
 
 
-def _steps(path: str) -> pa.Table:
+def _steps(path: str, encoding: str) -> pa.Table:
     """A .csv with a row a step."""
     # The kind of a column is read off all of it: a sensor may be silent for its first 10,000 rows.
-    steps = load_file(path, chunksize=2**31 - 1, keep_default_na=True)  # "NaN" is no word here
+    steps = load_file(path, encoding, chunksize=2**31 - 1, keep_default_na=True)  # "NaN" is no word here
     return steps.with_format("arrow")[:].combine_chunks()
 
 
@@ -317,9 +322,11 @@ def _of_numbers(table: pa.Table) -> list[str]:
     return [field.name for field in table.schema if _is_number(field.type)]
 
 
-def _from_steps(path: str, channels: list[str], sequence: str | None, segment: str | None, window, stride) -> Dataset:
+def _from_steps(
+    path: str, encoding: str, channels: list[str], sequence: str | None, segment: str | None, window, stride
+) -> Dataset:
     """A split out of a table with a row a step."""
-    table = _steps(path)
+    table = _steps(path, encoding)
     for option, name in (("sequence_column", sequence), ("segment_column", segment)):
         if name is not None and name not in table.column_names:
             raise ValueError(f"`{option}` must be a column of {path!r}, {table.column_names}; got {name!r}.")

@@ -65,7 +65,14 @@ def _without_specials(texts: Iterable[str] | Iterable[list[str]]) -> Iterator[li
 
 def load_tokenizer(name_or_path: str, **kwargs) -> PreTrainedTokenizerFast:
     """An existing tokenizer, from the Hub or a folder, with the special tokens and marks that a VRAE needs."""
-    tokenizer = AutoTokenizer.from_pretrained(name_or_path, **kwargs)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(name_or_path, **kwargs)
+    except (OSError, ValueError) as error:
+        reason = str(error).split("\n")[0]
+        raise ValueError(
+            f"No tokenizer can be loaded from {name_or_path!r}: it must be a folder, or 'owner/name' of the Hub, "
+            f"which holds one, as those of models of text do. {reason}"
+        ) from error
     if not tokenizer.is_fast:
         raise ValueError(f"`tokenizer_name` must name a fast tokenizer, got {type(tokenizer).__name__}.")
     # BERT's family marks a sequence with [CLS] and [SEP].

@@ -4,6 +4,7 @@ import argparse
 import dataclasses
 import difflib
 import math
+import re
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,7 +22,7 @@ from .schedules import ScheduleKind
 CONFIGURATIONS = {"vrae": VRAEConfig, "vrnn": VRNNConfig, "hierarchical_vrae": HierarchicalVRAEConfig}
 # What says something of text alone, and of frames alone.
 OF_TEXT = (
-    "text_column", "encoding", "max_length", "tokenizer_name", "tokenizer_type", "vocab_size", "min_frequency",
+    "text_column", "max_length", "tokenizer_name", "tokenizer_type", "vocab_size", "min_frequency",
     "preprocessing_num_workers", "segment_separators", "word_noise",
 )  # fmt: skip
 WAYS_TO_READ = ("features_column", "feature_columns", "sequence_column", "segment_column", "window", "stride")
@@ -52,7 +53,7 @@ class DataArguments:
     dataset_name: str | None = _arg(None, "Data set of the Hub, or a local folder, in place of files")
     dataset_config_name: str | None = _arg(None, "Configuration of that data set")
     text_column: str | None = _arg(None, "Column of the text; by default 'text', or the only one of strings")
-    encoding: str = _arg("utf-8", "Encoding of the files")
+    encoding: str = _arg("utf-8", "Encoding of the files, where they are of characters")
     validation_split_percentage: float = _arg(5.0, "Share taken for validation where there is no such split")
     builtin: Literal["text", "frames"] = _arg("text", "What is learnt where no source is named")
     corpus_size: int | None = _arg(
@@ -553,12 +554,29 @@ class Recipe:
     def check_data(self) -> None:
         """Refuse what says nothing of such data; a recipe need not name the data, so this is of a run alone."""
         data, of_frames = self.data, ("stride", "train_window", "transpose", "scale_features", *MODEL_OF_FRAMES)
+        named = data.train_file or data.dataset_name
         remedy = "Leave it out, or name data of frames: an .npz, or a `features_column`."
-        rules = {
-            "is of text, and the data are frames. Leave it out.": OF_TEXT if data.of_frames else (),
-            f"is of frames, and the data are text. {remedy}": () if data.of_frames else of_frames,
-            "says how to read data, and none are named.": () if data.train_file or data.dataset_name else WAYS_TO_READ,
-        }
+        rules = [
+            (OF_TEXT, data.of_frames, "is of text, and the data are frames. Leave it out."),
+            (of_frames, not data.of_frames, f"is of frames, and the data are text. {remedy}"),
+            (
+                ("text_column", "encoding", *WAYS_TO_READ),
+                not named,
+                "says how to read data, and none are named. Leave it out.",
+            ),
+            (["corpus_size"], named, "is of what is built in, and other data are named. Leave it out."),
+            (["dataset_config_name"], not data.dataset_name, "is of `dataset_name`, which is not given."),
+            (
+                ["validation_split_percentage"],
+                data.validation_file,
+                "takes apart what `validation_file` leaves whole.",
+            ),
+            (
+                ["tokenizer_type", "vocab_size", "min_frequency"],
+                data.tokenizer_name,
+                "is of a new tokenizer, and `tokenizer_name` is an existing one. Leave it out.",
+            ),
+        ]
         given = {*self._given(data), *self._given(self.model)}
         if any(data.conditions) and self.model.model_type != "vrae":
             raise ValueError(
@@ -575,6 +593,11 @@ class Recipe:
                 f"`word_noise` {data.word_noise} is of the ELBO of one sample. Leave it out, or leave out "
                 "`num_train_samples` and `svi_steps`."
             )
+        columns = {*(data.label_columns or ()), *(data.attribute_columns or ()), data.condition_column}
+        if data.of_frames and (ours := columns & {"length", "input_features"}):
+            raise ValueError(
+                f"A condition is of column {min(ours)!r}, which is remade of the frames. Give yours another name."
+            )
         if data.segment_column and self.model.model_type != "hierarchical_vrae":
             raise ValueError(
                 f"`segment_column` says where the segments of a hierarchical_vrae lie, and this is a "
@@ -584,8 +607,8 @@ class Recipe:
             raise ValueError(
                 f"`max_labeled_samples` hides values of one label; `label_columns` names {data.label_columns}."
             )
-        for reason, names in rules.items():
-            for name in given.intersection(names):
+        for names, senseless, reason in rules:
+            for name in given.intersection(names if senseless else ()):
                 raise ValueError(f"`{name}` {reason}")
 
     def model_fields(self) -> dict:
@@ -627,6 +650,8 @@ def parse_recipe(argv: list[str] | None = None) -> Recipe:
     """
     argv = sys.argv[1:] if argv is None else argv
     parser = _Parser(SECTIONS.values(), description="Train a VRAE or a VRNN.", allow_abbrev=False)
+    # Of a list, words such as -RRB- are tokens or columns: all our flags have two dashes.
+    parser._negative_number_matcher = re.compile("-[^-]")
     parser.add_argument("--config", help="Recipe: YAML with the sections model, data and training")
     config = parser.parse_known_args(argv)[0].config
     # A later flag overrides an earlier one, so a recipe is a list of flags in front of the user's own.
@@ -668,7 +693,7 @@ def _recipe_values(path: str, of: tuple[Path, ...] = ()) -> dict[str, list[str]]
                 raise ValueError(f"{path}: " + _unknown(f"key of section {section}", key, known))
             if value is False and key in ("eval_strategy", "mixed_precision"):
                 value = "no"  # which YAML takes for false
-            if value is None:
+            if value is None or (value == [] and getattr(SECTIONS[section](), key) is None):
                 said.pop(key, None)
             else:
                 said[key] = list(map(str, value if isinstance(value, list) else [value]))

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,12 +23,18 @@ RUN_FILES = (
     "README.md",
 )
 """What a run writes into its folder beside checkpoints and the model itself."""
+MARKS = ("recipe.yaml", "metrics.jsonl", "results.json", "config.json")
+"""Those of which a folder has one at least that holds a run."""
 
 
 def checkpoints(output_dir: str | Path) -> list[Path]:
     """The folder's checkpoints `checkpoint-STEP`, by step."""
-    folders = [path for path in Path(output_dir).glob("checkpoint-*") if path.name.split("-")[-1].isdigit()]
-    return sorted(folders, key=lambda path: int(path.name.split("-")[-1]))
+    folders = [path for path in Path(output_dir).glob("checkpoint-*") if re.fullmatch(r"checkpoint-\d+", path.name)]
+    return sorted(folders, key=_step)
+
+
+def _step(checkpoint: Path) -> int:
+    return int(checkpoint.name.removeprefix("checkpoint-"))
 
 
 def find_checkpoint(output_dir: str | Path, name: str) -> Path:
@@ -52,7 +59,8 @@ def find_run(output_dir: str | Path, overwrite: bool) -> list[Path]:
     """Files and folders of an earlier run that are to be deleted: none, or those of a run to overwrite.
 
     Raises:
-        ValueError: where the folder holds a run and `overwrite` is not set, or is a file.
+        ValueError: where the folder holds a run and `overwrite` is not set, or is a file, or holds a file of no run
+            that this one would write over.
     """
     folder = Path(output_dir)
     if folder.exists() and not folder.is_dir():
@@ -60,6 +68,11 @@ def find_run(output_dir: str | Path, overwrite: bool) -> list[Path]:
     files = [folder / name for name in (*RUN_FILES, "config.json", "model.safetensors") if (folder / name).exists()]
     first_stage = folder / "autoencoder"
     folders = checkpoints(folder) + [first_stage] * (first_stage / "recipe.yaml").is_file()
+    if files and not folders and not any((folder / name).exists() for name in MARKS):
+        raise ValueError(
+            f"`output_dir` {str(folder)!r} holds {files[0].name!r} and no run that it is of; this run would write "
+            "over it. Move it away, or name another folder."
+        )
     if (files or folders) and not overwrite:
         raise ValueError(
             f"`output_dir` {str(folder)!r} already holds a run. Name another folder, go on with that run by "
@@ -155,7 +168,7 @@ def remove_old_checkpoints(output_dir: str | Path, limit: int, keep: int | None,
     """Delete all but that of step `keep` and the newest `limit` checkpoints up to `step`; those beyond are of a course
     that the run has left, by resuming from an earlier one."""
     found = [path for path in checkpoints(output_dir) if path.name != f"checkpoint-{keep}"]
-    others = [path for path in found if int(path.name.split("-")[-1]) <= step]
+    others = [path for path in found if _step(path) <= step]
     for path in found:
         if path not in others[-limit:]:
             shutil.rmtree(path)

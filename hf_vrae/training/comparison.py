@@ -73,11 +73,18 @@ def find_recipes(folder: str | Path) -> list[Path]:
     """The folder's recipes that are rows, those with a `title`, by name.
 
     Raises:
-        ValueError: where there is none.
+        ValueError: where there is none, or one whose `title` or `published` numbers are none.
     """
     recipes = [path for path in sorted(Path(folder).glob("*.yaml")) if "title" in _read(path)]
     if not recipes:
         raise ValueError(f"The folder {str(folder)!r} holds no recipe (.yaml) with a `title`.")
+    for path in recipes:
+        title, published = (_read(path).get(name) for name in ("title", "published"))
+        if not isinstance(title, str):
+            raise ValueError(f"`title` of {str(path)!r} must be text, got {title!r}. Put it in quotes.")
+        numbers = published.values() if isinstance(published, dict) else [published] if published else []
+        if not all(isinstance(number, (int, float)) for number in numbers):
+            raise ValueError(f"`published` of {str(path)!r} must be of names and numbers, got {published!r}.")
     return recipes
 
 
@@ -102,7 +109,8 @@ def train_rows(
 
     Raises:
         SystemExit: with the code of a process that failed.
-        ValueError: for rows that begin at one another or at none there is, and for flags that are no row's.
+        ValueError: for rows that begin at one another or at none there is, for flags that are no row's, and for an
+            interrupted row that was begun with other ones.
     """
     for name, remedy in (("--config", "Put it into the folder"), ("--push_to_hub", "Use scripts/push_to_hub.py")):
         if any(flag.split("=")[0] == name for flag in flags):
@@ -112,15 +120,22 @@ def train_rows(
             folder = Path(output_dir) / f"{path.stem}-{seed}"
             own = ["--config", str(path), *flags, "--output_dir", str(folder), "--seed", str(seed)]
             other, done = _what_differs(folder, parse_recipe(own)), (folder / "results.json").is_file()
+            said = "; ".join(f"{name} {begun}, now {now}" for name, (begun, now) in other.items())
             begun_with, now = other.get("num_importance_samples", (0, 0))
             more_samples = len(other) == 1 and now > begun_with
-            if not (done and more_samples and checkpoints(folder)):
-                _say_what_differs(folder, other)
-                if done:
-                    continue
+            if done and not (more_samples and checkpoints(folder)):
+                if other:  # a done one stays what it is
+                    logger.warning("%s was begun with %s; delete it to train it anew", folder, said)
+                continue
+            begun = checkpoints(folder) or checkpoints(folder / "autoencoder")
+            if not done and begun and other.keys() - {"num_importance_samples"}:
+                raise ValueError(
+                    f"The row {str(folder)!r} is not finished, and was begun with {said}. Finish it with the flags "
+                    "that it was begun with, delete it, or name another --output_dir."
+                )
             if first := _read(path).get("begins_at"):
                 own += ["--model_name_or_path", str(Path(output_dir) / f"{first}-{seed}")]
-            if checkpoints(folder) or checkpoints(folder / "autoencoder"):
+            if begun:
                 own += ["--resume_from_checkpoint", "latest"]
             elif any((folder / name).exists() for name in RUN_FILES):
                 own += ["--overwrite_output_dir"]  # it stopped before its first checkpoint
@@ -141,13 +156,6 @@ def _what_differs(folder: Path, recipe: Recipe) -> dict[str, tuple]:
     here = {"output_dir", "overwrite_output_dir", "resume_from_checkpoint", "model_name_or_path"}
     now = recipe.flat()
     return {name: (begun[name], now[name]) for name in now if now[name] != begun[name] and name not in here}
-
-
-def _say_what_differs(folder: Path, other: dict[str, tuple]) -> None:
-    """Warn of a row that was begun with other arguments: a done one stays what it is."""
-    if other:
-        said = "; ".join(f"{name} {begun}, now {now}" for name, (begun, now) in other.items())
-        logger.warning("%s was begun with %s; delete it to train it anew", folder, said)
 
 
 def _chain(path: Path) -> list[Path]:
@@ -239,7 +247,7 @@ def comparison_table(rows: Sequence[dict], short: bool = False) -> str:
     names = ["", *(name for name, *_ in columns + described)]
     lines = ["| " + " | ".join(names) + " |", "| --- |" + " ---: |" * (len(names) - 1)]
     for row in rows:
-        cells = [row["name"]]
+        cells = [row["name"].replace("|", "\\|")]
         for _, key, digits in columns:
             published = row["published"].get(key)
             beside = "" if published is None else f" ({published:.{digits}f})"

@@ -72,13 +72,14 @@ class TrainingState:
 
     `pending` holds the terms of each update since the last line of metrics, summed over all processes: loss,
     reconstruction, KL, sequences, tokens or frames, gradient norm; they took `pending_seconds`. `aggressive` training
-    ends when `mutual_information` falls.
+    ends when `mutual_information` falls. `judged_by` is what `best_metric` is of: a metric, and the validation data.
     """
 
     step: int = 0
     training_seconds: float = 0.0
     best_step: int | None = None
     best_metric: float = math.inf
+    judged_by: str = ""
     evaluations_without_improvement: int = 0
     lr_decays: int = 0
     aggressive: bool = False
@@ -113,7 +114,11 @@ class TrainingLoop:
         self.args, self.accelerator, self.task = args, accelerator, task
         self.validation, self.lengths = validation, lengths(train)
         self.output_dir = Path(args.output_dir)
-        self.state = TrainingState(fingerprint=task.fingerprint(train), aggressive=args.aggressive)
+        self.state = TrainingState(
+            fingerprint=task.fingerprint(train),
+            judged_by=f"{self.metric} of {task.fingerprint(validation)}",
+            aggressive=args.aggressive,
+        )
         # Tensor cores like multiples of 8; a CPU would pass over the padding for nothing.
         multiple = 1 if accelerator.mixed_precision == "no" or accelerator.device.type == "cpu" else 8
         self.collator = task.collator(pad_to_multiple_of=multiple)
@@ -131,8 +136,11 @@ class TrainingLoop:
             args.kl_cycles,
             args.kl_capacity,
         )
-        if args.eval_strategy != "no" and not self.kl_schedule.has_arrived(self.total_steps - 1):
-            logger.warning(NEVER_ARRIVES, args.kl_warmup_steps, self.total_steps)
+        # From the end: of all but the cyclical schedule the last step decides.
+        if args.eval_strategy != "no" and not any(
+            map(self.kl_schedule.has_arrived, reversed(range(self.total_steps)))
+        ):
+            logger.warning(NEVER_ARRIVES, self.kl_schedule.warmup_steps, self.total_steps)
         self.lr_schedule = learning_rate_schedule(args, self.total_steps)
 
         use_plain_model_files(accelerator)
@@ -144,6 +152,14 @@ class TrainingLoop:
         set_seed(args.seed, device_specific=True)
         if args.resume_from_checkpoint:
             self.resume()
+
+    @property
+    def metric(self) -> str:
+        """Which number of the validation data says how good a model is."""
+        # An autoencoder, whose KL costs nothing, has no bound to be judged by (Li et al. 2019); and of one trained as
+        # the proposal of a particle filter the ELBO says little.
+        bound = "nll_fivo" if self.args.resampling else "neg_elbo"
+        return bound if self.args.kl_weight > 0 else "reconstruction"
 
     # One update.
 
@@ -225,7 +241,7 @@ class TrainingLoop:
             )
             encoder = list(self.plain_model.get_encoder().parameters())
             self.model.train()
-            while self.state.step < self.total_steps and not self.is_over():
+            while not self.is_over():
                 if self.state.aggressive:
                     self.train_encoder(encoder_micro_batches)
                 indices = batches.of_step(self.state.step)
@@ -279,7 +295,9 @@ class TrainingLoop:
             raise Interrupted(stop_here, self.how_to_resume(f"Interrupted at step {step}; the run is saved."))
 
     def is_over(self) -> bool:
-        """Whether early stopping or the last decay of the learning rate ends the run."""
+        """Whether all updates are made, or early stopping or the last decay of the learning rate ends the run."""
+        if self.state.step >= self.total_steps:
+            return True
         patience = self.args.early_stopping_patience
         stopped_early = patience is not None and self.state.evaluations_without_improvement >= patience
         decays = self.args.lr_scheduler_type == "reduce_lr_on_plateau"
@@ -400,10 +418,7 @@ class TrainingLoop:
         # Before the KL weight has arrived the bound still rises and falls with it (trap 9 of the field).
         if not self.kl_schedule.has_arrived(state.step - 1):
             return False
-        # An autoencoder, whose KL costs nothing, has no bound to be judged by (Li et al. 2019); and of one trained as
-        # the proposal of a particle filter the ELBO says little.
-        bound = "nll_fivo" if args.resampling else "neg_elbo"
-        metric = results[bound if args.kl_weight > 0 else "reconstruction"]
+        metric = results[self.metric]
         if metric < state.best_metric:
             state.best_metric, state.best_step = metric, state.step
             state.evaluations_without_improvement = 0
@@ -479,9 +494,15 @@ class TrainingLoop:
             if not options.keys() <= group.keys():
                 raise ValueError(f"`optim` {self.args.optim} is not the optimizer of the checkpoint {str(folder)!r}.")
             group.update(options)
-        if state.best_step is not None and not (self.output_dir / f"checkpoint-{state.best_step}").is_dir():
-            logger.warning("the best model up to %s is deleted: the best one from here on is taken", folder)
-            state.best_step, state.best_metric = None, math.inf
+        reason = None
+        if state.judged_by not in ("", self.state.judged_by):  # "": of a version that did not say
+            reason = "judged by another metric or on other validation data"
+        elif not (self.output_dir / f"checkpoint-{state.best_step}").is_dir():
+            reason = "deleted"
+        if state.best_step is not None and reason:
+            logger.warning("the best model up to %s is %s: the best one from here on is taken", folder, reason)
+            state.best_step, state.best_metric, state.evaluations_without_improvement = None, math.inf, 0
+        state.judged_by = self.state.judged_by
         self.state = state
         # What was over stays over; what the arguments take away, or ask for first now, is theirs.
         state.aggressive = self.args.aggressive and (state.aggressive or state.encoder_updates == 0)

@@ -107,7 +107,11 @@ def start_from(name_or_path: str, wanted: LatentSequenceConfig, given: Iterable[
     Raises:
         ValueError: where the recipe asks for another model.
     """
-    config = AutoConfig.from_pretrained(name_or_path)
+    try:
+        config = AutoConfig.from_pretrained(name_or_path)
+    except (OSError, ValueError) as error:
+        reason = str(error).split("\n")[0]
+        raise ValueError(f"`model_name_or_path` {name_or_path!r} cannot be loaded as a model: {reason}") from error
     for name in ("model_type", "input_size", "condition_labels", "condition_attributes", "condition_size"):
         if getattr(config, name, None) != getattr(wanted, name, None):
             raise ValueError(

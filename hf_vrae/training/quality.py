@@ -46,7 +46,8 @@ def measure_quality(model, task, data: DatasetDict, split: str, recipe: Recipe, 
     Returns:
         what [`evaluate_free_running`] does; `tokens_per_second` or `frames_per_second`, in training (the median of
         what metrics.jsonl says of it), and with `generated_` before it, of drawing the samples in batches of 64. Of
-        text [`_of_samples`] adds its own. `num_quality_samples` is how many.
+        text [`_of_samples`] adds its own. `num_quality_samples` is how many; of frames no more than
+        the split has.
     """
     args, count = recipe.training, recipe.training.num_quality_samples
     folder, speed = Path(args.output_dir), f"{task.unit}_per_second"
@@ -65,6 +66,7 @@ def measure_quality(model, task, data: DatasetDict, split: str, recipe: Recipe, 
         drawn = sum(map(len, task.tokenizer(samples)["input_ids"])) - count
     else:
         sizes = lengths(data[split])[:count].tolist()
+        count = len(sizes)
         parts = [sizes[i : i + SAMPLES_AT_ONCE] for i in range(0, len(sizes), SAMPLES_AT_ONCE)]
         parts = [(part, each_label(model, len(part), {})) for part in parts]
         samples = [sample_frames(model, part, do_sample=True, **under) for part, under in parts]

@@ -22,7 +22,7 @@ from .checkpoints import checkpoints, find_run, prepare_output_dir
 from .loop import TrainingLoop
 from .models import configuration
 from .quality import measure_quality, peak_memory
-from .tasks import FrameTask, TextTask, lengths
+from .tasks import FrameTask, TextTask, cut, lengths
 
 logger = logging.getLogger(__name__)
 
@@ -62,7 +62,8 @@ def run(recipe: Recipe) -> dict:
     if not first_stage:
         begin(recipe, accelerator)  # now that all can be had: else a misspelt file would have cost a trained model
     loop = TrainingLoop(model, task, data["train"], data["validation"], args, accelerator)
-    if accelerator.is_main_process and asked.training.resume_from_checkpoint:
+    resumed = accelerator.is_main_process and asked.training.resume_from_checkpoint
+    if resumed and not loop.is_over():
         asked.save(output_dir / "recipe.yaml")  # by which the next resumption goes on, with what is said anew
     numbers = loop.run()
     if args.num_quality_samples:
@@ -95,9 +96,11 @@ def run(recipe: Recipe) -> dict:
     if numbers["resumed_from_step"] == numbers["steps"] and file.is_file():
         # All of it was trained before: this was another evaluation.
         described = json.loads(file.read_text())["run"] | {"evaluation_command": described["command"]}
-    results = {"split": split, **metrics, "run": described}
+    results = {"split": split, **metrics, **cut(data[split]), "run": described}
     if accelerator.is_main_process:
         file.write_text(json.dumps(results, indent=2) + "\n")
+    if resumed:
+        asked.save(output_dir / "recipe.yaml")  # not before its numbers are: an evaluation may be interrupted too
     for tracker in accelerator.trackers:
         tracker.finish()
     return results
@@ -129,6 +132,7 @@ def autoencoder_arguments(args: TrainArguments) -> TrainArguments:
     without = (
         "autoencoder_epochs", "max_steps", "kl_cycles", "kl_capacity", "minimum_rate", "free_bits", "mmd_weight",
         "num_train_samples", "svi_steps", "aggressive", "aggressive_max_epochs", "scheduled_sampling",
+        "num_quality_samples",
     )  # fmt: skip
     return dataclasses.replace(
         args,

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from datasets import Dataset, DatasetDict
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerFast
+from transformers.tokenization_utils_base import VERY_LARGE_INTEGER
 
 from ..data.collators import AutoencodingCollator, CausalCollator, FrameCollator
 from ..data.collators import conditions as conditions_in
@@ -33,7 +34,7 @@ from ..data.grammar import generate_corpus
 from ..data.noising import KneserNeyNoise
 from ..data.signals import generate_frames
 from ..data.tokenization import decode, load_tokenizer, train_tokenizer
-from ..latent import conditions_of, draw_latents, each_label, reconstruct_frames, sample_frames
+from ..latent import _stream, conditions_of, draw_latents, each_label, reconstruct_frames, sample_frames
 from ..modeling.configuration_common import DATA_COLUMNS
 from .arguments import CONFIGURATIONS, WAYS_TO_READ, DataArguments, Recipe
 from .checkpoints import find_checkpoint
@@ -47,7 +48,7 @@ class TextTask:
 
     Args:
         tokenizer: saved with every checkpoint, and used to show samples.
-        max_length: longer sequences are cut.
+        max_length: longer sequences are cut; by default as the run that saved the tokenizer did.
         num_proc: processes to tokenize with.
         causal: whether the model has one latent a token, and its input tokens as labels.
         conditions: columns that condition the model.
@@ -60,13 +61,14 @@ class TextTask:
     def __init__(
         self,
         tokenizer: PreTrainedTokenizerFast,
-        max_length: int = 128,
+        max_length: int | None = None,
         num_proc: int | None = None,
         causal: bool = False,
         conditions: Conditions | None = None,
         noise: KneserNeyNoise | None = None,
     ):
-        self.tokenizer, self.max_length, self.num_proc, self.causal = tokenizer, max_length, num_proc, causal
+        self.tokenizer, self.num_proc, self.causal = tokenizer, num_proc, causal
+        self.max_length = tokenizer.model_max_length if max_length is None else max_length
         self.conditions, self.noise = conditions or Conditions(), noise
 
     @classmethod
@@ -76,6 +78,7 @@ class TextTask:
         text = _first_rows(_load_text(data, recipe.training.seed), data)
         causal = not CONFIGURATIONS[recipe.model.model_type].is_encoder_decoder
         tokenizer = cls._tokenizer(recipe, text["train"])
+        tokenizer.model_max_length = data.max_length  # who measures the model later is to cut where it was cut here
         conditions = Conditions.fit(text["train"], *data.conditions)
         task = cls(tokenizer, data.max_length, data.preprocessing_num_workers, causal, conditions)
         splits = DatasetDict({name: task.ready(split, name) for name, split in text.items()})
@@ -187,8 +190,7 @@ class TextTask:
         reconstructions = decode(
             self.tokenizer, model.generate(latents=model.encode(**batch).mode, **conditions_of(model, batch))
         )
-        with torch.random.fork_rng():  # the stream of training's noise stays where it is
-            torch.manual_seed(seed)
+        with _stream(seed):  # that of training's noise stays where it is
             start = {"input_ids": batch["input_ids"].new_full((SHOWN, 1), self.tokenizer.bos_token_id)}
             under = each_label(model, SHOWN, batch)
             start = start if self.causal else {"latents": draw_latents(model, SHOWN, **under), **under}
@@ -214,7 +216,7 @@ class FrameTask:
     """
 
     unit = "frames"
-    options = WAYS_TO_READ
+    options = (*WAYS_TO_READ, "encoding")
 
     def __init__(
         self,
@@ -314,8 +316,7 @@ class FrameTask:
         far off the reconstructions are."""
         rows = batch_rows(split).__getitems__(list(range(min(SHOWN, len(split)))))
         shown = reconstruct_frames(model, rows)
-        with torch.random.fork_rng():  # the stream of training's noise stays where it is
-            torch.manual_seed(seed)
+        with _stream(seed):  # that of training's noise stays where it is
             under = each_label(model, len(rows), conditions_in(rows))
             shown["sample"] = sample_frames(model, shown["lengths"].tolist(), do_sample=True, **under)["sample"]
         np.savez(folder / "samples.npz", **shown)
@@ -364,6 +365,7 @@ def _load_frames(data: DataArguments, seed: int) -> DatasetDict:
         data.segment_column,
         data.window,
         data.stride,
+        data.encoding,
     )
     return _with_validation(frames, data, seed)
 
@@ -373,7 +375,7 @@ def _columns(data: DataArguments) -> dict:
     columns = {name: getattr(data, name) for name in DATA_COLUMNS if getattr(data, name)}
     if data.train_file and Path(data.train_file).suffix in (".csv", ".tsv") and "feature_columns" not in columns:
         marks = {name: column for name, column in columns.items() if name != "feature_columns"}
-        columns["feature_columns"] = csv_channels(data.train_file, **marks)
+        columns["feature_columns"] = csv_channels(data.train_file, encoding=data.encoding, **marks)
     return columns
 
 
@@ -397,14 +399,22 @@ def _first_rows(splits: DatasetDict, data: DataArguments) -> DatasetDict:
 
 
 def task_of(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast | None, max_length: int = 128
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast | None, max_length: int | None = None
 ) -> TextTask | FrameTask:
-    """The task of a trained model."""
+    """The task of a trained model; sequences are cut as in its training where no other `max_length` is given."""
     config, conditions = model.config, Conditions.of_config(model.config)
     if config.input_size is None:
+        if max_length is None and tokenizer.model_max_length == VERY_LARGE_INTEGER:  # saved by an earlier version
+            max_length = max(128, model.generation_config.max_length or 0)  # the default, or the longest of training
         return TextTask(tokenizer, max_length, causal=not config.is_encoder_decoder, conditions=conditions)
     columns = {name: getattr(config, name) for name in DATA_COLUMNS if getattr(config, name)}
     return FrameTask(config.head, config.num_levels, config.input_size, conditions=conditions, columns=columns)
+
+
+def cut(split: Dataset) -> dict[str, int]:
+    """`num_truncated`, how many of its texts were cut, where some were."""
+    count = int(np.sum(split.with_format("numpy")["truncated"][:])) if "truncated" in split.column_names else 0
+    return {"num_truncated": count} if count else {}
 
 
 def lengths(split: Dataset) -> np.ndarray:

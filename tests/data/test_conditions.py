@@ -120,6 +120,13 @@ def test_a_column_that_is_not_there_is_told(caplog):
     assert "The validation split has no column 'kind', which conditions the model" in caplog.text
 
 
+@pytest.mark.parametrize("value", [math.inf, 1e39])
+def test_an_attribute_without_end_is_refused(value):
+    train = rows(score=[1.0, value])
+    with pytest.raises(ValueError, match="of finite numbers, but 'score' has inf in row 1"):
+        Conditions.fit(train, None, ["score"], None).add_to(train)
+
+
 def test_an_attribute_without_a_value_is_refused():
     train = rows(score=[math.nan, math.nan])
     conditions = Conditions.fit(train, None, ["score"], None)

@@ -116,6 +116,14 @@ def test_tables_of_steps(write):
     assert sequences(load_frames(silent)["train"])[0][-1].tolist() == [1, 0.5]
 
 
+def test_tables_in_another_encoding(tmp_path):
+    path = str(tmp_path / "a.csv")
+    (tmp_path / "a.csv").write_text("grün,b\n1,2\n3,4\n", "latin-1")
+    with pytest.raises(ValueError, match="name its encoding with --encoding"):
+        load_frames(path)
+    assert sequences(load_frames(path, encoding="latin-1")["train"])[0].tolist() == [[1, 2], [3, 4]]
+
+
 def test_rows_of_lists(write, tmp_path):
     rows = [{"values": sequence.tolist(), "label": int(y)} for sequence, y in zip(SEQUENCES, LABELS, strict=True)]
     rows[0]["values"][1][0] = None

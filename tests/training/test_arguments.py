@@ -78,6 +78,13 @@ def test_a_recipe_and_its_base(write, tmp_path):
         parse_recipe(["--config", path])
 
 
+def test_a_recipe_says_words_with_a_dash_and_lists_of_nothing(write):
+    data = "data:\n  segment_separators: [-RRB-, ., -LRB-]\n  text_column: -text\n"
+    recipe = parse_recipe(["--config", write(data + "model:\n  section_sizes: []\n")])
+    assert recipe.data.segment_separators == ["-RRB-", ".", "-LRB-"] and recipe.data.text_column == "-text"
+    assert not recipe.model.section_sizes
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [

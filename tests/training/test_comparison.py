@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from hf_vrae.data.grammar import FACTORS, generate_corpus
 from hf_vrae.data.tokenization import train_tokenizer
 from hf_vrae.training import comparison
+from hf_vrae.training import run as run_module
 from hf_vrae.training.arguments import parse_recipe
 from hf_vrae.training.loop import Interrupted, TrainingLoop
 from hf_vrae.training.models import make_model
@@ -53,6 +54,8 @@ def test_rows_are_trained_once_and_interrupted_ones_go_on(folder, tmp_path, monk
     monkeypatch.setattr(TrainingLoop, "flush", stop_once)
     with pytest.raises(Interrupted):
         comparison.train_rows(recipes, tmp_path / "out", [1], FLAGS)
+    with pytest.raises(ValueError, match="lm-1' is not finished, and was begun with max_steps 12, now 20. Finish it"):
+        comparison.train_rows(recipes, tmp_path / "out", [1], [*FLAGS, "--max_steps", "20"])
     for _ in range(2):
         fresh_accelerator()
         comparison.train_rows(recipes, tmp_path / "out", [1], FLAGS)
@@ -77,14 +80,18 @@ def test_flags_that_change_are_told_and_those_of_one_run_refused(folder, tmp_pat
         comparison.train_rows(row, tmp_path / "out", [1], ["--push_to_hub"])
 
 
-def test_a_done_row_is_evaluated_again_with_more_samples(folder, tmp_path, caplog):
+def test_a_done_row_is_evaluated_again_with_more_samples(folder, tmp_path, caplog, monkeypatch):
     def results(samples):
         fresh_accelerator()
         flags = [*FLAGS, "--max_steps", "2", "--num_importance_samples", str(samples)]
         comparison.train_rows([folder / "vae.yaml"], tmp_path / "out", [1], flags)
         return json.loads((tmp_path / "out" / "vae-1" / "results.json").read_text())
 
-    first, second, third = results(2), results(20), results(3)
+    first = results(2)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(run_module, "evaluate", lambda *args, **options: (_ for _ in ()).throw(KeyboardInterrupt))
+        results(20)
+    second, third = results(20), results(3)
     assert (first["num_samples"], second["num_samples"]) == (2, 20) and second["nll_iw"] < first["nll_iw"]
     evaluation = second["run"].pop("evaluation_command")
     assert evaluation and second["run"] == first["run"], "of its training all stays"
@@ -97,7 +104,12 @@ def test_broken_files_are_named(folder, tmp_path):
         (tmp_path / "vae-1.json").write_text(broken)
         with pytest.raises(ValueError, match="vae-1.json' is not what a run has written, or is cut off"):
             comparison.collect(recipes, tmp_path)
-    for broken, message in (("title: [", "vae.yaml' cannot be read"), ("title", "must be of names and values")):
+    for broken, message in (
+        ("title: [", "vae.yaml' cannot be read"),
+        ("title", "must be of names and values"),
+        ("title: 2020", "`title` of .*vae.yaml' must be text, got 2020"),
+        ("title: a\npublished: {kl: '9'}", "`published` of .* must be of names and numbers, got {'kl': '9'}"),
+    ):
         (folder / "vae.yaml").write_text(broken)
         with pytest.raises(ValueError, match=message):
             comparison.find_recipes(folder)
@@ -143,7 +155,7 @@ def test_the_table_has_means_deviations_published_numbers_and_empty_rows(folder,
 
 
 def test_a_table_of_frames_is_of_steps(folder, tmp_path):
-    (folder / "vae.yaml").write_text("title: VAE\npublished: {nll_iw_per_step: 6.29}\n")
+    (folder / "vae.yaml").write_text("title: VAE | frames\npublished: {nll_iw_per_step: 6.29}\n")
     results = {
         "nll_iw_per_step": 6.2,
         "nll_iw_mean_of_means": 6.4,
@@ -158,7 +170,8 @@ def test_a_table_of_frames_is_of_steps(folder, tmp_path):
     head, _, lm, vae = comparison.comparison_table(rows).splitlines()
     assert "| IW | IW (mean) | FIVO |" in head
     assert "| 6.200 (6.290) | 6.400 |  |" in vae and vae.endswith("| 99 | 1.0 | 1 |")
-    assert lm.count("|") == head.count("|")
+    assert lm.count("|") == head.count("|") and vae.startswith(r"| VAE \| frames |")
+    rows[1]["name"] = "VAE"
     notes = comparison.comparison_notes(rows)
     assert "steps: 7;" in notes and "Nats a step" in notes and "MI" not in notes and "bf16" not in notes
     rows[1]["runs"][0]["run"]["mixed_precision"] = "bf16"

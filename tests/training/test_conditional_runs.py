@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+import torch
 
 from hf_vrae.hub import load
 from hf_vrae.latent import reconstruct_texts, sample_texts
@@ -33,7 +34,11 @@ def test_a_conditional_model_from_training_to_its_texts(tiny, tmp_path):
     measured = evaluate_file(model, tokenizer, max_samples=40, num_samples=2, num_text_samples=6)
     assert measured["text"]["reconstruction"]["num_texts"] == 6
     data, q = encode_file(model, tokenizer, max_samples=30)
-    assert prior_of(model, tokenizer, data).mean.shape == q.mean.shape == (30, 4)
+    p = prior_of(model, tokenizer, data)
+    assert p.mean.shape == q.mean.shape == (30, 4)
+    assert (
+        torch.equal(prior_of(model.train(), tokenizer, data).mean, p.mean) and model.training
+    )  # no condition is left out
     assert script(["scripts/plot.py", str(tmp_path / "run"), "kl", "--max_samples", "30"]) == 0
 
 

@@ -13,8 +13,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from transformers import AutoModel, AutoTokenizer, GPT2Config, GPT2LMHeadModel
+from transformers.tokenization_utils_base import VERY_LARGE_INTEGER
 
 from hf_vrae import VRAEForSequenceGeneration
+from hf_vrae.hub import load
+from hf_vrae.measure import evaluate_file
 from hf_vrae.modeling import distributions
 from hf_vrae.training import loop as loop_module
 from hf_vrae.training.accelerator import make_accelerator, use_all_of_the_cpu
@@ -23,6 +26,7 @@ from hf_vrae.training.checkpoints import checkpoints
 from hf_vrae.training.loop import Interrupted, TrainingLoop
 from hf_vrae.training.optimization import learning_rate_schedule, make_optimizer
 from hf_vrae.training.run import autoencoder_arguments, run
+from hf_vrae.training.tasks import task_of
 from tests.models import make_model
 from tests.scripts import fresh_accelerator
 
@@ -455,11 +459,19 @@ def test_a_kl_schedule_longer_than_the_run_is_told(tiny, caplog):
         assert "rises for" not in caplog.text
         assert run(tiny(flags + "12", "never"))["run"]["best_step"] is None
     assert "rises for 12 updates (`kl_warmup_steps`), and the run has 12" in caplog.text
+    caplog.clear()
+    flags = "--eval_strategy steps --eval_steps 6 --kl_schedule cyclical --kl_cycles 2 --kl_warmup_steps "
+    run(tiny(flags + "0.9", "cycles"))  # 5.4 of 6 updates, and the last one is at 5
+    assert "rises for 5.4 updates" in caplog.text
+    caplog.clear()
+    run(tiny(flags + "4 --max_steps 9", "arrives_in_one"))  # at 4; the second cycle of 4.5 begins at the last but 3
+    assert "rises for" not in caplog.text
 
 
 def test_a_run_is_never_overwritten_unless_asked(tiny, tmp_path):
     run(tiny("--max_steps 2"))
     (tmp_path / "run" / "notes.md").write_text("mine")
+    (tmp_path / "run" / "checkpoint-mine-1").mkdir()
     before = weights(tmp_path / "run")
     with pytest.raises(
         ValueError, match="already holds a run.*--resume_from_checkpoint latest.*--overwrite_output_dir"
@@ -468,6 +480,7 @@ def test_a_run_is_never_overwritten_unless_asked(tiny, tmp_path):
     assert weights(tmp_path / "run") == before
     run(tiny("--max_steps 2 --seed 1 --overwrite_output_dir"))
     assert weights(tmp_path / "run") != before and (tmp_path / "run" / "notes.md").read_text() == "mine"
+    assert (tmp_path / "run" / "checkpoint-mine-1").is_dir()
 
 
 def test_resuming_what_cannot_be_resumed(tiny, tmp_path):
@@ -513,6 +526,33 @@ def test_resuming_from_an_earlier_checkpoint_leaves_the_later_ones(tiny, tmp_pat
     assert recipe.training.weight_decay == 0.25 and recipe.training.resume_from_checkpoint is None
     optimizer = torch.load(tmp_path / "run" / "checkpoint-8" / "optimizer.bin")
     assert optimizer["param_groups"][0]["weight_decay"] == 0.25
+
+
+@pytest.mark.parametrize(
+    ("other", "kept"), [("", True), ("--kl_weight 0.5", False), ("--max_eval_samples 5 --kl_weight 0", False)]
+)
+def test_what_is_best_is_of_one_metric_and_one_validation_split(other, kept, tiny, tmp_path, caplog):
+    """A reconstruction beats every -ELBO: all training behind the resumption was thrown away."""
+    flags = "--kl_schedule constant --eval_strategy steps --eval_steps 6 "
+    run(tiny(flags + "--kl_weight 0"))
+    path = tmp_path / "run" / "checkpoint-12" / "state.json"
+    path.write_text(
+        json.dumps(json.loads(path.read_text()) | {"best_metric": 0.0, "evaluations_without_improvement": 9})
+    )
+    results = run(tiny(f"{flags} {other or '--kl_weight 0'} --max_steps 18 --resume_from_checkpoint latest"))
+    assert (results["run"]["best_step"] == 12) == kept and ("judged by another metric" in caplog.text) == (not kept)
+    state = json.loads((tmp_path / "run" / "checkpoint-18" / "state.json").read_text())
+    assert state["evaluations_without_improvement"] == (10 if kept else 0)
+
+
+def test_a_checkpoint_that_does_not_say_what_its_best_metric_is_of(tiny, tmp_path):
+    run(tiny("--eval_strategy steps --eval_steps 6"))
+    path = tmp_path / "run" / "checkpoint-12" / "state.json"
+    state = json.loads(path.read_text()) | {"best_metric": 0.0}
+    del state["judged_by"]
+    path.write_text(json.dumps(state))
+    again = "--eval_strategy steps --eval_steps 6 --max_steps 18 --resume_from_checkpoint latest"
+    assert run(tiny(again))["run"]["best_step"] == 12
 
 
 def test_starting_from_a_model(tiny, tmp_path):
@@ -586,9 +626,14 @@ def test_autoencoder_then_a_new_decoder_with_free_bits(tiny, tmp_path):
     assert not torch.allclose(after["lm_head.weight"], before["lm_head.weight"], atol=1e-2)
     row = json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[1])
     assert row["loss"] >= row["reconstruction"] + row["kl_weight"] * 4 * 4 - 1e-4  # 4 nats of each of 4 dimensions
-    asked = ("--kl_schedule cyclical --kl_cycles 2", "--eval_strategy epoch --aggressive --aggressive_max_epochs 2")
+    asked = (
+        "--kl_schedule cyclical --kl_cycles 2",
+        "--eval_strategy epoch --aggressive --aggressive_max_epochs 2",
+        "--num_quality_samples 9",
+    )
     for stage in (autoencoder_arguments(tiny(f"--autoencoder_epochs 3 {flags}").training) for flags in asked):
         assert (stage.kl_schedule, stage.kl_weight, stage.aggressive) == ("constant", 0, False)
+        assert stage.num_quality_samples == 0
     with pytest.raises(ValueError, match="`reset_decoder` keeps the encoder of `model_name_or_path`"):
         tiny("--reset_decoder")
     with pytest.raises(ValueError, match="`free_bits` must not be negative"):
@@ -627,6 +672,22 @@ def test_own_files_by_another_tokenizer(tiny, tmp_path, corpus):
     assert results["num_tokens"] == results["num_characters"]  # a character is a token, and so is the end
     named = run(tiny(f"{files} --tokenizer_name {tmp_path / 'run'} --max_steps 2 --max_eval_samples 5", "named"))
     assert named["num_sequences"] == 5
+
+
+def test_a_model_is_measured_on_texts_cut_as_in_its_training(tiny, tmp_path):
+    """Also where no training sequence was as long."""
+    (tmp_path / "train.txt").write_text("a b c\nb c\na c b a\n" * 30)
+    (tmp_path / "test.txt").write_text("a b c a b c a\nb a\n" + "a b " * 80 + "\n")
+    files = f"--train_file {tmp_path / 'train.txt'} --test_file {tmp_path / 'test.txt'}"
+    results = run(tiny(f"{files} --max_length 140"))
+    model, tokenizer = load(str(tmp_path / "run"))
+    measured = evaluate_file(model, tokenizer, str(tmp_path / "test.txt"), num_samples=2)
+    assert measured["num_truncated"] == results["num_truncated"] == 1
+    assert measured["nll_iw"] == pytest.approx(results["nll_iw"]) and measured["num_tokens"] == 8 + 3 + 139
+    tokenizer.model_max_length = VERY_LARGE_INTEGER  # as earlier versions saved it
+    assert task_of(model, tokenizer).max_length == 128
+    model.generation_config.max_length = 300
+    assert task_of(model, tokenizer).max_length == 300
 
 
 def test_too_little_data(tiny):

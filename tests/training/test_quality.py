@@ -44,6 +44,7 @@ def test_of_text(family, tmp_path):
 def test_of_frames(tiny):
     results = run(tiny("--builtin frames --corpus_size 60 --num_quality_samples 9"))
     assert {"teacher_forced_rmse", "free_running_rmse", "frames_per_second"} <= set(results)
+    assert results["num_quality_samples"] == 6  # as many as the split has sequences
     assert results["generated_frames_per_second"] > 0 and "self_bleu" not in results
 
 

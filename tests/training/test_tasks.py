@@ -17,7 +17,7 @@ from hf_vrae.training.run import run
 from hf_vrae.training.tasks import FrameTask, TextTask
 from tests.scripts import script
 
-COMMON = """--corpus_size 60 --embedding_size 8 --latent_size 3 --per_device_train_batch_size 16 --max_steps 4
+COMMON = """--embedding_size 8 --latent_size 3 --per_device_train_batch_size 16 --max_steps 4
 --eval_strategy steps --eval_steps 4 --save_steps 2 --logging_steps 2 --num_importance_samples 3 --kl_warmup_steps 2"""
 FAMILIES = {
     "vrae": "--encoder_hidden_size 8 --decoder_hidden_size 8",
@@ -31,9 +31,12 @@ FRAMES = "--builtin frames"
 @pytest.fixture
 def recipe(tmp_path):
     """A recipe of a second; its output goes to the test's folder."""
-    return lambda family, flags="", name="run": parse_recipe(
-        f"{COMMON} {FAMILIES[family]} {flags} --output_dir {tmp_path / name}".split()
-    )
+
+    def recipe(family, flags="", name="run"):
+        built_in = "" if "--train_file" in flags.split() else "--corpus_size 60"
+        return parse_recipe(f"{COMMON} {built_in} {FAMILIES[family]} {flags} --output_dir {tmp_path / name}".split())
+
+    return recipe
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -170,6 +173,8 @@ def test_a_grid_of_values_is_scaled_to_it_and_counted_in_bits(recipe, tmp_path, 
     for results in (mixture, categorical):
         assert results["bits_per_value"] == pytest.approx(results["nll_iw_per_step"] / np.log(2))
     assert categorical["bits_per_value"] == pytest.approx(4, abs=0.5)
+    with_lengths = run(recipe("vrnn", f"{common} --head categorical --predict_length True", "with_lengths"))
+    assert "bits_per_value" not in with_lengths  # which also pays for the length
     assert run(recipe("vrae", f"{common} --head gaussian --scale_features False", "raw")).get("units") is None
 
 
@@ -260,6 +265,20 @@ def test_what_is_walked_in_has_the_segments_of_its_file(recipe, tmp_path):
         ("vrae", "--word_noise 0.2 --svi_steps 2 --kernels plain", "is of the ELBO of one sample"),
         ("vrae", "--train_file a.npz --segment_column bar", "segments of a hierarchical_vrae lie, and this is a vrae"),
         ("vrae", f"{FRAMES} --tokenizer_type char", "`tokenizer_type` is of text, and the data are frames"),
+        ("vrae", "--text_column words", "`text_column` says how to read data, and none are named"),
+        (
+            "vrae",
+            "--train_file a.txt --corpus_size 9",
+            "`corpus_size` is of what is built in, and other data are named",
+        ),
+        ("vrae", "--dataset_config_name a", "`dataset_config_name` is of `dataset_name`, which is not given"),
+        (
+            "vrae",
+            "--train_file a.txt --validation_file b.txt --validation_split_percentage 9",
+            "`validation_split_percentage` takes apart what `validation_file` leaves whole",
+        ),
+        ("vrae", "--tokenizer_name a --vocab_size 9", "`vocab_size` is of a new tokenizer, and `tokenizer_name` is"),
+        ("vrae", f"{FRAMES} --attribute_columns length", "A condition is of column 'length', which is remade of the"),
         ("vrae", "--window 3", "`window` says how to read data, and none are named"),
         ("vrae", f"{FRAMES} --head bernoulli", "0 or 1 for this head"),
         ("vrae", f"{FRAMES} --tie_word_embeddings", "ties tables of words"),
@@ -310,6 +329,10 @@ def test_a_model_goes_on_only_as_what_it_is(recipe, tmp_path):
     with pytest.raises(ValueError, match="`model_type` is vrae in the model"):
         run(recipe("vrnn", start + FRAMES, "other"))
     np.savez(tmp_path / "wide.npz", x=np.random.default_rng(0).normal(size=(30, 5, 7)))
+    with pytest.raises(ValueError, match="No tokenizer can be loaded from .*first': it must be a folder"):
+        run(recipe("vrae", start, "text"))
+    with pytest.raises(ValueError, match="`model_name_or_path` 'no/where' cannot be loaded as a model"):
+        run(recipe("vrae", FRAMES + " --model_name_or_path no/where", "nothing"))
     with pytest.raises(ValueError, match="`input_size` is 4 in the model .* and this run's is 7"):
         run(recipe("vrae", start + f"--train_file {tmp_path / 'wide.npz'}", "wide"))
     model = AutoModel.from_pretrained(tmp_path / "first")
