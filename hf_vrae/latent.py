@@ -59,11 +59,16 @@ def attribute_vector(with_attribute: torch.Tensor, without: torch.Tensor) -> tor
     return with_attribute.mean(0) - without.mean(0)
 
 
+def infers_labels(model) -> bool:
+    """Whether a label that is missing is inferred from the sequence."""
+    return model.config.model_type == "vrae" and model.config.label_classifier
+
+
 def conditions_of(model, batch: dict) -> dict[str, torch.Tensor]:
     """What of a batch its latents stand under, and its segments, for `generate`; a missing label is inferred where the
     model can."""
     under = {name: batch[name] for name in (*WORDS, "segment_ids") if batch.get(name) is not None}
-    if model.config.model_type == "vrae" and model.config.label_classifier:
+    if infers_labels(model):
         under["class_ids"] = model.infer_labels(**batch)
     return under
 
@@ -143,13 +148,13 @@ def sample_texts(model, tokenizer, count: int, seed: int | None = None, labels=N
         if labels is not None:
             raise ValueError("`labels` are of a conditional model, which a vrnn is not. Leave them out.")
         ids = _beginning(model, tokenizer, options.pop("prefix", None)).expand(count, -1)
-        with _stream(seed):
+        with stream(seed, model.device):
             texts = decode(tokenizer, model.generate(ids, **_of_all_words(options)))
         return [{"text": text} for text in texts]
     generator = None if seed is None else torch.Generator().manual_seed(seed)
     under = each_label(model, count, {}) if labels is None else {"labels": for_all(labels, count)}
     latents = draw_latents(model, count, generator, **under)
-    with _stream(seed):
+    with stream(seed, model.device):
         texts, said = decode_latents(model, tokenizer, latents, **under, **options), under.get("labels")
     said = said if isinstance(said, dict) else {"label": said} if said else {}
     return [{**{name: said[name][i] for name in said}, "text": text} for i, text in enumerate(texts)]
@@ -166,12 +171,13 @@ def for_all(labels, count: int):
 
 
 @contextlib.contextmanager
-def _stream(seed: int | None):
-    """Draw by this seed, and leave torch's own stream as it was; without one by that."""
+def stream(seed: int | None, device: torch.device):
+    """Draw by this seed, and leave torch's own streams, that of the CPU and of this device, as they were; without one
+    by those."""
     if seed is None:
         yield
         return
-    with torch.random.fork_rng():
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
         torch.manual_seed(seed)
         yield
 
@@ -186,7 +192,7 @@ def reconstruct_texts(model, tokenizer, texts: list[str], source_labels=None, **
     labels = options.pop("labels", source_labels)
     if labels is not None:
         options["labels"] = labels
-    else:
+    elif infers_labels(model):
         options |= conditions_of(model, tokenizer(texts, return_tensors="pt", padding=True).to(model.device))
     decoded = decode_latents(model, tokenizer, latents, **options)
     return [{"text": text, "reconstruction": new} for text, new in zip(texts, decoded, strict=True)]

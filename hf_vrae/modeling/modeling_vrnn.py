@@ -313,8 +313,8 @@ class VRNNPreTrainedModel(LatentSequenceModel):
         configured in training."""
         config = self.config
         samples = config.num_train_samples if self.training else 1
-        first = len(observed.phi_x)  # of several paths the first
-        noise = self._noise(samples, observed, None if self.training else generators_of_rows(first))
+        rows = len(observed.phi_x)
+        noise = self._noise(samples, observed, None if self.training else generators_of_rows(rows))
         if config.resampling and self.training:
             path, resampling = self._filter(observed, noise)
         else:
@@ -338,10 +338,11 @@ class VRNNPreTrainedModel(LatentSequenceModel):
             "loss": loss,
             "reconstruction_loss": reconstruction,
             "kl": kl,
-            "latents": path.z[:first],
-            "posterior_mean": path.posterior.mean[:first],
-            "posterior_logvar": path.posterior.logvar[:first],
-            "hidden_states": (observed.phi_x, path.hidden[:first]),
+            # Of several paths through each sequence the first.
+            "latents": path.z[:rows],
+            "posterior_mean": path.posterior.mean[:rows],
+            "posterior_logvar": path.posterior.logvar[:rows],
+            "hidden_states": (observed.phi_x, path.hidden[:rows]),
         }
 
     def _mix_in_own_steps(self, observed: Observed, noise: torch.Tensor) -> torch.Tensor:

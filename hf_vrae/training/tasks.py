@@ -34,7 +34,7 @@ from ..data.grammar import generate_corpus
 from ..data.noising import KneserNeyNoise
 from ..data.signals import generate_frames
 from ..data.tokenization import decode, load_tokenizer, train_tokenizer
-from ..latent import _stream, conditions_of, draw_latents, each_label, reconstruct_frames, sample_frames
+from ..latent import conditions_of, draw_latents, each_label, reconstruct_frames, sample_frames, stream
 from ..modeling.configuration_common import DATA_COLUMNS
 from .arguments import CONFIGURATIONS, WAYS_TO_READ, DataArguments, Recipe
 from .checkpoints import find_checkpoint
@@ -190,7 +190,7 @@ class TextTask:
         reconstructions = decode(
             self.tokenizer, model.generate(latents=model.encode(**batch).mode, **conditions_of(model, batch))
         )
-        with _stream(seed):  # that of training's noise stays where it is
+        with stream(seed, model.device):  # that of training's noise stays where it is
             start = {"input_ids": batch["input_ids"].new_full((SHOWN, 1), self.tokenizer.bos_token_id)}
             under = each_label(model, SHOWN, batch)
             start = start if self.causal else {"latents": draw_latents(model, SHOWN, **under), **under}
@@ -316,7 +316,7 @@ class FrameTask:
         far off the reconstructions are."""
         rows = batch_rows(split).__getitems__(list(range(min(SHOWN, len(split)))))
         shown = reconstruct_frames(model, rows)
-        with _stream(seed):  # that of training's noise stays where it is
+        with stream(seed, model.device):  # that of training's noise stays where it is
             under = each_label(model, len(rows), conditions_in(rows))
             shown["sample"] = sample_frames(model, shown["lengths"].tolist(), do_sample=True, **under)["sample"]
         np.savez(folder / "samples.npz", **shown)

@@ -9,7 +9,7 @@ from tqdm.auto import tqdm
 
 from ...data.collators import AutoencodingCollator, CausalCollator
 from ...data.tokenization import decode
-from ...latent import OF_ALL_WORDS, draw_latents, interpolate
+from ...latent import OF_ALL_WORDS, draw_latents, interpolate, stream
 from ..information import in_evaluation_mode
 from ..likelihood import noise_generators, perplexity
 from .strings import bleu_signature, compare, interpolation_smoothness, sample_quality
@@ -166,9 +166,7 @@ def draw_samples(
     else:  # one latent a token, drawn as the text grows
         marks = torch.full((count, 1), tokenizer.bos_token_id, device=model.device)
         starts = [{"inputs": ids} for ids in marks.split(batch_size)]
-    devices = [model.device] if model.device.type == "cuda" else []
-    with in_evaluation_mode(model), torch.random.fork_rng(devices):
-        torch.manual_seed(seed)
+    with in_evaluation_mode(model), stream(seed, model.device):
         for start in tqdm(starts, desc="Sampling", leave=False):
             texts += decode(tokenizer, model.generate(**start, **options))
     return texts
