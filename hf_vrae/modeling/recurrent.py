@@ -10,7 +10,7 @@ import functools
 import torch
 from torch import nn
 
-from .kernels import IS_INTEL, Dropout, PackedLinear, RecurrentProjection, product_dtype
+from .kernels import IS_INTEL, PACKED_DTYPES, Dropout, PackedLinear, RecurrentProjection, product_dtype
 
 State = tuple[torch.Tensor, ...]
 
@@ -33,9 +33,13 @@ class LSTM(nn.LSTM):
         """See [`run_layer`]."""
         if prefers_loop(self, inputs, state):
             return run_loop(self, *input_gates(self, inputs, constant), state, lengths)
-        hx = tuple(s.unsqueeze(0).contiguous() for s in state)  # [1, B, H]
-        with weights_dropped(self):
-            outputs, (h, c) = run_fused(super().forward, append(inputs, constant), hx, lengths)
+        inputs, hx = append(inputs, constant), tuple(s.unsqueeze(0).contiguous() for s in state)  # [1, B, H]
+        autocast = contextlib.nullcontext()
+        if autocast_fails(inputs):
+            autocast, dtype = torch.autocast("cpu", enabled=False), self.weight_hh_l0.dtype
+            inputs, hx = inputs.to(dtype), tuple(s.to(dtype) for s in hx)
+        with weights_dropped(self), autocast:
+            outputs, (h, c) = run_fused(super().forward, inputs, hx, lengths)
         return outputs, (h.squeeze(0), c.squeeze(0))
 
     def step(self, gates_x: torch.Tensor, gates_h: torch.Tensor, state: State) -> State:
@@ -173,6 +177,13 @@ def input_gates(layer: nn.Module, inputs: torch.Tensor, constant: torch.Tensor |
     # Without a gradient torch would multiply what is not contiguous step by step, by as many copies of the weights.
     gates_x = nn.functional.linear(inputs.transpose(0, 1).contiguous(), weight_x, layer.input_bias)
     return gates_x, None if constant is None else nn.functional.linear(constant.to(inputs.dtype), weight_z)
+
+
+def autocast_fails(inputs: torch.Tensor) -> bool:
+    """Whether torch's LSTM (not its GRU) raises under autocast here: on a CPU whose oneDNN lacks the type (torch 2.13;
+    bfloat16 without AVX512), where float32 is the faster one anyway."""
+    on_cpu = inputs.device.type == "cpu" and torch.is_autocast_enabled("cpu")
+    return on_cpu and product_dtype(inputs) not in PACKED_DTYPES
 
 
 def run_fused(forward, inputs, hx, lengths):

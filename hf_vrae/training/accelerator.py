@@ -1,13 +1,18 @@
 """The Accelerator of a run, and what a CPU gives only where it is asked to."""
 
 import ctypes
+import logging
 import os
 import platform
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, PartialState
+from accelerate.utils import parse_flag_from_env
 
+from ..modeling.kernels import PACKED_DTYPES
 from .arguments import TrainArguments
+
+logger = logging.getLogger(__name__)
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # malloc.h
 
@@ -15,15 +20,26 @@ M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # malloc.h
 def make_accelerator(args: TrainArguments) -> Accelerator:
     """The Accelerator of a run; the launcher's own settings win over defaults."""
     accelerator = Accelerator(
-        mixed_precision=args.mixed_precision,
+        mixed_precision=precision_here(args.mixed_precision),
         gradient_accumulation_steps=args.gradient_accumulation_steps,
         log_with=None if args.report_to == "none" else args.report_to.split(","),
         project_dir=args.output_dir,
     )
-    if accelerator.mixed_precision == "fp16" and accelerator.device.type == "cpu":  # accelerate would not say
-        raise ValueError("`mixed_precision` fp16 needs a GPU; a CPU has bf16.")
     use_all_of_the_cpu(accelerator)
     return accelerator
+
+
+def precision_here(asked: str | None) -> str:
+    """The mixed precision of this machine: what is asked for, by default by the launcher, but float32 on a CPU without
+    bfloat16, so that a recipe runs everywhere. (accelerate does not look.)"""
+    precision = asked or os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
+    if PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU")).device.type == "cpu":
+        if precision == "fp16":
+            raise ValueError("`mixed_precision` fp16 needs a GPU; a CPU has bf16.")
+        if precision == "bf16" and torch.bfloat16 not in PACKED_DTYPES:
+            logger.warning("`mixed_precision` bf16: this processor has none (no AVX512), so it trains in float32")
+            return "no"
+    return precision
 
 
 def use_all_of_the_cpu(accelerator: Accelerator) -> None:

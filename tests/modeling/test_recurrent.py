@@ -32,6 +32,20 @@ def test_fused_layers_follow_torch_cells(rnn_type):
     torch.testing.assert_close(last, tuple(state))
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("weights", [torch.float32, torch.bfloat16])
+def test_a_fused_lstm_leaves_autocast_where_the_processor_lacks_the_type(dtype, weights, monkeypatch):
+    monkeypatch.setattr("hf_vrae.modeling.recurrent.PACKED_DTYPES", (torch.float32,))
+    layer, inputs = LAYERS["lstm", False](3, 5).to(weights), torch.randn(2, 4, 3)
+    expected, _ = run_layer(layer, inputs.to(weights), lengths=torch.tensor([4, 2]))
+    with torch.autocast("cpu", dtype):
+        outputs, _ = run_layer(layer, inputs.to(dtype).to(inputs), lengths=torch.tensor([4, 2]))
+    assert outputs.dtype == weights
+    torch.testing.assert_close(outputs, expected, atol=0.01, rtol=0)
+    outputs.sum().backward()
+    assert layer.weight_ih_l0.grad.isfinite().all()
+
+
 def test_layer_norm_lstm_follows_the_equations():
     layer = make_layer(("lstm", True))
     x, h, c = torch.randn(3, 5).double(), torch.randn(3, 4).double(), torch.randn(3, 4).double()

@@ -700,6 +700,13 @@ def test_bfloat16_keeps_float32_master_weights(tiny, tmp_path):
     assert all(tensor.dtype == torch.float32 for tensor in load_file(tmp_path / "run" / "model.safetensors").values())
 
 
+def test_bfloat16_on_a_processor_without_it_is_float32(tiny, tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr("hf_vrae.training.accelerator.PACKED_DTYPES", (torch.float32,))
+    run(tiny("--mixed_precision bf16 --max_steps 1"))
+    assert "this processor has none (no AVX512), so it trains in float32" in caplog.text
+    assert json.loads((tmp_path / "run" / "results.json").read_text())["run"]["mixed_precision"] == "no"
+
+
 @pytest.mark.parametrize("name", ["adamw", "adam", "sgd", "lamb"])
 def test_optimizers(name, tiny):
     recipe = tiny(f"--optim {name} --weight_decay 0.1 --learning_rate 0.01")
