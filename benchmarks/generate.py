@@ -4,7 +4,7 @@ python benchmarks/generate.py --json generate.json
 """
 
 import torch
-from common import SIZES, arguments, interleave, make_ours, make_plain, mixed, report
+from common import DTYPES, SIZES, arguments, interleave, make_ours, make_plain, mixed, report
 
 STEPS = 30
 
@@ -24,7 +24,7 @@ def main():
             ways = {}
             for do_sample, name in ((False, "greedy"), (True, "sampled")):
                 ways[f"plain {name} fp32"] = lambda z=z, s=do_sample, plain=plain: plain.decode(z, STEPS, s)
-                for dtype in ("fp32", "bf16"):
+                for dtype in DTYPES:
                     ways[f"{name} {dtype}"] = lambda s=do_sample, d=dtype, ours=ours: ours(s, d)
             seconds = interleave(ways, args.repeats)
             for name, value in seconds.items():

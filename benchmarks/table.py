@@ -2,6 +2,7 @@
 
 python benchmarks/table.py          # print it
 python benchmarks/table.py --run    # measure all anew first, on a machine that does nothing else: ten minutes
+python benchmarks/table.py --results benchmarks/results/avx2    # of another machine
 """
 
 import argparse
@@ -12,7 +13,6 @@ import textwrap
 from pathlib import Path
 
 FOLDER = Path(__file__).parent
-RESULTS = FOLDER / "results"
 # What is shown: the benchmark, the words for it, the plain way, and ours.
 SHOWN = [
     ("train", "training, LSTM, tokens/s", "plain LSTM fp32", "LSTM {}"),
@@ -31,20 +31,19 @@ SHOWN = [
 ]
 
 
-def table() -> str:
-    reports = {path.stem: json.loads(path.read_text()) for path in sorted(RESULTS.glob("*.json"))}
+def table(results: Path) -> str:
+    reports = {path.stem: json.loads(path.read_text()) for path in sorted(results.glob("*.json"))}
     machine, rates = reports["train"]["machine"], reports["train"]["ceilings"]
-    verdict = ", so bf16 cannot win on this machine" if rates["bf16"] < rates["fp32"] else ""
+    ceilings = " and ".join(f"{rate:.0f} GFLOP/s in {dtype}" for dtype, rate in rates.items())
     conditions = (
         f"{machine['threads']} threads, {machine['cpu']}, torch {reports['train']['versions']['torch']}; torch's "
-        f"own product of large matrices runs at {rates['fp32']:.0f} GFLOP/s in fp32 and {rates['bf16']:.0f} in "
-        f"bf16{verdict}."
+        f"own product of large matrices runs at {ceilings}."
     )
     lines = [
         *textwrap.wrap(conditions, width=120),
         "",
-        "| | size | plain, fp32 | ours, fp32 | gain | ours, bf16 | gain |",
-        "| --- | --- | ---: | ---: | ---: | ---: | ---: |",
+        "| | size | plain, fp32 |" + "".join(f" ours, {dtype} | gain |" for dtype in rates),
+        "| --- | --- | ---: |" + " ---: | ---: |" * len(rates),
     ]
     for benchmark, words, plain, ours in SHOWN:
         if benchmark not in reports:  # it has not been run on a machine that does nothing else
@@ -52,7 +51,7 @@ def table() -> str:
         for size in dict.fromkeys(row["size"] for row in reports[benchmark]["rows"]):
             rows = {row["way"]: row["rate"] for row in reports[benchmark]["rows"] if row["size"] == size}
             cells = [f"{rows[plain]:,.0f}" if rows[plain] >= 100 else f"{rows[plain]:.1f}"]
-            for dtype in ("fp32", "bf16"):
+            for dtype in rates:
                 if ours.format(dtype) not in rows:
                     cells += ["", ""]
                     continue
@@ -66,15 +65,18 @@ def table() -> str:
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--run", action="store_true", help="measure all anew first")
-    if parser.parse_args().run:
+    parser.add_argument("--results", type=Path, default=FOLDER / "results", help="folder of what they wrote")
+    args = parser.parse_args()
+    if args.run:
+        args.results.mkdir(parents=True, exist_ok=True)
         for name in dict.fromkeys(benchmark for benchmark, *_ in SHOWN):
-            run(name)
-        run("scaling", "--plot", RESULTS / "scaling.png")
-    print(table())
+            run(name, args.results)
+        run("scaling", args.results, "--plot", args.results / "scaling.png")
+    print(table(args.results))
 
 
-def run(name, *flags):
-    command = [sys.executable, FOLDER / f"{name}.py", "--json", RESULTS / f"{name}.json", *flags]
+def run(name: str, results: Path, *flags):
+    command = [sys.executable, FOLDER / f"{name}.py", "--json", results / f"{name}.json", *flags]
     subprocess.run(command, check=True)
 
 

@@ -26,19 +26,23 @@ def _packs(dtype: torch.dtype) -> bool:
         return False
 
 
-def _is_intel() -> bool:
+def _mkl_is_slow() -> bool:
+    """Whether MKL, torch's own product in float32, leaves half of the processor's width unused: with AVX512 on those
+    that are not Intel's (one core of an EPYC of 2024: 40 to 100 GFLOP/s by MKL, 100 to 200 by oneDNN; on one of 2021,
+    with AVX2, 45 to 80 by either)."""
     try:
-        return "GenuineIntel" in Path("/proc/cpuinfo").read_text()
+        intel = "GenuineIntel" in Path("/proc/cpuinfo").read_text()
     except OSError:  # not Linux
-        return False
+        intel = False
+    return torch.backends.cpu.get_cpu_capability() == "AVX512" and not intel
 
 
-IS_INTEL = _is_intel()
+MKL_IS_SLOW = _mkl_is_slow()
 PACKED_DTYPES = tuple(dtype for dtype in (torch.float32, torch.bfloat16) if _packs(dtype))
-# Weights, or on other processors than Intel's multiplications, from which on it pays to pack in float32: MKL is
-# quicker with little (20 rows by [64, 64] take it 4 us, oneDNN 20), if the weights are laid out as their transpose.
+# Weights, or where MKL is slow multiplications, from which on it pays to pack in float32: MKL is quicker with little
+# (20 rows by [64, 64] take it 4 us, oneDNN 20), if the weights are laid out as their transpose.
 PACKED_FROM = 2**20
-FEWEST_ROWS = 2 if IS_INTEL else 1  # with a single row MKL need not lay out anything first
+FEWEST_ROWS = 1 if MKL_IS_SLOW else 2  # with a single row MKL need not lay out anything first
 CACHED_ROWS = 32  # of logits, of some ten thousand words: 1.25 MiB in float32
 
 
@@ -47,9 +51,8 @@ def at_least_float32(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def prefers_onednn(tensor: torch.Tensor) -> bool:
-    """Whether oneDNN is quicker than torch's own product: in float32 that is MKL, which on processors not Intel's
-    leaves half of their width unused (one core of an EPYC of 2024: 40 to 100 GFLOP/s by MKL, 100 to 200 by oneDNN)."""
-    slow = not IS_INTEL and tensor.device.type == "cpu" and tensor.dtype == torch.float32
+    """Whether oneDNN is quicker than torch's own product."""
+    slow = MKL_IS_SLOW and tensor.device.type == "cpu" and tensor.dtype == torch.float32
     return slow and tensor.dtype in PACKED_DTYPES and not torch.compiler.is_compiling()
 
 
@@ -74,7 +77,7 @@ class PackedLinear:
     def __init__(self, weight: torch.Tensor, rows: int, bias: torch.Tensor | None = None):
         self.dtype, self.bias = weight.dtype, bias
         laid_out = weight.device.type == "cpu" and rows >= FEWEST_ROWS
-        work = weight.numel() if IS_INTEL else rows * weight.numel()
+        work = rows * weight.numel() if MKL_IS_SLOW else weight.numel()
         large = weight.dtype != torch.float32 or work >= PACKED_FROM
         self.packed = laid_out and large and weight.dtype in PACKED_DTYPES
         if self.packed:
@@ -100,6 +103,16 @@ def is_plain(linear: nn.Module) -> bool:
     kept elsewhere."""
     called = linear._forward_hooks or linear._forward_pre_hooks or hasattr(linear, "_hf_hook")  # accelerate's
     return type(linear) is nn.Linear and not called and linear.weight.device.type != "meta"
+
+
+def weight_and_bias(linear: nn.Module) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Weight [O, I] and bias [O] of what a call of `linear` does: its own where they say it all, else what it makes of
+    the unit vectors, an adapter's part included."""
+    if is_plain(linear):
+        return linear.weight, linear.bias
+    bias = linear(linear.weight.new_zeros(linear.in_features))
+    units = torch.eye(linear.in_features, dtype=linear.weight.dtype, device=linear.weight.device)
+    return (linear(units) - bias).t(), bias
 
 
 class RecurrentProjection:

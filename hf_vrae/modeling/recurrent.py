@@ -10,7 +10,7 @@ import functools
 import torch
 from torch import nn
 
-from .kernels import IS_INTEL, PACKED_DTYPES, Dropout, PackedLinear, RecurrentProjection, product_dtype
+from .kernels import MKL_IS_SLOW, PACKED_DTYPES, Dropout, PackedLinear, RecurrentProjection, product_dtype
 
 State = tuple[torch.Tensor, ...]
 
@@ -245,10 +245,12 @@ def prefers_loop(layer: nn.Module, inputs: torch.Tensor, state: State) -> bool:
         return True
     if layer.hidden_size < LARGE or inputs.shape[1] == 1:
         return False
-    return isinstance(layer, GRU) or (torch.is_grad_enabled() and product_dtype(inputs) == torch.bfloat16)
+    if isinstance(layer, GRU):
+        return True
+    return torch.is_grad_enabled() and product_dtype(inputs) == torch.bfloat16 and not autocast_fails(inputs)
 
 
-LARGE = 1024 if IS_INTEL else 512  # hidden units
+LARGE = 512 if MKL_IS_SLOW else 1024  # hidden units
 SMALL = 2**16  # weights, below which what [`RecurrentProjection`] saves is less than its own calls take
 
 

@@ -34,10 +34,10 @@ def test_packed_linear(packing, dtype):
     torch.testing.assert_close(PackedLinear(weight, 5)(x), x @ weight.t())
 
 
-@pytest.fixture(params=[True, False], ids=["MKL", "oneDNN"])
+@pytest.fixture(params=[True, False], ids=["oneDNN", "MKL"])
 def either_processor(request, monkeypatch):
-    """As on Intel's processors and as on others."""
-    monkeypatch.setattr(kernels, "IS_INTEL", request.param)
+    """As on AVX512 that is not Intel's and as on other processors."""
+    monkeypatch.setattr(kernels, "MKL_IS_SLOW", request.param)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
@@ -119,7 +119,10 @@ def test_a_loop_is_the_fused_layer(kind, lengths, repeats, packing, monkeypatch)
         ("lstm", 8, 2, 6, False, True),
     ],
 )
-def test_which_kernel(rnn_type, hidden_size, rows, states, autocast, wanted):
+@pytest.mark.parametrize("has_bfloat16", [True, False])
+def test_which_kernel(rnn_type, hidden_size, rows, states, autocast, wanted, has_bfloat16, monkeypatch):
+    monkeypatch.setattr(recurrent, "PACKED_DTYPES", (torch.float32, torch.bfloat16)[: 1 + has_bfloat16])
+    wanted = wanted and (has_bfloat16 or not autocast)
     layer = LAYERS[rnn_type, False](2, hidden_size)
     inputs, state = torch.zeros(rows, 3, 2), (torch.zeros(states, hidden_size),)
     with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
