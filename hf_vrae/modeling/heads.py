@@ -10,7 +10,7 @@ from torch import nn
 from torch.distributions import Categorical, Distribution
 from torch.nn.functional import logsigmoid, softplus
 
-from .kernels import at_least_float32, nade_logits
+from .kernels import at_least_float32, nade_logits, weight_and_bias
 
 
 def standardise(features: torch.Tensor, config) -> torch.Tensor:
@@ -73,7 +73,8 @@ class FrameEmbedding(nn.Module):
 
     def linear_in_whole_frames(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Weight [E, F] and bias [E] of [`forward`] where nothing is missing and features are no levels."""
-        return self.projection.weight[:, : self.projection.in_features // 2], self.projection.bias
+        weight, bias = weight_and_bias(self.projection)
+        return weight[:, : weight.shape[1] // 2], bias
 
 
 def make_frame_embedding(config) -> FrameEmbedding:
@@ -445,9 +446,10 @@ class NADEHead(FrameHead):
 
     def forward(self, hidden: torch.Tensor) -> NADEFrames:
         b, c = self.project(hidden)
-        return NADEFrames(
-            b, c, at_least_float32(self.into_hidden.weight.t()), at_least_float32(self.out_of_hidden.weight)
+        into, out_of = (
+            at_least_float32(weight_and_bias(linear)[0]) for linear in (self.into_hidden, self.out_of_hidden)
         )
+        return NADEFrames(b, c, into.t(), out_of)
 
 
 class GaussianHead(FrameHead):

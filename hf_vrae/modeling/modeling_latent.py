@@ -30,7 +30,7 @@ from .objectives import (
     maximum_mean_discrepancy,
     negative_elbo,
 )
-from .posteriors import BatchNormPosterior, CorrelatedPrior
+from .posteriors import BatchNormPosterior, CorrelatedPrior, GaussianPosterior
 from .recurrent import GRU, LSTM, LayerNormCell, LayerNormLSTM
 
 MAX_AT_ONCE = 2**22  # decoder outputs, or parameters of p(x_t), held at once for importance weights: 16 MiB in float32
@@ -90,6 +90,8 @@ class LatentSequenceModel(PreTrainedModel):
             init.uniform_(module.weight, -bound, bound)
             if module.bias is not None:
                 init.zeros_(module.bias)
+        elif isinstance(module, GaussianPosterior):
+            init.uniform_(module.weight, -bound, bound)
             if isinstance(module, BatchNormPosterior):
                 init.zeros_(module.shift)
                 init.zeros_(module.running_mean)

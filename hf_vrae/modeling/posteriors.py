@@ -11,11 +11,15 @@ from .distributions import CorrelatedGaussian, DiagonalGaussian, VonMisesFisher
 MIN_LOGVAR, MAX_LOGVAR = -10.0, 10.0
 
 
-class GaussianPosterior(nn.Linear):
+class GaussianPosterior(nn.Module):
     """N(mean, diag(exp(logvar))), both linear in the summary (Kingma & Welling 2014)."""
 
+    numbers = 2  # that are read from the summary for each dimension
+
     def __init__(self, hidden_size: int, latent_size: int):
-        super().__init__(hidden_size, 2 * latent_size, bias=False)
+        super().__init__()
+        # Not an nn.Linear itself, which adapters and quantization would take for one that returns a tensor.
+        self.weight = nn.Linear(hidden_size, self.numbers * latent_size, bias=False).weight
 
     def forward(self, summary: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Mean and log-variance, float32 [B, D] each, of a summary [B, H]."""
@@ -125,8 +129,10 @@ class CommittedRatePosterior(GaussianPosterior):
 class VonMisesFisherPosterior(GaussianPosterior):
     """vMF of a direction that is linear in the summary, with one concentration for all x (Xu & Durrett 2018)."""
 
+    numbers = 1
+
     def __init__(self, hidden_size: int, latent_size: int, concentration: float):
-        nn.Linear.__init__(self, hidden_size, latent_size, bias=False)
+        super().__init__(hidden_size, latent_size)
         self.concentration = concentration
 
     def read(self, projected: torch.Tensor) -> tuple[torch.Tensor, None]:

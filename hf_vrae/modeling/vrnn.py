@@ -16,7 +16,7 @@ from torch import nn
 
 from .configuration_vrnn import VRNNConfig
 from .distributions import DiagonalGaussian
-from .kernels import Dropout, PackedLinear, at_least_float32
+from .kernels import Dropout, PackedLinear, at_least_float32, is_plain, weight_and_bias
 from .posteriors import MAX_LOGVAR, MIN_LOGVAR
 from .recurrent import LAYERS, drop_weights, run_layer, stepwise_product, take_time
 from .recurrent_latent import sample_path
@@ -164,7 +164,7 @@ class VRNNLayer(nn.Module):
         # One product serves all that reads h_{t-1}.
         reads_h = [drop_weights(layer), weight_h]
         if self.config.residual_posterior:
-            reads_h.append(self.prior_network.features[0].weight)
+            reads_h.append(weight_and_bias(self.prior_network.features[0])[0])
         noise = noise.flatten(0, 1).transpose(0, 1)  # [T, K * B, D]
         walk = self._walk_by_kernel if self._has_kernel(gates_x) else self._walk
         z, features_z, moments, hidden = walk(gates_x, features_x, noise, reads_h, weight_z, choose)
@@ -178,13 +178,13 @@ class VRNNLayer(nn.Module):
     def _of_inputs(self, phi_x, lengths, read=None) -> tuple[torch.Tensor, ...]:
         """What x_t adds to the gates [T, B, G * H] and to the first features from which z_t is read [T, B, P], and
         the rest of those weights: of phi_z(z) in the gates, of h in the features."""
-        first, size = self.posterior_network.features[0], phi_x.shape[-1]
+        (weight_seen, bias_seen), size = weight_and_bias(self.posterior_network.features[0]), phi_x.shape[-1]
         seen = self.what_the_posterior_sees(phi_x, lengths)
         weight_x, weight_z = self.rnn.input_weight.tensor_split([size], dim=1)
         read = phi_x if read is None else read
         gates_x = nn.functional.linear(read.transpose(0, 1), weight_x, self.rnn.input_bias)
-        weight_seen, weight_h = first.weight.tensor_split([size], dim=1)
-        return gates_x, nn.functional.linear(seen.transpose(0, 1), weight_seen, first.bias), weight_z, weight_h
+        weight_seen, weight_h = weight_seen.tensor_split([size], dim=1)
+        return gates_x, nn.functional.linear(seen.transpose(0, 1), weight_seen, bias_seen), weight_z, weight_h
 
     def _has_kernel(self, gates_x: torch.Tensor) -> bool:
         config = self.config
@@ -198,15 +198,16 @@ class VRNNLayer(nn.Module):
         of_gates, *of_features = [features_x.new_zeros(len(weight)) for weight in reads_h]
         if self.config.rnn_type == "gru":
             of_gates = layer.bias_hh_l0
-        weight, bias = self.posterior_network.moments.weight, self.posterior_network.moments.bias
+        weight, bias = weight_and_bias(self.posterior_network.moments)
         if self.config.residual_posterior:
             # One network does it, of both networks' features, which adds the prior's mean to that of the posterior.
-            of_features[1] = prior.features[0].bias
+            of_features[1] = weight_and_bias(prior.features[0])[1]
+            prior_weight, prior_bias = (of_moments[:size] for of_moments in weight_and_bias(prior.moments))
             features_x = nn.functional.pad(features_x, (0, len(of_features[1])))
-            weight = torch.cat([weight, nn.functional.pad(prior.moments.weight[:size], (0, 0, 0, size))], dim=1)
-            bias = bias + nn.functional.pad(prior.moments.bias[:size], (0, size))
+            weight = torch.cat([weight, nn.functional.pad(prior_weight, (0, 0, 0, size))], dim=1)
+            bias = bias + nn.functional.pad(prior_bias, (0, size))
         read = torch.cat(reads_h), torch.cat([of_gates, *of_features])
-        phi, noise = (self.phi_z[0].weight, self.phi_z[0].bias), noise.to(gates_x.dtype)
+        noise, phi = noise.to(gates_x.dtype), weight_and_bias(self.phi_z[0])
         return sample_path(layer, gates_x, features_x, noise, read, (weight, bias), phi, weight_z, choose)
 
     def _walk(self, gates_x, features_x, noise, reads_h, weight_z, choose):
@@ -230,6 +231,7 @@ class VRNNLayer(nn.Module):
         layer, net = self.rnn, self.posterior_network
         if self.config.residual_posterior:
             prior_rest = stepwise([*list(self.prior_network.features)[1:], self.prior_network.moments])
+            prior_bias = weight_and_bias(self.prior_network.features[0])[1]
         from_h = product(torch.cat(reads_h))
         rest = stepwise([*list(net.features)[1:], net.moments])
         phi_z = stepwise(self.phi_z)
@@ -241,7 +243,7 @@ class VRNNLayer(nn.Module):
             gates_h, features_h, *prior_h = from_h(state[0]).split(widths, dim=-1)
             read = rest(features_h + over_samples(features, samples))  # [K * B, 2 D]
             if self.config.residual_posterior:
-                prior_moments = prior_rest(prior_h[0] + self.prior_network.features[0].bias)
+                prior_moments = prior_rest(prior_h[0] + prior_bias)
                 mean = prior_moments[..., : self.config.latent_size]
                 read = read + nn.functional.pad(mean, (0, self.config.latent_size))
             q = gaussian(read)
@@ -264,8 +266,7 @@ class VRNNLayer(nn.Module):
 
         def stepwise(modules):
             steps = [
-                (product(module.weight), module.bias) if isinstance(module, nn.Linear) else (module, None)
-                for module in modules
+                (product(module.weight), module.bias) if is_plain(module) else (module, None) for module in modules
             ]
 
             def apply(x):
@@ -312,13 +313,14 @@ class Resampling:
         rows, device = samples * count, noise.device
         prior, *prior_rest = layer.prior_network.features
         out, *out_rest = layer.emission_features
-        out_z, out_h = out.weight.tensor_split([layer.config.feature_size], dim=1)
         with torch.no_grad():
-            weights, biases = torch.cat([prior.weight, out_h]), torch.cat([prior.bias, out.bias])
+            (prior_h, prior_bias), (out, out_bias) = weight_and_bias(prior), weight_and_bias(out)
+            out_z, out_h = out.tensor_split([layer.config.feature_size], dim=1)
+            weights, biases = torch.cat([prior_h, out_h]), torch.cat([prior_bias, out_bias])
             self.from_h, self.from_z = PackedLinear.here(weights, rows, biases), PackedLinear.here(out_z, rows)
             self.prior_rest = packed([*prior_rest, layer.prior_network.moments], rows)
             self.emission_rest = packed(out_rest, rows)
-        self.widths, self.log_likelihood = [len(prior.weight), len(out_z)], log_likelihood
+        self.widths, self.log_likelihood = [len(prior_h), len(out_z)], log_likelihood
         self.dropout = layer.dropout if layer.training and layer.dropout.p else None
         self.masks: list[torch.Tensor] = []
         self.own, self.first_rows = torch.arange(samples, device=device), torch.arange(count, device=device)
@@ -390,14 +392,14 @@ class VRNNStep:
     """
 
     def __init__(self, layer: VRNNLayer, rows: int, embedding: tuple[torch.Tensor, torch.Tensor] | None = None):
-        rnn, out = layer.rnn, layer.emission_features[0]
+        rnn, (out, out_bias) = layer.rnn, weight_and_bias(layer.emission_features[0])
         weight_x, weight_z = rnn.input_weight.tensor_split([layer.config.feature_size], dim=1)
-        out_z, out_h = out.weight.tensor_split([out.in_features - rnn.hidden_size], dim=1)
-        reads_h = [(rnn.recurrent_weight, out.bias.new_zeros(len(weight_x))), (out_h, out.bias)]
+        out_z, out_h = out.tensor_split([out.shape[1] - rnn.hidden_size], dim=1)
+        reads_h = [(rnn.recurrent_weight, out_bias.new_zeros(len(weight_x))), (out_h, out_bias)]
         self.has_latent = layer.config.latent_size > 0
         if self.has_latent:
             first, *rest = layer.prior_network.features
-            reads_h.append((first.weight, first.bias))
+            reads_h.append(weight_and_bias(first))
             self.prior_rest = packed([*rest, layer.prior_network.moments], rows)
             self.phi_z = packed(layer.phi_z, rows)
             self.from_z = PackedLinear.here(torch.cat([weight_z, out_z]), rows)
@@ -409,8 +411,8 @@ class VRNNStep:
         if embedding is not None:
             first, *rest = layer.phi_x
             weight, bias = embedding
-            self.phi_x = packed(rest, rows, PackedLinear.here(first.weight @ weight, rows, first(bias)))
-        self.rnn, self.gates_z, self.state = rnn, 0.0, layer.first_state(rows, out.bias)
+            self.phi_x = packed(rest, rows, PackedLinear.here(weight_and_bias(first)[0] @ weight, rows, first(bias)))
+        self.rnn, self.gates_z, self.state = rnn, 0.0, layer.first_state(rows, out_bias)
 
     def prior(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Mean and log-variance of p(z_t | h_{t-1}), float32 [B, D] each."""
@@ -435,8 +437,11 @@ def packed(modules, rows: int, *first):
     """Linear layers and ReLUs, behind what comes first, for one [rows, I] after the other and without gradient."""
     steps = [*first]
     for module in modules:
-        is_linear = isinstance(module, nn.Linear)
-        steps.append(PackedLinear.here(module.weight, rows, module.bias) if is_linear else torch.relu_)
+        if isinstance(module, nn.ReLU):
+            steps.append(torch.relu_)
+        else:
+            weight, bias = weight_and_bias(module)
+            steps.append(PackedLinear.here(weight, rows, bias))
 
     def apply(x):
         for step in steps:
