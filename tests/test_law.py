@@ -168,6 +168,7 @@ SIBLINGS = {
         "generation",
         "kernels",
         "modeling_conditional",
+        "modeling_latent",
     },
     "generation_vrnn": {"generation", "modeling_latent"},
     "modeling_hierarchical_frames": {"generation", "modeling_hierarchical", "modeling_vrae_frames", "recurrent"},

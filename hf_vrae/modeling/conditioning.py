@@ -86,6 +86,11 @@ class ConditionEmbedding(nn.Module):
     def _checked(self, class_ids, attributes, condition) -> list[torch.Tensor | None]:
         """The three on the model's device, two-dimensional, and as the configuration says."""
         config, device = self.config, self._device_and_dtype()[0]
+        for name, values in (("class_ids", class_ids), ("attributes", attributes), ("condition", condition)):
+            if values is not None and not isinstance(values, torch.Tensor):
+                raise ValueError(
+                    f"`{name}` must be a tensor, got {type(values).__name__}. Use `torch.tensor({name})`."
+                )
         if class_ids is not None and class_ids.dim() == 1:
             class_ids = class_ids.unsqueeze(1)
         given = {

@@ -10,6 +10,7 @@ from .encoders import VRAEEncoderOutput
 from .generation import Draw, Guidance, copy_of, decode
 from .kernels import PackedLinear, is_plain
 from .modeling_conditional import CONDITIONS
+from .modeling_latent import check_ids
 
 
 class VRAEGenerationMixin(GenerationMixin):
@@ -183,12 +184,17 @@ class VRAEGenerationMixin(GenerationMixin):
         """Give every row its beginning, and mask the padding of beginnings of different lengths, but for columns of
         padding alone: in front of a beginning transformers would take them for one without its start."""
         beginning = kwargs["decoder_input_ids"]
+        check_ids("decoder_input_ids", beginning)
+        inputs = [kwargs.get(name) for name in ("input_ids", "inputs_embeds")]
         if kwargs.get("encoder_outputs") is not None:
-            beginning = beginning.expand(kwargs["encoder_outputs"][0].shape[0], -1)
-        else:
-            for name in ("input_ids", "inputs_embeds"):
-                if kwargs.get(name) is not None:
-                    beginning = beginning.expand(kwargs[name].shape[0], -1)
+            inputs = [kwargs["encoder_outputs"][0]]
+        for rows in (len(given) for given in inputs if given is not None):
+            if len(beginning) not in (1, rows):
+                raise ValueError(
+                    f"`decoder_input_ids` must have a row for each of the {rows} sequences, or one for all; got "
+                    f"{len(beginning)}."
+                )
+            beginning = beginning.expand(rows, -1)
         kwargs["decoder_input_ids"] = beginning
         given = kwargs.get("decoder_attention_mask")
         if given is not None and len(given) == 1:  # as the beginning may be

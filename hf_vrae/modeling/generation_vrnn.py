@@ -38,7 +38,8 @@ class VRNNGenerationMixin(GenerationMixin):
         if inputs is None:
             inputs = kwargs.pop("input_ids", None)
         if latents is not None:
-            self._check_latents(latents)
+            given = kwargs.get("inputs_embeds") if inputs is None else inputs
+            self._check_latents(latents, None if given is None else len(given))
             if inputs is None and kwargs.get("inputs_embeds") is None:
                 inputs = torch.full((len(latents), 1), self.config.bos_token_id, device=self.device)
             kwargs["latents"] = latents.to(self.device)

@@ -201,6 +201,7 @@ class OneLatentModel(LatentSequenceModel):
         target = self.target(labels, **batch)
         q = self.encode(**batch) if posterior is None else posterior
         z = q.rsample((num_samples,), generator) if latents is None else latents  # [K, B, D]
+        check_samples(z, (*q.batch_shape, *q.event_shape))
         condition = self.condition(**batch)
         return self._log_joint(z, target, condition, self._prior_beside(q, condition)) - q.log_prob(z)
 
@@ -384,6 +385,13 @@ def check_latents(latents: torch.Tensor, latent_size: int) -> None:
         )
 
 
+def check_samples(latents: torch.Tensor, shape: tuple[int, ...]) -> None:
+    check_floats(latents)
+    if latents.dim() != 1 + len(shape) or latents.shape[1:] != shape:
+        sizes = ", ".join(map(str, shape))
+        raise ValueError(f"`latents` must be K samples of q(z|x), [K, {sizes}], got {list(latents.shape)}.")
+
+
 def token_nll(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     """-log p(label) in nats, 0 where the label is -100: [B, T] of logits [B, T, V] and labels [B, T]."""
     return nn.functional.cross_entropy(
@@ -391,8 +399,10 @@ def token_nll(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     ).view_as(labels)
 
 
-def check_not_empty(name: str, ids: torch.LongTensor) -> None:
-    if ids.dim() == 2 and ids.shape[1] == 0:
+def check_ids(name: str, ids: torch.LongTensor) -> None:
+    if ids.dim() != 2 or ids.is_floating_point():
+        raise ValueError(f"`{name}` must be token ids [batch, time], integers; got {list(ids.shape)} of {ids.dtype}.")
+    if ids.shape[1] == 0:
         raise ValueError(f"`{name}` must hold a token at least in each row, got {list(ids.shape)}.")
 
 
@@ -408,7 +418,7 @@ def check_mask(name: str, mask: torch.Tensor | None, inputs: torch.Tensor, past:
 def check_token_ids(name: str, ids: torch.LongTensor, vocab_size: int, ignore: int | None = None) -> None:
     """Name the id that no table holds, or the lack of any. On an accelerator ids are not looked at, which would cost a
     synchronisation: its kernels check."""
-    check_not_empty(name, ids)
+    check_ids(name, ids)
     if ids.device.type != "cpu" or ids.numel() == 0 or torch.compiler.is_compiling():
         return
     real = ids if ignore is None else ids[ids != ignore]

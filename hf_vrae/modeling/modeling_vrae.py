@@ -25,7 +25,13 @@ from .encoders import VRAEEncoderOutput, make_encoder
 from .generation_vrae import VRAEGenerationMixin
 from .kernels import IGNORE_INDEX, at_least_float32, draw, is_plain, linear_cross_entropy, linear_nll
 from .modeling_conditional import ConditionalModel
-from .modeling_latent import LatentSequenceModel, check_latents, check_not_empty, check_token_ids, token_nll
+from .modeling_latent import (
+    LatentSequenceModel,
+    check_ids,
+    check_latents,
+    check_token_ids,
+    token_nll,
+)
 from .posteriors import ConditionalPrior, CorrelatedPrior
 from .pretrained import copy_head, copy_weights, fields_of
 from .recurrent import left_align
@@ -153,6 +159,12 @@ class VRAEModel(VRAEPreTrainedModel):
         self._check_latents(seen, self.config.condition_width)
         if decoder_input_ids is None and decoder_inputs_embeds is None:
             raise ValueError("The decoder needs `decoder_input_ids`, or `labels` to make them from.")
+        rows = len(decoder_input_ids if decoder_inputs_embeds is None else decoder_inputs_embeds)
+        if len(seen) % max(rows, 1):  # K latents of each row, in the rows k * B + b, share what is read
+            raise ValueError(
+                "What the decoder reads (`decoder_input_ids`, `decoder_inputs_embeds`, or `labels`) must have a row "
+                f"for each of the {len(seen)} latents, got {rows}."
+            )
         hidden, past_key_values, decoder_hidden_states = self.decoder(
             seen,
             decoder_input_ids,
@@ -460,9 +472,11 @@ class VRAEForSequenceGeneration(VRAEPreTrainedModel, ConditionalModel, VRAEGener
 
     def target(self, labels: torch.LongTensor | None = None, **batch) -> torch.LongTensor:
         """The labels, by default the input tokens but the first."""
-        if labels is None:
-            return self.labels_from_input_ids(batch["input_ids"], batch.get("attention_mask"))
-        return labels
+        if labels is not None:
+            return labels
+        if batch.get("input_ids") is None:
+            raise ValueError("Pass `input_ids`, or with `inputs_embeds` the `labels`: what the likelihood is of.")
+        return self.labels_from_input_ids(batch["input_ids"], batch.get("attention_mask"))
 
     def num_steps(self, target: torch.LongTensor) -> torch.LongTensor:
         """Tokens that are scored, [B]; `</s>` is one."""
@@ -519,7 +533,7 @@ class VRAEForSequenceGeneration(VRAEPreTrainedModel, ConditionalModel, VRAEGener
             raise ValueError(
                 "`config.decoder_start_token_id` must be set to make decoder inputs from labels; got None."
             )
-        check_not_empty("labels", labels)
+        check_ids("labels", labels)
         real = labels != IGNORE_INDEX
         order, back, _ = left_align(real)
         moved = labels.gather(1, order).roll(1, dims=1)

@@ -21,7 +21,14 @@ from .generation import RecurrentCache
 from .generation_vrnn import LatentNoise, VRNNGenerationMixin
 from .heads import make_frame_embedding
 from .kernels import IGNORE_INDEX, Dropout, at_least_float32, draw, linear_cross_entropy, linear_nll
-from .modeling_latent import LatentSequenceModel, check_floats, check_token_ids, token_nll
+from .modeling_latent import (
+    LatentSequenceModel,
+    check_floats,
+    check_mask,
+    check_samples,
+    check_token_ids,
+    token_nll,
+)
 from .objectives import importance_weighted_bound, negative_elbo, particle_filter_bound
 from .recurrent import left_align, take_time
 from .vrnn import Resampling, Trajectory, VRNNLayer
@@ -142,13 +149,15 @@ class VRNNPreTrainedModel(LatentSequenceModel):
             for d in (path.posterior, path.prior)
         )
 
-    def _check_latents(self, latents: torch.Tensor) -> None:
+    def _check_latents(self, latents: torch.Tensor, rows: int | None = None) -> None:
         check_floats(latents)
         if latents.dim() != 3 or latents.shape[-1] != self.config.latent_size:
             raise ValueError(
                 "`latents` must have shape [batch, time, latent_size] with `latent_size` "
                 f"{self.config.latent_size}, got {list(latents.shape)}."
             )
+        if rows is not None and len(latents) != rows:
+            raise ValueError(f"`latents` must have a row for each of the {rows} sequences, got {len(latents)}.")
 
     @torch.no_grad()
     def teacher_forced(self, latents: torch.Tensor, **batch) -> torch.Tensor:
@@ -182,6 +191,7 @@ class VRNNPreTrainedModel(LatentSequenceModel):
         """
         observed = self._observe(**batch)
         if latents is not None:
+            check_samples(latents, (*observed.phi_x.shape[:2], self.config.latent_size))
             path = self.model.layer.follow(observed.phi_x, observed.lengths, latents)
             return self._log_weights(path, observed).view(len(latents), -1)
         parts = [
@@ -455,11 +465,14 @@ class VRNNForSequenceGeneration(VRNNPreTrainedModel, VRNNGenerationMixin):
             [`VRNNOutput`]; `loss` and its parts only with `labels`. Without, `logits` never depend on later tokens,
             but with `smoothing_posterior`: there the z of each has seen them.
         """
-        if (input_ids is None) == (inputs_embeds is None):
-            raise ValueError("Pass one of `input_ids` and `inputs_embeds`.")
+        self._check_one_of(input_ids, inputs_embeds)
         if inputs_embeds is None:
             check_token_ids("input_ids", input_ids, self.config.vocab_size)
             inputs_embeds = self.model.embed_tokens(input_ids)  # [B, T, E]
+        if latents is not None:
+            self._check_latents(latents, len(inputs_embeds))
+        past = 0 if past_key_values is None else past_key_values.get_seq_length()
+        check_mask("attention_mask", attention_mask, inputs_embeds, past)
         # `generate` looks for padding itself and passes no mask where it found none: a <pad> it drew is a token.
         mask = self._mask(input_ids if num_observed is None else None, inputs_embeds, attention_mask)
         fields = {}
@@ -476,6 +489,11 @@ class VRNNForSequenceGeneration(VRNNPreTrainedModel, VRNNGenerationMixin):
         if self.config.use_cache if use_cache is None else use_cache:
             fields["past_key_values"] = path.cache
         return self._output(output_hidden_states, **fields)
+
+    @staticmethod
+    def _check_one_of(input_ids, inputs_embeds) -> None:
+        if (input_ids is None) == (inputs_embeds is None):
+            raise ValueError("Pass one of `input_ids` and `inputs_embeds`.")
 
     def _mask(self, input_ids, inputs_embeds, attention_mask) -> torch.Tensor:
         """Real columns of the inputs at hand and, where it says so, of those before them, [B, T or past + T]."""
@@ -498,9 +516,11 @@ class VRNNForSequenceGeneration(VRNNPreTrainedModel, VRNNGenerationMixin):
         return Observed(phi_x, (lengths - 1).clamp(min=0), targets, (back[:, 1:] - 1).clamp(min=0))
 
     def _observe(self, labels=None, input_ids=None, attention_mask=None, inputs_embeds=None) -> Observed:
+        self._check_one_of(input_ids, inputs_embeds)
         if inputs_embeds is None:
             check_token_ids("input_ids", input_ids, self.config.vocab_size)
             inputs_embeds = self.model.embed_tokens(input_ids)
+        check_mask("attention_mask", attention_mask, inputs_embeds)
         mask = self._mask(input_ids, inputs_embeds, attention_mask)
         if labels is None:
             labels = input_ids if input_ids is not None else torch.full_like(mask, IGNORE_INDEX, dtype=torch.long)

@@ -367,6 +367,23 @@ def test_bad_token_ids(batch):
         model.encode(batch["input_ids"][:, :0])
     with pytest.raises(ValueError, match="decoder needs `decoder_input_ids`, or `labels`"):
         model(**batch)
+    for ids in batch["input_ids"][0], batch["input_ids"].float():
+        for call in model, model.encode, model.generate:
+            with pytest.raises(ValueError, match=r"`input_ids` must be token ids \[batch, time\], integers; got \["):
+                call(ids)
+
+
+def test_rows_that_do_not_fit(model, batch):
+    rows, ids = torch.randn(2, model.config.latent_size), batch["input_ids"][:3]
+    with pytest.raises(ValueError, match="must have a row for each of the 2 latents, got 3"):
+        model(latents=rows, decoder_input_ids=ids)
+    with pytest.raises(ValueError, match="a row for each of the 2 sequences, or one for all; got 3"):
+        model.generate(latents=rows, decoder_input_ids=ids)
+    size = model.config.latent_size
+    with pytest.raises(ValueError, match=rf"K samples of q\(z\|x\), \[K, 4, {size}\], got \[5, 3, {size}\]"):
+        model.log_importance_weights(latents=torch.randn(5, 3, size), **batch)
+    with pytest.raises(ValueError, match="Pass `input_ids`, or with `inputs_embeds` the `labels`"):
+        model.log_importance_weights()
 
 
 def test_a_mask_of_another_shape(model, batch):

@@ -491,6 +491,17 @@ def test_refusals():
     for call in (model, model.generate):
         with pytest.raises(ValueError, match="must hold a token at least in each row"):
             call(batch["input_ids"][:, :0])
+        with pytest.raises(ValueError, match=r"must be token ids \[batch, time\]"):
+            call(batch["input_ids"][0])
+        with pytest.raises(ValueError, match="`latents` must have a row for each of the 3 sequences, got 5"):
+            call(batch["input_ids"], latents=torch.randn(5, 6, 3))
+    with pytest.raises(ValueError, match=r"`attention_mask` must say of each position .* \[3, 7\], got \[3, 2\]"):
+        model(batch["input_ids"], attention_mask=batch["attention_mask"][:, :2])
+    with pytest.raises(ValueError, match=r"K samples of q\(z\|x\), \[K, 3, 6, 3\], got \[4, 2, 6, 3\]"):
+        model.log_importance_weights(latents=torch.randn(4, 2, 6, 3), **batch)
+    for call in (model, model.log_importance_weights):
+        with pytest.raises(ValueError, match="Pass one of `input_ids` and `inputs_embeds`"):
+            call()
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
