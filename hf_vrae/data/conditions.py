@@ -103,7 +103,7 @@ class Conditions:
         rows = [[math.nan] * self.size if row is None else row for row in rows]
         if wrong := [len(row) for row in rows if len(row) != self.size]:
             raise ValueError(f"The vectors of {self.vector!r} must have {self.size} numbers each, one has {wrong[0]}.")
-        return np.array(rows, dtype=np.float32)
+        return _finite(np.array(rows, dtype=np.float64), "condition_column", self.vector)
 
     def fields(self, train: Dataset, frequencies: bool) -> dict:
         """Those of a model's configuration: names, the attributes' scaling and, if asked for, how often each value is
@@ -246,11 +246,17 @@ def _numbers(split: Dataset, column: str) -> np.ndarray:
         values = np.array([math.nan if v is None else float(v) for v in split[column][:]])
     except (TypeError, ValueError) as error:
         raise ValueError(f"`attribute_columns` must be of numbers; {column!r} is {split.features[column]}.") from error
+    return _finite(values, "attribute_columns", column)
+
+
+def _finite(values: np.ndarray, option: str, column: str) -> np.ndarray:
+    """Values of each row, in float32."""
     with np.errstate(over="ignore"):  # what is too big becomes infinite
         values = values.astype(np.float32)
-    if (infinite := np.isinf(values)).any():
+    infinite = np.isinf(values)
+    if infinite.any():
         raise ValueError(
-            f"`attribute_columns` must be of finite numbers, but {column!r} has {values[infinite][0]} in row "
-            f"{infinite.argmax()}. Leave the value out where it is missing."
+            f"`{option}` must be of finite numbers, but {column!r} has {values[infinite][0]} in row "
+            f"{np.argwhere(infinite)[0, 0]}. Leave the value out where it is missing."
         )
     return values
