@@ -555,6 +555,7 @@ class Recipe:
         """Refuse what says nothing of such data; a recipe need not name the data, so this is of a run alone."""
         data, of_frames = self.data, ("stride", "train_window", "transpose", "scale_features", *MODEL_OF_FRAMES)
         named = data.train_file or data.dataset_name
+        files = [file for file in (data.train_file, data.validation_file, data.test_file) if file]
         remedy = "Leave it out, or name data of frames: an .npz, or a `features_column`."
         rules = [
             (OF_TEXT, data.of_frames, "is of text, and the data are frames. Leave it out."),
@@ -563,6 +564,11 @@ class Recipe:
                 ("text_column", "encoding", *WAYS_TO_READ),
                 not named,
                 "says how to read data, and none are named. Leave it out.",
+            ),
+            (
+                ["encoding"],
+                files and all(Path(file).suffix in (".npz", ".npy", ".parquet") for file in files),
+                "is of files of characters, and these are none. Leave it out.",
             ),
             (["corpus_size"], named, "is of what is built in, and other data are named. Leave it out."),
             (["dataset_config_name"], not data.dataset_name, "is of `dataset_name`, which is not given."),

@@ -126,9 +126,7 @@ def test_an_attribute_without_end_is_refused(value):
     with pytest.raises(ValueError, match="of finite numbers, but 'score' has inf in row 1"):
         Conditions.fit(train, None, ["score"], None).add_to(train)
     train = rows(vector=[[1.0, 2.0], [3.0, value]])
-    with pytest.raises(
-        ValueError, match="`condition_column` must be of finite numbers, but 'vector' has inf in row"
-    ):
+    with pytest.raises(ValueError, match="`condition_column` must be of finite numbers, but 'vector' has inf in row"):
         Conditions.fit(train, None, None, "vector").add_to(train)
 
 

@@ -271,6 +271,11 @@ def test_what_is_walked_in_has_the_segments_of_its_file(recipe, tmp_path):
             "--train_file a.txt --corpus_size 9",
             "`corpus_size` is of what is built in, and other data are named",
         ),
+        (
+            "vrae",
+            "--train_file a.parquet --encoding latin-1",
+            "`encoding` is of files of characters, and these",
+        ),
         ("vrae", "--dataset_config_name a", "`dataset_config_name` is of `dataset_name`, which is not given"),
         (
             "vrae",
