@@ -75,20 +75,41 @@ def check_output(path: str | None) -> None:
 
 def refuse_unread(parser: argparse.ArgumentParser, args: argparse.Namespace, readers: dict) -> None:
     """Refuse what is given and not read; `readers` holds of each name whether it is read, and by what."""
+    flags = {action.dest: action.option_strings[-1].lstrip("-") for action in parser._actions if action.option_strings}
     for name, (is_read, reader) in readers.items():
         if not is_read and getattr(args, name) != parser.get_default(name):
-            raise ValueError(f"`{name}` is of {reader}, which is not asked for. Leave it out.")
+            raise ValueError(f"`{flags[name]}` is of {reader}, which is not asked for. Leave it out.")
 
 
-def parsed(parser: argparse.ArgumentParser) -> argparse.Namespace:
-    """What scripts/generate.py is told; what it cannot do, or would not read in this mode, is refused."""
-    args = parser.parse_args()
+def refuse_of_other_modes(parser: argparse.ArgumentParser, args: argparse.Namespace, modes: dict[str, str]) -> None:
+    """The same by the `mode`; `modes` holds of each name those that read it."""
+    readers = {name: (args.mode in said.split(), " or ".join(said.split())) for name, said in modes.items()}
+    refuse_unread(parser, args, readers)
+
+
+def parse_plot(parser: argparse.ArgumentParser) -> tuple[argparse.Namespace, dict]:
+    """What scripts/plot.py is told, and of it how to read the data; what this mode would not read is refused."""
+    reading, args = add_reading_flags(parser), parser.parse_args()
+    modes = dict.fromkeys(("label", "method"), "map") | dict.fromkeys(("texts", "steps"), "interpolation")
+    refuse_of_other_modes(parser, args, modes | dict.fromkeys(("data", "max_samples", "seed", *reading), "kl map"))
+    if len(args.folders) > 1 and args.mode != "rate_distortion":
+        raise ValueError(f"`{args.mode}` is of one folder, got {', '.join(args.folders)}.")
+    return args, given_flags(args, reading)
+
+
+def parse_generate(parser: argparse.ArgumentParser) -> tuple[argparse.Namespace, dict, dict]:
+    """What scripts/generate.py is told, and of it how to decode and how to read the data; what it cannot do, or would
+    not read in this mode, is refused."""
+    reading, options, args = add_reading_flags(parser), add_generation_flags(parser), parser.parse_args()
     check_output(args.output)
     if args.num_beams is not None and args.num_beams < 1:
         raise ValueError(f"`num_beams` must be at least 1, got {args.num_beams}.")
-    modes = {"count": "sample", "steps": "interpolate", "spherical": "interpolate", "strength": "attribute"}
-    refuse_unread(parser, args, {name: (args.mode == mode, mode) for name, mode in modes.items()})
-    return args
+    modes = {"count": "sample", "steps": "interpolate", "spherical": "interpolate"}
+    modes |= dict.fromkeys(("strength", "examples", "without", "label"), "attribute")
+    inputs = "texts", "file", "data", "indices", *reading
+    modes |= dict.fromkeys(inputs, "reconstruct interpolate attribute")
+    refuse_of_other_modes(parser, args, modes)
+    return args, given_flags(args, options), given_flags(args, reading)
 
 
 def given_flags(args: argparse.Namespace, names: list[str]) -> dict:

@@ -52,6 +52,7 @@ def main():
     check_output(args.output)
     by_label = args.transfer_train is not None or args.agreement_train is not None
     readers = dict.fromkeys(("guidance_scale", "label"), (by_label, "--label_agreement and --transfer_train"))
+    readers["num_text_samples"] = by_label or args.text_metrics, "--text_metrics and of what is by label"
     readers["label_values"] = args.transfer_train is not None, "--transfer_train"
     refuse_unread(parser, args, readers | {"normal": (args.anomaly_label is not None, "--anomaly")})
     model, judge, reading = load(args.model), load(args.judge) if args.judge else None, given_flags(args, reading)

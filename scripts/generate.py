@@ -22,7 +22,7 @@ from pathlib import Path
 
 import numpy as np
 
-from hf_vrae.command_line import add_generation_flags, add_reading_flags, given_flags, parsed, read_lines, run_script
+from hf_vrae.command_line import parse_generate, read_lines, run_script
 
 
 def main():
@@ -38,7 +38,6 @@ def main():
     parser.add_argument("--texts", nargs="+", default=[], help="To reconstruct, to move, or the ends of a path")
     parser.add_argument("--file", help="The same, a text a line")
     parser.add_argument("--data", help="Of frames: as --train_file of train.py; by default the built-in ones")
-    reading = add_reading_flags(parser)
     parser.add_argument("--indices", type=int, nargs="+", default=[0, 1, 2], help="Of frames: which sequences of it")
     parser.add_argument("--label", default="label", help="Of frames: column of the attribute")
     parser.add_argument("--count", type=int, default=10, help="Samples")
@@ -49,9 +48,7 @@ def main():
     parser.add_argument("--strength", type=float, nargs="+", default=[1.0], help="How far to move along the attribute")
     parser.add_argument("--seed", type=int, default=42)
     parser.add_argument("--output", help="Also write the rows to this .jsonl file; of frames an .npz")
-    options = add_generation_flags(parser)
-    args = parsed(parser)
-    given, how_to_read = given_flags(args, options), given_flags(args, reading)
+    args, given, how_to_read = parse_generate(parser)
 
     set_seed(args.seed)
     model, tokenizer = load(args.model)

@@ -17,7 +17,7 @@ import json
 from pathlib import Path
 from typing import get_args
 
-from hf_vrae.command_line import add_reading_flags, given_flags, run_script
+from hf_vrae.command_line import parse_plot, run_script
 
 
 def main():
@@ -32,14 +32,13 @@ def main():
     parser.add_argument("folders", nargs="+", help="What train.py wrote; the picture goes to the first")
     parser.add_argument("mode", choices=["curves", "kl", "map", "interpolation", "rate_distortion", "schedules"])
     parser.add_argument("--data", help="As --train_file of train.py; by default what is built in")
-    reading = add_reading_flags(parser)
     parser.add_argument("--label", default="tense", help="Column to colour a map by; of the corpus also a factor")
     parser.add_argument("--method", default="pca", choices=["pca", "tsne"], help="How a map is made flat")
     parser.add_argument("--max_samples", type=int, help="Take only so many sequences, spread over the file")
     parser.add_argument("--texts", nargs=2, default=[], help="Ends of an interpolation")
     parser.add_argument("--steps", type=int, default=7, help="Points of an interpolation, its ends included")
     parser.add_argument("--seed", type=int, default=42, help="Of the built-in corpus and of t-SNE")
-    args = parser.parse_args()
+    args, how_to_read = parse_plot(parser)
 
     folder, numbers = Path(args.folders[0]), None
     picture = folder / f"{args.mode}.png"
@@ -47,7 +46,7 @@ def main():
         model, tokenizer = load(str(folder))
     if args.mode in ("kl", "map"):
         read = encode_file if args.mode == "kl" else represent_file
-        data, q = read(model.cpu(), tokenizer, args.data, args.max_samples, args.seed, **given_flags(args, reading))
+        data, q = read(model.cpu(), tokenizer, args.data, args.max_samples, args.seed, **how_to_read)
     if args.mode == "kl" and model.config.posterior == "vmf":
         raise ValueError("`posterior` vmf has one constant KL, which does not divide among dimensions.")
     if args.mode == "curves":

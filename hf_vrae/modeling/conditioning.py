@@ -106,6 +106,11 @@ class ConditionEmbedding(nn.Module):
         rows = {name: len(tensor) for name, (tensor, _, _) in given.items() if tensor is not None}
         if len(set(rows.values()) - {1}) > 1:
             raise ValueError(f"All parts of a condition must have as many rows, or one for all; got {rows}.")
+        for name in ("attributes", "condition"):
+            values = given[name][0]
+            if values is not None and values.device.type == "cpu" and not torch.compiler.is_compiling():
+                if values.isinf().any():
+                    raise ValueError(f"`{name}` must be finite, or NaN where missing.")
         if class_ids is not None:
             check_label_ids(class_ids, self.names)
         most = max(rows.values(), default=1)

@@ -223,6 +223,17 @@ class VonMisesFisher(Distribution):
         return self._resultant_length().to(self.loc.dtype).unsqueeze(-1) * self.loc
 
     @property
+    def variance(self) -> torch.Tensor:
+        """Of each coordinate, [*batch, D]: E[w^2] - E[w]^2 along loc, and (1 - E[w^2]) / (D - 1) across it, with
+        w = loc . z and E[w^2] = 1 - (D - 1) E[w] / kappa."""
+        length, across = self._resultant_length(), self.event_shape[0] - 1
+        beside = length / self.concentration  # = (1 - E[w^2]) / (D - 1)
+        along = 1 - across * beside - length.square()
+        share = self.loc.square()
+        variance = along.unsqueeze(-1) * share + beside.unsqueeze(-1) * (1 - share)
+        return variance.to(self.loc.dtype)
+
+    @property
     def mode(self) -> torch.Tensor:
         """[*batch, D]"""
         return self.loc

@@ -68,6 +68,7 @@ class HierarchicalVRAEForFrameGeneration(HierarchicalVRAEPreTrainedModel, Scales
 
     def encode(self, input_features=None, attention_mask=None, segment_ids=None, **batch):
         """q(z|x) of all scales, batch shape [B] and event shape [W], in float32; see [`JointGaussian`]."""
+        self._check_fields(batch)
         outputs = self._encoder_outputs(None, input_features, attention_mask, segment_ids=segment_ids)
         return self.model.encoder.distribution(outputs.mean, outputs.logvar)
 

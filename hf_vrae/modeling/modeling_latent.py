@@ -4,6 +4,8 @@
 Letters in shapes: B batch, T time, K samples, D latent size, H hidden size.
 """
 
+import difflib
+import inspect
 from collections.abc import Callable
 
 import torch
@@ -73,6 +75,14 @@ class LatentSequenceModel(PreTrainedModel):
                 'device_map="auto" without `max_memory`, or one device, as in device_map="cuda:0".'
             )
         return loaded
+
+    def _check_fields(self, batch: dict) -> None:
+        """Refuse what [`forward`] does not take either: a misspelt name would go unread."""
+        known = inspect.signature(type(self).forward).parameters
+        for name in batch.keys() - known.keys():
+            names = [*known, "num_samples", "latents", "generator", "posterior"]
+            (nearest,) = difflib.get_close_matches(name, names, n=1, cutoff=0.0)
+            raise TypeError(f"`{name}` is of no batch of a {type(self).__name__}. Did you mean `{nearest}`?")
 
     @property
     def _head_is_plain(self) -> bool:
@@ -198,6 +208,7 @@ class OneLatentModel(LatentSequenceModel):
             posterior: q(z|x), where it is not what [`encode`] gives, or is there already.
             batch: what [`encode`] takes.
         """
+        check_num_samples(num_samples)
         target = self.target(labels, **batch)
         q = self.encode(**batch) if posterior is None else posterior
         z = q.rsample((num_samples,), generator) if latents is None else latents  # [K, B, D]
@@ -385,6 +396,11 @@ def check_latents(latents: torch.Tensor, latent_size: int) -> None:
         )
 
 
+def check_num_samples(num_samples: int) -> None:
+    if num_samples < 1:
+        raise ValueError(f"`num_samples` must be 1 or more, got {num_samples}.")
+
+
 def check_samples(latents: torch.Tensor, shape: tuple[int, ...]) -> None:
     check_floats(latents)
     if latents.dim() != 1 + len(shape) or latents.shape[1:] != shape:
@@ -400,6 +416,10 @@ def token_nll(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
 
 
 def check_ids(name: str, ids: torch.LongTensor) -> None:
+    if not isinstance(ids, torch.Tensor):
+        raise ValueError(
+            f'`{name}` must be a tensor of token ids, got {type(ids).__name__}. Tokenize with `return_tensors="pt"`.'
+        )
     if ids.dim() != 2 or ids.is_floating_point():
         raise ValueError(f"`{name}` must be token ids [batch, time], integers; got {list(ids.shape)} of {ids.dtype}.")
     if ids.shape[1] == 0:

@@ -451,6 +451,7 @@ class VRAEForSequenceGeneration(VRAEPreTrainedModel, ConditionalModel, VRAEGener
             input_ids, attention_mask, inputs_embeds: as in [`forward`]; of the rest of the batch only conditions are
                 looked at.
         """
+        self._check_fields(batch)
         inputs = {"input_ids": input_ids, "attention_mask": attention_mask, "inputs_embeds": inputs_embeds}
         outputs = self._encoder_outputs(self.condition(**inputs, **batch), **inputs)
         return self.model.encoder.distribution(outputs.mean, outputs.logvar)

@@ -184,6 +184,7 @@ class VRAEForFrameGeneration(VRAEPreTrainedModel, ConditionalModel, FrameModel):
         Args:
             input_features, attention_mask: as in [`forward`]; of the rest of the batch only conditions are looked at.
         """
+        self._check_fields(batch)
         inputs = {"input_features": input_features, "attention_mask": attention_mask}
         outputs = self._encoder_outputs(self.condition(**inputs, **batch), **inputs)
         return self.model.encoder.distribution(outputs.mean, outputs.logvar)

@@ -25,6 +25,7 @@ from .modeling_latent import (
     LatentSequenceModel,
     check_floats,
     check_mask,
+    check_num_samples,
     check_samples,
     check_token_ids,
     token_nll,
@@ -189,6 +190,7 @@ class VRNNPreTrainedModel(LatentSequenceModel):
             generator: of the noise; a list has one for each sequence, whose noise is then its own in any batch.
             batch: what [`forward`] takes.
         """
+        check_num_samples(num_samples)
         observed = self._observe(**batch)
         if latents is not None:
             check_samples(latents, (*observed.phi_x.shape[:2], self.config.latent_size))

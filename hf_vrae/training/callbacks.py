@@ -32,6 +32,8 @@ class KLAnnealingCallback(TrainerCallback):
 
     def on_train_begin(self, args, state, control, model=None, **kwargs):
         KLSchedule(total_steps=state.max_steps, **self.options)  # which may refuse
+        if not hasattr(_without_adapters(model), "kl_weight"):
+            raise ValueError(f"The callback sets the KL weight of a model of hf_vrae; got {type(model).__name__}.")
         options = {f"kl_{name}": value for name, value in self.options.items() if name not in ("kind", "warmup")}
         of_the_loss = {name: getattr(model.config, name) for name in OF_THE_LOSS if hasattr(model.config, name)}
         try:
@@ -45,8 +47,14 @@ class KLAnnealingCallback(TrainerCallback):
             )
 
     def on_step_begin(self, args, state, control, model=None, **kwargs):
-        schedule = KLSchedule(total_steps=state.max_steps, **self.options)
+        schedule, model = KLSchedule(total_steps=state.max_steps, **self.options), _without_adapters(model)
         model.kl_weight, model.kl_capacity = schedule(state.global_step), schedule.target(state.global_step)
 
     def on_step_end(self, args, state, control, model=None, **kwargs):
+        model = _without_adapters(model)
         model.kl_weight, model.kl_capacity = 1.0, None
+
+
+def _without_adapters(model):
+    """The model itself, where it is within one of peft's, which would keep for itself what is set on it."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model

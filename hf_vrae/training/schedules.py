@@ -44,6 +44,10 @@ class KLSchedule:
     def __post_init__(self):
         if self.kind not in get_args(ScheduleKind):
             raise ValueError(f"`kind` must be one of {', '.join(get_args(ScheduleKind))}; got {self.kind!r}.")
+        least = {"weight": 0, "start": 0, "warmup": 0, "cycles": 1}
+        for name, bound in least.items():
+            if getattr(self, name) < bound:
+                raise ValueError(f"`{name}` of a KL schedule must be at least {bound}, got {getattr(self, name)}.")
         if self.kind == "cyclical" and self.warmup_steps >= self.period:
             raise ValueError(
                 f"`kl_warmup_steps` {self.warmup:g} is as long as a cycle or longer: {self.total_steps} updates in "

@@ -250,6 +250,8 @@ def test_a_condition_is_of_tensors():
     model, z = make_model(**CONDITIONAL["conditional"]), torch.randn(2, 6)
     with pytest.raises(ValueError, match=r"`class_ids` must be a tensor, got list. Use `torch.tensor\(class_ids\)`"):
         model(latents=z, class_ids=[[0, 1], [1, 0]], decoder_input_ids=torch.ones(2, 3, dtype=torch.long))
+    with pytest.raises(ValueError, match="`attributes` must be finite, or NaN where missing"):
+        model.prior(attributes=torch.tensor([[1.0, math.inf]]))
 
 
 @pytest.mark.parametrize(

@@ -143,6 +143,7 @@ def test_vmf_samples_have_its_mean_and_its_kl(kappa, size):
     z = q.sample((40_000,))
     torch.testing.assert_close(z.norm(dim=-1), torch.ones(40_000, 1, dtype=torch.float64))
     torch.testing.assert_close(z.mean(0), q.mean, rtol=0, atol=0.02)
+    torch.testing.assert_close(z.var(0), q.variance, rtol=0.05, atol=1e-4)
     ratio = q.log_prob(z) - p.log_prob(z).double()
     error = ratio.std() / 200
     assert (ratio.mean() - kl_divergence(q, p)).abs() < 4 * error + 1e-5

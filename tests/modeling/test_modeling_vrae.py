@@ -384,6 +384,16 @@ def test_rows_that_do_not_fit(model, batch):
         model.log_importance_weights(latents=torch.randn(5, 3, size), **batch)
     with pytest.raises(ValueError, match="Pass `input_ids`, or with `inputs_embeds` the `labels`"):
         model.log_importance_weights()
+    with pytest.raises(ValueError, match="`num_samples` must be 1 or more, got 0"):
+        model.log_importance_weights(0, **batch)
+    with pytest.raises(TypeError, match="`num_sample` is of no batch of a .* Did you mean `num_samples`"):
+        model.log_importance_weights(num_sample=3, **batch)
+    with pytest.raises(TypeError, match="`label` is of no batch of a .* Did you mean `labels`"):
+        model.encode(label=1, **batch)
+    with pytest.raises(
+        ValueError, match=r'must be a tensor of token ids, got list. Tokenize with `return_tensors="pt"`'
+    ):
+        model.encode(["a text"])
 
 
 def test_a_mask_of_another_shape(model, batch):

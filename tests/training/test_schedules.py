@@ -38,6 +38,9 @@ def test_cyclical_is_fu_et_al():
 
 
 def test_a_cycle_shorter_than_its_warmup_is_refused():
+    for name, value in (("cycles", 0), ("weight", -1.0), ("start", -0.1), ("warmup", -1)):
+        with pytest.raises(ValueError, match=f"`{name}` of a KL schedule must be at least ., got {value}"):
+            KLSchedule("cyclical", 400, **{name: value})
     with pytest.raises(ValueError, match="`kl_warmup_steps` 100 is as long as a cycle or longer: 400 updates in 4"):
         KLSchedule("cyclical", 400, cycles=4, warmup=100)
     assert KLSchedule("cyclical", 400, cycles=4, warmup=99).has_arrived(399)

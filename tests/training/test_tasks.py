@@ -112,8 +112,8 @@ def test_a_trained_model_of_frames_is_measured_and_walked_in(family, recipe, tmp
     _, points = represent_file(load("run")[0], None, "my.npz", 7)
     assert points.shape == (7, 6 if family == "vrnn" else 3)
     modes = "reconstruct --indices 4 2", "interpolate --steps 2", "attribute --with 2 --without 0 --strength 0 1"
-    for mode in (*modes, "sample --count 2 --max_length 9"):
-        words = f"run {mode} --data my.npz --output {mode[:4]}.npz".split()
+    for mode in (*(f"{mode} --data my.npz" for mode in modes), "sample --count 2 --max_length 9"):
+        words = f"run {mode} --output {mode[:4]}.npz".split()
         assert script(["scripts/generate.py", *words]) == 0
         assert (tmp_path / f"{mode[:4]}.png").is_file()
     made = np.load("reco.npz")

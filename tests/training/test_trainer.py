@@ -136,6 +136,20 @@ def test_the_callback_refuses_a_loss_that_would_not_read_it(options, smoothing, 
         KLAnnealingCallback(**options).on_train_begin(arguments, state, None, model=make_model(**model))
 
 
+def test_the_callback_is_of_our_models_and_finds_them_within_pefts():
+    arguments, state = SimpleNamespace(label_smoothing_factor=0.0), SimpleNamespace(max_steps=20, global_step=0)
+    with pytest.raises(ValueError, match="sets the KL weight of a model of hf_vrae; got Linear"):
+        KLAnnealingCallback().on_train_begin(arguments, state, None, model=torch.nn.Linear(2, 2))
+    model = make_model()
+    around = SimpleNamespace(get_base_model=lambda: model, config=model.config)
+    callback = KLAnnealingCallback("linear")
+    callback.on_train_begin(arguments, state, None, model=around)
+    callback.on_step_begin(arguments, state, None, model=around)
+    assert model.kl_weight == 0
+    callback.on_step_end(arguments, state, None, model=around)
+    assert model.kl_weight == 1
+
+
 def test_the_callback_refuses_a_particle_filter():
     arguments, state = SimpleNamespace(label_smoothing_factor=0.0), SimpleNamespace(max_steps=20)
     model = VRNNForSequenceGeneration(VRNNConfig(vocab_size=40, resampling=True, num_train_samples=3))
