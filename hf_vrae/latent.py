@@ -59,6 +59,17 @@ def attribute_vector(with_attribute: torch.Tensor, without: torch.Tensor) -> tor
     return with_attribute.mean(0) - without.mean(0)
 
 
+def is_on_sphere(model) -> bool:
+    """Whether z is a unit vector, as of a von Mises-Fisher posterior: the decoder knows no other."""
+    return getattr(model.config, "posterior", None) == "vmf"
+
+
+def moved(model, latents: torch.Tensor, step: torch.Tensor) -> torch.Tensor:
+    """Latents [..., D] and a step [..., D] from there; where z lies on a sphere, back on it."""
+    latents = latents + step
+    return torch.nn.functional.normalize(latents, dim=-1) if is_on_sphere(model) else latents
+
+
 def infers_labels(model) -> bool:
     """Whether a label that is missing is inferred from the sequence."""
     return model.config.model_type == "vrae" and model.config.label_classifier
@@ -156,7 +167,10 @@ def sample_texts(model, tokenizer, count: int, seed: int | None = None, labels=N
     latents = draw_latents(model, count, generator, **under)
     with stream(seed, model.device):
         texts, said = decode_latents(model, tokenizer, latents, **under, **options), under.get("labels")
-    said = said if isinstance(said, dict) else {"label": said} if said else {}
+    if said and not isinstance(said, dict):
+        (label,) = model.config.condition_labels
+        said = {label: said}
+    said = said or {}
     return [{**{name: said[name][i] for name in said}, "text": text} for i, text in enumerate(texts)]
 
 
@@ -205,7 +219,8 @@ def interpolate_texts(
     if len(texts) != 2:
         raise ValueError(f"`texts` must be the two ends of the path, got {len(texts)} texts.")
     first, last = encode_texts(model, tokenizer, texts)
-    decoded = decode_latents(model, tokenizer, interpolate(first, last, num_steps, spherical), **options)
+    path = interpolate(first, last, num_steps, spherical or is_on_sphere(model))
+    decoded = decode_latents(model, tokenizer, path, **options)
     return [{"t": round(i / (num_steps - 1), 4), "text": text} for i, text in enumerate(decoded)]
 
 
@@ -217,7 +232,7 @@ def move_texts(model, tokenizer, texts, with_attribute, without, strengths=(1.0,
     direction = along(attribute_vector(*examples), latents)
     rows = []
     for strength in strengths:
-        decoded = decode_latents(model, tokenizer, latents + strength * direction, **options)
+        decoded = decode_latents(model, tokenizer, moved(model, latents, strength * direction), **options)
         rows += [{"text": t, "strength": strength, "moved": new} for t, new in zip(texts, decoded, strict=True)]
     return rows
 
@@ -314,6 +329,7 @@ def interpolate_frames(
         lengths = sizes.min().expand(num_steps)
         ends = [end[: sizes.min()] for end in ends]
     ends = _stacked(ends)  # [2, D] or [2, T, D]
+    spherical = spherical or is_on_sphere(model)
     path = interpolate(*ends.flatten(1), num_steps, spherical).unflatten(1, ends.shape[1:])
     under = _under(model, batch, labels, nearer)
     decoded = decode_frames(model, list(path), lengths.tolist(), do_sample, **under)
@@ -336,13 +352,11 @@ def move_frames(
     direction, latents = attribute_vector(with_attribute, without), encode_frames(model, sequences)
     batch = FrameCollator()(sequences)
     lengths, under = batch["attention_mask"].sum(1), _under(model, batch, labels)
-    moved = {
-        f"moved {strength:g}": decode_frames(
-            model, [z + strength * along(direction, z) for z in latents], lengths.tolist(), do_sample, **under
-        )
-        for strength in strengths
-    }
-    return {"real": batch["labels"].numpy(), **moved, "lengths": lengths.numpy()}
+    results = {"real": batch["labels"].numpy()}
+    for strength in strengths:
+        there = [moved(model, z, strength * along(direction, z)) for z in latents]
+        results[f"moved {strength:g}"] = decode_frames(model, there, lengths.tolist(), do_sample, **under)
+    return {**results, "lengths": lengths.numpy()}
 
 
 def _under(model, batch: dict, labels, rows=slice(None)) -> dict:

@@ -1,18 +1,22 @@
+import numpy as np
 import pytest
 import torch
 
+from hf_vrae.evaluation.text.generated import path_smoothness
 from hf_vrae.latent import (
     attribute_vector,
     decode_latents,
     draw_latents,
     encode_texts,
     interpolate,
+    interpolate_frames,
     interpolate_texts,
+    move_frames,
     move_texts,
     reconstruct_texts,
     sample_texts,
 )
-from tests.models import make_model
+from tests.models import make_frame_model, make_model
 
 TEXTS = ["the king sold a letter .", "our queen did not watch many trains ."]
 
@@ -112,3 +116,26 @@ def test_samples_repeat_by_seed_and_begin_as_asked(pair):
     assert sample_texts(model, tokenizer, 5, do_sample=True) != sample_texts(model, tokenizer, 5, do_sample=True)
     for row in sample_texts(model, tokenizer, 5, prefix="our king", num_beams=2):
         assert row["text"].startswith("our king")
+
+
+def test_paths_and_moves_of_unit_vectors_stay_on_their_sphere(tokenizer, monkeypatch):
+    """The decoder of a von Mises-Fisher posterior knows no other z."""
+    seen = []
+    model, frame_model = make_model(vocab_size=len(tokenizer), posterior="vmf"), make_frame_model(posterior="vmf")
+    for each in model, frame_model:
+        generate = each.generate
+
+        def spy(*args, generate=generate, **kwargs):
+            seen.append(kwargs["latents"])
+            return generate(*args, **kwargs)
+
+        monkeypatch.setattr(each, "generate", spy)
+    interpolate_texts(model, tokenizer, TEXTS, num_steps=4, max_length=9)
+    move_texts(model, tokenizer, TEXTS, TEXTS[:1], TEXTS[1:], strengths=[0.0, 3.0], max_length=9)
+    path_smoothness(model, tokenizer, TEXTS, num_steps=3, max_length=9)
+    sequences = [np.random.rand(5, 3), np.random.rand(4, 3)]
+    interpolate_frames(frame_model, sequences, 3)
+    move_frames(frame_model, sequences, sequences[:1], sequences[1:], strengths=[2.0])
+    assert len(seen) >= 6
+    norms = torch.cat([z.norm(dim=-1) for z in seen])
+    torch.testing.assert_close(norms, torch.ones_like(norms))

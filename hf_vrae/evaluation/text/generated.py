@@ -9,7 +9,7 @@ from tqdm.auto import tqdm
 
 from ...data.collators import AutoencodingCollator, CausalCollator
 from ...data.tokenization import decode
-from ...latent import OF_ALL_WORDS, draw_latents, interpolate, stream
+from ...latent import OF_ALL_WORDS, draw_latents, interpolate, is_on_sphere, stream
 from ..information import in_evaluation_mode
 from ..likelihood import noise_generators, perplexity
 from .strings import bleu_signature, compare, interpolation_smoothness, sample_quality
@@ -129,7 +129,8 @@ def path_smoothness(
         # Of several scales a row with fewer segments has fewer numbers.
         means = torch.nn.utils.rnn.pad_sequence(means, batch_first=True, padding_value=torch.nan)
         ends = zip(means[::2], means[1::2], strict=True)
-        ways = torch.cat([interpolate(start, end, num_steps) for start, end in ends])  # [P * S, D]
+        sphere = is_on_sphere(model)
+        ways = torch.cat([interpolate(start, end, num_steps, sphere) for start, end in ends])  # [P * S, D]
         begin = torch.arange(0, 2 * count, 2).repeat_interleave(num_steps)
         for part in torch.arange(len(ways)).split(batch_size):
             under = _conditions_of_rows(model, conditions, begin[part])
