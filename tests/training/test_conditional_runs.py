@@ -82,7 +82,7 @@ def test_a_language_model_under_a_label(tiny, tmp_path):
     model, tokenizer = load(str(tmp_path / "run"))
     options = {"seed": 1, "max_length": 8, "guidance_scale": 2.0, "num_beams": 2}
     texts = sample_texts(model, tokenizer, 3, labels=["past", "future", "past"], **options)
-    assert [row["label"] for row in texts] == ["past", "future", "past"] and texts[0] == texts[2]
+    assert [row["tense"] for row in texts] == ["past", "future", "past"] and texts[0] == texts[2]
 
 
 def test_two_stages_under_a_condition(tiny, tmp_path):
