@@ -25,13 +25,7 @@ from .encoders import VRAEEncoderOutput, make_encoder
 from .generation_vrae import VRAEGenerationMixin
 from .kernels import IGNORE_INDEX, at_least_float32, draw, is_plain, linear_cross_entropy, linear_nll
 from .modeling_conditional import ConditionalModel
-from .modeling_latent import (
-    LatentSequenceModel,
-    check_ids,
-    check_latents,
-    check_token_ids,
-    token_nll,
-)
+from .modeling_latent import LatentSequenceModel, check_ids, check_latents, check_token_ids, token_nll
 from .posteriors import ConditionalPrior, CorrelatedPrior
 from .pretrained import copy_head, copy_weights, fields_of
 from .recurrent import left_align
