@@ -196,6 +196,14 @@ def stream(seed: int | None, device: torch.device):
         yield
 
 
+def _with_labels_of(model, tokenizer, texts: list[str], options: dict, rows=slice(None)) -> dict:
+    """Options of `generate`, with the labels that a model infers of texts (`rows` of them) where none are said."""
+    if options.get("labels") is not None or not infers_labels(model):
+        return options
+    batch = tokenizer(texts, return_tensors="pt", padding=True).to(model.device)
+    return options | {name: of_rows[rows] for name, of_rows in conditions_of(model, batch).items()}
+
+
 def reconstruct_texts(model, tokenizer, texts: list[str], source_labels=None, **options) -> list[dict]:
     """Each text beside what its posterior mean decodes to.
 
@@ -203,32 +211,32 @@ def reconstruct_texts(model, tokenizer, texts: list[str], source_labels=None, **
     themselves stand under, by default what q(c|x) says, or nothing.
     """
     latents = encode_texts(model, tokenizer, texts, labels=source_labels)
-    labels = options.pop("labels", source_labels)
-    if labels is not None:
-        options["labels"] = labels
-    elif infers_labels(model):
-        options |= conditions_of(model, tokenizer(texts, return_tensors="pt", padding=True).to(model.device))
-    decoded = decode_latents(model, tokenizer, latents, **options)
+    if source_labels is not None:
+        options = {"labels": source_labels} | options
+    decoded = decode_latents(model, tokenizer, latents, **_with_labels_of(model, tokenizer, texts, options))
     return [{"text": text, "reconstruction": new} for text, new in zip(texts, decoded, strict=True)]
 
 
 def interpolate_texts(
     model, tokenizer, texts: list[str], num_steps: int = 7, spherical=False, **options
 ) -> list[dict]:
-    """Texts on the way from the first of two texts to the second; `t` runs from 0 to 1."""
+    """Texts on the way from the first of two texts to the second; `t` runs from 0 to 1. Labels that the model infers
+    are those of the nearer end."""
     if len(texts) != 2:
         raise ValueError(f"`texts` must be the two ends of the path, got {len(texts)} texts.")
     first, last = encode_texts(model, tokenizer, texts)
     path = interpolate(first, last, num_steps, spherical or is_on_sphere(model))
+    t = torch.linspace(0, 1, num_steps)
+    options = _with_labels_of(model, tokenizer, texts, options, (t > 0.5).long())
     decoded = decode_latents(model, tokenizer, path, **options)
-    return [{"t": round(i / (num_steps - 1), 4), "text": text} for i, text in enumerate(decoded)]
+    return [{"t": round(at, 4), "text": text} for at, text in zip(t.tolist(), decoded, strict=True)]
 
 
 def move_texts(model, tokenizer, texts, with_attribute, without, strengths=(1.0,), **options) -> list[dict]:
     """Texts moved along an attribute, given by two sets of example texts, by each of several strengths."""
     size = model.config.latent_size
     examples = (encode_texts(model, tokenizer, examples)[:, :size] for examples in (with_attribute, without))
-    latents = encode_texts(model, tokenizer, texts)
+    latents, options = encode_texts(model, tokenizer, texts), _with_labels_of(model, tokenizer, texts, options)
     direction = along(attribute_vector(*examples), latents)
     rows = []
     for strength in strengths:

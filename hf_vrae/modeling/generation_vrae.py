@@ -10,7 +10,7 @@ from .encoders import VRAEEncoderOutput
 from .generation import Draw, Guidance, copy_of, decode
 from .kernels import PackedLinear, is_plain
 from .modeling_conditional import CONDITIONS
-from .modeling_latent import check_ids
+from .modeling_latent import check_finite, check_ids
 
 
 class VRAEGenerationMixin(GenerationMixin):
@@ -53,6 +53,7 @@ class VRAEGenerationMixin(GenerationMixin):
                 if kwargs.get(name) is not None:
                     raise ValueError(f"`latents` take the place of the encoder: pass them or `{name}`, not both.")
             self._check_latents(latents)
+            check_finite(latents[:, : self.config.latent_size])
             kwargs.pop("attention_mask", None)
         self._prepare_what_is_decoded(labels, latents, kwargs)
         if kwargs.get("assistant_model") is not None and kwargs.get("encoder_outputs") is not None:

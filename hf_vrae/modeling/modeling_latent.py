@@ -396,6 +396,16 @@ def check_latents(latents: torch.Tensor, latent_size: int) -> None:
         )
 
 
+def check_finite(latents: torch.Tensor) -> None:
+    """Of z given to `generate`: NaN would be decoded, to something."""
+    rows = latents.isfinite().all(-1)
+    if not rows.all():
+        raise ValueError(
+            f"`latents` must be finite numbers; row {int(rows.long().argmin())} has NaN or infinity. Did the model "
+            "that made them diverge?"
+        )
+
+
 def check_num_samples(num_samples: int) -> None:
     if num_samples < 1:
         raise ValueError(f"`num_samples` must be 1 or more, got {num_samples}.")

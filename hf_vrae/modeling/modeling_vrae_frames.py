@@ -21,6 +21,7 @@ from .encoders import VRAEEncoderOutput
 from .generation import GeneratedFrames
 from .modeling_conditional import ConditionalModel
 from .modeling_frames import FrameModel, ScoredFrames, move_on
+from .modeling_latent import check_finite
 from .modeling_vrae import VRAEModel, VRAEPreTrainedModel
 
 
@@ -294,6 +295,7 @@ class VRAEForFrameGeneration(VRAEPreTrainedModel, ConditionalModel, FrameModel):
             self.condition(labels=labels, **conditions)  # says what is wrong
             latents = self.encode(**batch).mode if latents is None else latents
         self._check_latents(latents, self.config.condition_width)
+        check_finite(latents[:, : self.config.latent_size])
         rows, latents = len(latents), latents.to(self.device, self.dtype)
         if attention_mask is not None:
             attention_mask = attention_mask.expand(rows, -1)  # one input under several labels

@@ -65,6 +65,12 @@ NOTE_OF_QUALITY = (
     "learnt from the samples; peak memory that of the process that trained, on a CPU its libraries included."
 )
 COLUMNS_OF_FIVO = [("NLL (FIVO)", "nll_fivo", 2), ("PPL (FIVO)", "ppl_fivo", 2)]  # beside them, of text
+# Arguments of a row's folder, and of what is written there on the way: another one makes no other model of it.
+NO_MATTER = {
+    *("output_dir", "overwrite_output_dir", "resume_from_checkpoint", "model_name_or_path"),
+    *("logging_steps", "save_steps", "save_total_limit", "report_to", "dataloader_num_workers"),
+    "preprocessing_num_workers",
+}
 # The columns of a short table, of text and of frames.
 SHORT = ["nll_iw", "ppl_iw", "kl", "mutual_information", "active_units", "nll_iw_per_step", "kl_per_step"]
 
@@ -153,9 +159,8 @@ def _what_differs(folder: Path, recipe: Recipe) -> dict[str, tuple]:
         begun = parse_recipe(["--config", str(folder / "recipe.yaml")]).flat()
     except ValueError:  # not begun, or by a version with other arguments
         return {}
-    here = {"output_dir", "overwrite_output_dir", "resume_from_checkpoint", "model_name_or_path"}
     now = recipe.flat()
-    return {name: (begun[name], now[name]) for name in now if now[name] != begun[name] and name not in here}
+    return {name: (begun[name], now[name]) for name in now if now[name] != begun[name] and name not in NO_MATTER}
 
 
 def _chain(path: Path) -> list[Path]:

@@ -225,6 +225,9 @@ def test_latents_in_place_of_an_input_only(model, batch):
     for other in (batch, {"encoder_outputs": VRAEEncoderOutput(torch.zeros(4, 1, model.config.latent_size))}):
         with pytest.raises(ValueError, match="not both"):
             model.generate(latents=torch.zeros(4, model.config.latent_size), **other)
+    if model.config.latent_size:
+        with pytest.raises(ValueError, match="finite numbers; row 2 has NaN"):
+            model.generate(latents=torch.zeros(4, model.config.latent_size).index_fill(0, torch.tensor(2), torch.nan))
 
 
 def test_assisted_decoding_is_greedy_decoding_where_the_cache_rolls_back(model, batch):

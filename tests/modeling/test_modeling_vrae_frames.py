@@ -449,11 +449,12 @@ def test_bad_input_is_named(head, change, message):
         ({"max_length": 3, "beginning": torch.zeros(3, 1, 3)}, r"`beginning` must be \[2 or 1, S, F\]"),
         ({"max_length": 3, "beginning": torch.zeros(2, 1, 2)}, "`beginning` must have shape"),
         ({"max_length": 3, "input_features": torch.zeros(2, 5, 3)}, "Pass one of `input_features`"),
+        ({"max_length": 3, "latents": torch.full((2, 4), torch.nan)}, "finite numbers; row 0"),
     ],
 )
 def test_bad_arguments_of_generate_are_named(arguments, message):
     with pytest.raises(ValueError, match=message):
-        make_frame_model().generate(latents=torch.zeros(2, 4), **arguments)
+        make_frame_model().generate(**{"latents": torch.zeros(2, 4)} | arguments)
 
 
 def test_without_autoregression_a_frame_depends_on_latents_alone():

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from hf_vrae.hub import load
-from hf_vrae.latent import reconstruct_texts, sample_texts
+from hf_vrae.latent import interpolate_texts, move_texts, reconstruct_texts, sample_texts
 from hf_vrae.measure import encode_file, evaluate_file, label_agreement, prior_of, transfer_file, walk_frames
 from hf_vrae.training.arguments import parse_recipe
 from hf_vrae.training.run import run
@@ -42,7 +42,7 @@ def test_a_conditional_model_from_training_to_its_texts(tiny, tmp_path):
     assert script(["scripts/plot.py", str(tmp_path / "run"), "kl", "--max_samples", "30"]) == 0
 
 
-def test_a_semi_supervised_run_and_its_resumption(tiny, tmp_path):
+def test_a_semi_supervised_run_and_its_resumption(tiny, tmp_path, monkeypatch):
     flags = "--label_columns tense --label_classifier True --max_labeled_samples 60 --classifier_weight 2"
     flags += " --labeled_share 0.6"
     results = run(tiny(f"{flags} --eval_strategy steps --eval_steps 6"))
@@ -59,6 +59,19 @@ def test_a_semi_supervised_run_and_its_resumption(tiny, tmp_path):
     assert prior_of(model, tokenizer, data).mean.shape == q.mean.shape == (2, 4)
     (row,) = reconstruct_texts(model, tokenizer, ["the king sold a letter ."], max_length=8)  # the label is inferred
     assert set(row) == {"text", "reconstruction"}
+    ends = ["the king sold a letter .", "will our nurses hide many keys ?"]
+    inferred = model.infer_labels(**tokenizer(ends, return_tensors="pt", padding=True))
+    under = []
+
+    def say_nothing(self, latents, class_ids):
+        under.append(class_ids)
+        return torch.ones_like(latents, dtype=torch.long)
+
+    monkeypatch.setattr(type(model), "generate", say_nothing)
+    assert len(interpolate_texts(model, tokenizer, ends)) == 7
+    assert len(move_texts(model, tokenizer, ends, ends, ends)) == 2
+    assert torch.equal(under[0], inferred[[0] * 4 + [1] * 3]) and torch.equal(under[1], inferred)
+    monkeypatch.undo()
     checkpoint = tmp_path / "run" / "checkpoint-6"
     run(tiny(f"{flags} --eval_strategy steps --eval_steps 6 --resume_from_checkpoint {checkpoint}"))
     again = json.loads((tmp_path / "run" / "results.json").read_text())
