@@ -146,6 +146,8 @@ def kl_per_dimension(q: DiagonalGaussian, p: DiagonalGaussian | CorrelatedGaussi
     Where p's dimensions are correlated, that of q(z_d) to p(z_d | z_1 .. z_(d-1)) in the mean over q: they sum to the
     KL, as the others do.
     """
+    if not isinstance(q, DiagonalGaussian) or not isinstance(p, (DiagonalGaussian, CorrelatedGaussian)):
+        raise TypeError(f"The KL of each dimension is that of Gaussians, got {type(q).__name__}, {type(p).__name__}.")
     if isinstance(p, CorrelatedGaussian):
         beyond = p.whitening.square() - torch.eye(len(p.factor)).to(p.factor)  # 0 beside N(0, I)
         squares = _times(q.mean, p.whitening).square() + _times(q.variance, beyond)  # E[epsilon^2] - variance_q

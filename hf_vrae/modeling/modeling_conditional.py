@@ -12,7 +12,6 @@ import torch
 from torch.distributions import Categorical
 
 from .conditioning import MISSING, check_label_ids, join, label_ids
-from .distributions import kl_divergence
 from .kernels import at_least_float32
 from .modeling_latent import OneLatentModel, check_latents
 
@@ -134,7 +133,7 @@ class ConditionalModel(OneLatentModel):
         for value, log_p in enumerate(self._log_label_prior()):
             ids = torch.where(missing, value, known)
             c = self.model.embed_condition(ids, **others)
-            of_value = self._log_joint(z, target, c, self._prior(c))  # [K, B]
+            of_value = self._log_joint(z, target, c, self._prior_beside(q, c))  # [K, B]
             log_joint.append(of_value + torch.where(missing, log_p, 0))
             if not missing.any():
                 break
@@ -183,7 +182,7 @@ class ConditionalModel(OneLatentModel):
         posterior = self.model.encoder.distribution(*self.model.encoder.moments(summary[rows], c))
         z = posterior.rsample()
         nll = -self._log_likelihood(join(z, c).unsqueeze(0), self._rows_of(target, rows))[0]  # [N]
-        kl = kl_divergence(posterior, self._prior(c))
+        kl = self._kl(posterior, self._prior_beside(posterior, c), z.unsqueeze(0))
         weight = torch.where(missing[rows], log_q.exp(), 1.0)
         of_label = torch.where(missing[rows], weight * (log_q - log_p), -log_p - self.config.classifier_weight * log_q)
         count = len(summary)

@@ -287,7 +287,7 @@ class OneLatentModel(LatentSequenceModel):
         def sequence_negative_elbo(q, z):
             beta = self.kl_weight if self.training else 1.0
             nll = -self._log_likelihood(join(z.unsqueeze(0), condition), target)[0]
-            return nll + beta * kl_divergence(q, self._prior(condition))
+            return nll + beta * self._kl(q, self._prior_beside(q, condition), z.unsqueeze(0))
 
         return refine(posterior, sequence_negative_elbo, num_steps, generator, differentiable)
 
@@ -315,8 +315,8 @@ class OneLatentModel(LatentSequenceModel):
         """
         if posterior is None:
             return reconstruction, None
-        p = self._prior(condition)
-        kl = kl_divergence(posterior, p).mean()
+        p = self._prior_beside(posterior, condition)
+        kl = self._kl(posterior, p, latents.unsqueeze(0)).mean()
         charged = self._charged_kl(kl, lambda: kl_per_dimension(posterior, p))
         return negative_elbo(reconstruction, charged, self.kl_weight), kl
 

@@ -39,6 +39,13 @@ def test_kl_is_the_mean_of_the_log_ratio():
     torch.testing.assert_close(kl_divergence(q, p), estimate, rtol=0.01, atol=0.01)
 
 
+def test_kl_of_each_dimension_is_of_gaussians_alone():
+    """One of another family, with a mean and a variance, would be given a Gaussian's."""
+    sphere = VonMisesFisher(torch.eye(4)[:1], torch.tensor(2.0))
+    with pytest.raises(TypeError, match="of Gaussians, got VonMisesFisher, HypersphericalUniform"):
+        kl_per_dimension(sphere, HypersphericalUniform(4))
+
+
 def test_kl_is_never_negative_and_zero_only_at_the_prior():
     prior = DiagonalGaussian(torch.zeros(8), torch.zeros(8))
     for scale in 10.0 ** torch.arange(-9.0, 1.0):

@@ -10,7 +10,7 @@ from transformers import AutoModel, AutoModelForSeq2SeqLM
 from transformers.integrations import accelerate
 
 from hf_vrae import VRAEForSequenceGeneration
-from hf_vrae.modeling.distributions import DiagonalGaussian, kl_per_dimension
+from hf_vrae.modeling.distributions import DiagonalGaussian, generators_of_rows, kl_per_dimension
 from hf_vrae.modeling.posteriors import MAX_LOGVAR, MIN_LOGVAR
 from hf_vrae.modeling.recurrent import append
 from tests.models import make_frame_model, make_hierarchical_model, make_model
@@ -143,6 +143,18 @@ def test_log_importance_weights_are_the_three_densities(model, batch):
         outputs = model(latents=z[k], labels=labels)
         expected = model.prior().log_prob(z[k]) - q.log_prob(z[k])
         torch.testing.assert_close((weights[k] - expected).mean(), -outputs.loss)
+
+
+def test_the_kl_is_what_samples_of_q_say(model, batch):
+    """Of the loss and of an evaluation, whose -ELBO is then that of the importance weights."""
+    torch.nn.init.normal_(model.model.encoder.posterior.weight, std=0.3)
+    q, labels = model.encode(**batch), labels_of(model, batch)
+    with torch.no_grad():
+        z = q.rsample((20_000,))
+        of_samples = (q.log_prob(z) - model.prior().log_prob(z)).mean(0)
+        torch.testing.assert_close(model(**batch, labels=labels).kl, of_samples.mean(), rtol=0.02, atol=0.02)
+        terms = model.evaluation_terms(1, generators_of_rows(4), labels=labels, **batch)
+        torch.testing.assert_close(terms["kl"].float(), of_samples, rtol=0.03, atol=0.03)
 
 
 @pytest.mark.parametrize("with_gradient", [True, False])
