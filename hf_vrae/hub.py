@@ -179,9 +179,10 @@ def _introduction(config, run: dict, source: str) -> str:
     directions = "bidirectional " if config.encoder_type == "rnn" and config.bidirectional_encoder else ""
     recurrent = "recurrent " if "rnn" in (config.encoder_type, config.decoder_type) else ""
     parts = f"{directions}{_kind(config, 'encoder')} encoder and {_kind(config, 'decoder')} decoder"
+    length = "unit " if config.posterior == "vmf" else ""
     return (
         f"A variational {recurrent}autoencoder ({parts}, {parameters} parameters), {trained}. It encodes a sequence "
-        f"into a latent vector z of {size} dimensions and decodes any such vector into a sequence"
+        f"into a latent {length}vector z of {size} dimensions and decodes any such vector into a sequence"
         f"{'' if config.input_size is None else ' of frames'}."
     )
 

@@ -133,6 +133,7 @@ def test_card_holds_the_runs_own_numbers(shared):
             {"decoder_config": GPT2, "encoder_type": "independent"},
             "A variational autoencoder (time-less encoder and gpt2 decoder, ",
         ),
+        ({"posterior": "vmf"}, "into a latent unit vector z of 6 dimensions"),
         ({"decoder_type": "transformer", "latent_size": 0}, "A language model without latents (transformer decoder, "),
     ],
 )
