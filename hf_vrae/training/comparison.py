@@ -436,7 +436,7 @@ def _mean(values: list[float], digits: int) -> str:
         return ""
     finite = all(map(math.isfinite, values))  # a perplexity may not be
     spread = f" ± {statistics.stdev(values):.{digits}f}" if finite and len(values) > 1 else ""
-    return f"{statistics.mean(values):,.{digits}f}{spread}"
+    return f"{statistics.mean(values):z,.{digits}f}{spread}"  # z: an estimate just below 0 is no "-0.00"
 
 
 def _read(path: Path) -> dict:
