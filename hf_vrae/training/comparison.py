@@ -67,10 +67,9 @@ NOTE_OF_QUALITY = (
 COLUMNS_OF_FIVO = [("NLL (FIVO)", "nll_fivo", 2), ("PPL (FIVO)", "ppl_fivo", 2)]  # beside them, of text
 # Arguments of a row's folder, and of what is written there on the way: another one makes no other model of it.
 NO_MATTER = {
-    *("output_dir", "overwrite_output_dir", "resume_from_checkpoint", "model_name_or_path"),
-    *("logging_steps", "save_steps", "save_total_limit", "report_to", "dataloader_num_workers"),
-    "preprocessing_num_workers",
-}
+    "output_dir", "overwrite_output_dir", "resume_from_checkpoint", "model_name_or_path", "logging_steps",
+    "save_steps", "save_total_limit", "report_to", "dataloader_num_workers", "preprocessing_num_workers",
+}  # fmt: skip
 # The columns of a short table, of text and of frames.
 SHORT = ["nll_iw", "ppl_iw", "kl", "mutual_information", "active_units", "nll_iw_per_step", "kl_per_step"]
 
