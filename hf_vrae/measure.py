@@ -101,13 +101,13 @@ def evaluate_file(
     accelerator = Accelerator()
     use_all_of_the_cpu(accelerator)
     with accelerator.main_process_first():
-        data = _rows(task, path, seed, max_samples, **reading)
+        data = _rows(task, path, max_samples, **reading)
     collator = task.collator()
     metrics = {}
     if disentanglement and accelerator.is_main_process:  # first: it says at once where its extra is missing
         metrics["disentanglement"] = evaluate_disentanglement(model, data, collator, batch_size, seed)
     if probe_label is not None and accelerator.is_main_process:
-        train = task.ready(_read(task, probe_train, seed, "train", **reading), "train")
+        train = task.ready(_read(task, probe_train, "train", **reading), "train")
         parts = (_labelled(value_names(d, probe_label), representations(model, d, collator)) for d in (train, data))
         metrics["probe"] = probe(*(part for both in parts for part in both))
     if anomaly_label is not None:
@@ -134,7 +134,6 @@ def encode_file(
     tokenizer: PreTrainedTokenizerFast | None,
     path: str | None = None,
     max_samples: int | None = None,
-    seed: int = 42,
     **reading,
 ) -> tuple[Dataset, Distribution]:
     """The rows of a file, or without one of the test split of what is built in, with all their columns, and their
@@ -143,7 +142,7 @@ def encode_file(
     Rows without a word are left out. `reading` is as in [`evaluate_file`].
     """
     task = task_of(model, tokenizer)
-    data = _rows(task, path, seed, max_samples, **reading)
+    data = _rows(task, path, max_samples, **reading)
     return data, encode_dataset(model, data, task.collator())
 
 
@@ -160,10 +159,10 @@ def prior_of(model, tokenizer: PreTrainedTokenizerFast | None, data: Dataset) ->
         return model.prior(**{name: torch.cat([part[name] for part in parts]) for name in names})
 
 
-def represent_file(model, tokenizer, path=None, max_samples=None, seed: int = 42, **reading):
+def represent_file(model, tokenizer, path=None, max_samples=None, **reading):
     """The same rows, and what stands for each, [N, D]: see [`representations`]."""
     task = task_of(model, tokenizer)
-    data = _rows(task, path, seed, max_samples, **reading)
+    data = _rows(task, path, max_samples, **reading)
     return data, representations(model, data, task.collator())
 
 
@@ -181,7 +180,6 @@ def walk_frames(
     without: str | None = None,
     strength: Sequence[float] = (1.0,),
     do_sample: bool = False,
-    seed: int = 42,
     labels=None,
     **reading,
 ) -> dict[str, np.ndarray]:
@@ -195,7 +193,6 @@ def walk_frames(
         label, examples, without: a column, and its values that have an attribute and that do not; `strength`, how far
             to move, several times.
         do_sample: draw each frame too.
-        seed: of the built-in frames; samples are drawn from torch's own stream.
         labels: of a conditional model, what is decoded stands under, as in its `generate`; by default samples under
             each value in turn, and others under the sequences' own.
     """
@@ -206,7 +203,7 @@ def walk_frames(
     if mode == "sample":
         under = each_label(model, count, {}) if labels is None else {"labels": labels}
         return sample_frames(model, [max_length] * count, do_sample, **under)
-    data = task.ready(_read(task, path, seed, **reading))
+    data = task.ready(_read(task, path, **reading))
     if wrong := [i for i in indices if not 0 <= i < len(data)]:
         raise ValueError(f"`indices` must be below {len(data)}, the sequences there are; got {wrong[0]}.")
     rows = batch_rows(data)
@@ -370,7 +367,7 @@ def label_agreement(
     if label not in names:
         raise ValueError(f"`label` must be one that conditions the model, of {list(names)}; got {label!r}.")
     if train_path is None:
-        rows = generate_corpus(seed=seed)["train"]
+        rows = generate_corpus()["train"]
     else:
         rows = load_text(test_file=train_path, **(reading or {}))["test"]
     pairs = zip(rows["text"][:], label_names(rows, label), strict=True)
@@ -423,15 +420,15 @@ def _spread(data: Dataset, count: int | None) -> Dataset:
     return data if count is None else data.select(spread_places(len(data), min(count, len(data))))
 
 
-def _rows(task: TextTask | FrameTask, path: str | None, seed: int, max_samples: int | None, **reading) -> Dataset:
+def _rows(task: TextTask | FrameTask, path: str | None, max_samples: int | None, **reading) -> Dataset:
     """What is measured, as the model takes it."""
-    return task.ready(_spread(_read(task, path, seed, **reading), max_samples))
+    return task.ready(_spread(_read(task, path, **reading), max_samples))
 
 
-def _read(task: TextTask | FrameTask, path: str | None, seed: int, split: str = "test", **reading) -> Dataset:
+def _read(task: TextTask | FrameTask, path: str | None, split: str = "test", **reading) -> Dataset:
     reading = {name: value for name, value in reading.items() if value is not None}
     _check_options(task, reading)
-    return task.read(path, seed, split, **reading)
+    return task.read(path, split, **reading)
 
 
 def _check_options(task: TextTask | FrameTask, reading: dict) -> None:

@@ -31,7 +31,7 @@ def main():
     parser.add_argument("--num_samples", type=int, default=100, help="K of the importance-weighted likelihood")
     parser.add_argument("--svi_steps", type=int, default=0, help="Refine each posterior by gradient steps first")
     parser.add_argument("--batch_size", type=int, default=32, help="Changes the speed and nothing else")
-    parser.add_argument("--seed", type=int, default=42, help="Of the noise, and of what is built in")
+    parser.add_argument("--seed", type=int, default=42, help="Of the noise")
     parser.add_argument("--free_running", action="store_true", help="Also reconstruct from z alone")
     parser.add_argument("--text_metrics", action="store_true", help="Also measure reconstructions and samples")
     parser.add_argument("--num_text_samples", type=int, default=1000, help="Texts, and samples, that these are of")

@@ -57,7 +57,7 @@ def main():
     if tokenizer is not None and (args.data or how_to_read):
         raise ValueError("`data` and how it is read are of frames, and this is a model of text: --texts or --file.")
     if tokenizer is None:
-        names = "texts file indices label count steps spherical examples without strength seed".split()
+        names = "texts file indices label count steps spherical examples without strength".split()
         said = {name: value for name in names if (value := getattr(args, name)) not in (None, [])}
         arrays = walk_frames(model, args.mode, args.data, **said, **how_to_read, **given)
         output = Path((args.output or "frames").removesuffix(".npz") + ".npz")

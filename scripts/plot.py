@@ -37,7 +37,7 @@ def main():
     parser.add_argument("--max_samples", type=int, help="Take only so many sequences, spread over the file")
     parser.add_argument("--texts", nargs=2, default=[], help="Ends of an interpolation")
     parser.add_argument("--steps", type=int, default=7, help="Points of an interpolation, its ends included")
-    parser.add_argument("--seed", type=int, default=42, help="Of the built-in corpus and of t-SNE")
+    parser.add_argument("--seed", type=int, default=42, help="Of t-SNE")
     args, how_to_read = parse_plot(parser)
 
     folder, numbers = Path(args.folders[0]), None
@@ -46,7 +46,7 @@ def main():
         model, tokenizer = load(str(folder))
     if args.mode in ("kl", "map"):
         read = encode_file if args.mode == "kl" else represent_file
-        data, q = read(model.cpu(), tokenizer, args.data, args.max_samples, args.seed, **how_to_read)
+        data, q = read(model.cpu(), tokenizer, args.data, args.max_samples, **how_to_read)
     if args.mode == "kl" and model.config.posterior == "vmf":
         raise ValueError("`posterior` vmf has one constant KL, which does not divide among dimensions.")
     if args.mode == "curves":

@@ -212,8 +212,9 @@ def value_name(value) -> str | None:
     return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
 
 
-def split_validation(data: DatasetDict, percentage: float, seed: int) -> DatasetDict:
-    """Where there is no validation split, take one out of the training split, chosen by the seed."""
+def split_validation(data: DatasetDict, percentage: float, seed: int = 42) -> DatasetDict:
+    """Where there is no validation split, take one out of the training split, chosen by the seed, not that of a run:
+    runs that are set beside one another are of the same sequences."""
     if "validation" in data:
         return data
     rows = data["train"].num_rows

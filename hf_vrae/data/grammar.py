@@ -131,7 +131,7 @@ def parse(sentence: str) -> dict[str, str] | None:
     return factors if valid and realise(factors) == sentence else None
 
 
-def generate_corpus(num_train: int = 20_000, num_validation: int = 2_000, num_test: int = 2_000, seed: int = 0):
+def generate_corpus(num_train: int = 20_000, num_validation: int = 2_000, num_test: int = 2_000, seed: int = 42):
     """Draw a corpus; the same seed gives the same sentences.
 
     Args:

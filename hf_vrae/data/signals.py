@@ -57,7 +57,7 @@ def log_prob(frames: np.ndarray, lengths: np.ndarray) -> np.ndarray:
     return np.logaddexp.reduce(total, axis=1) - math.log(len(rotation))
 
 
-def generate_frames(num_train: int = 2000, num_validation: int = 200, num_test: int = 200, seed: int = 0):
+def generate_frames(num_train: int = 2000, num_validation: int = 200, num_test: int = 200, seed: int = 42):
     """Draw sequences; the same seed gives the same ones.
 
     Args:

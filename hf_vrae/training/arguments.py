@@ -213,7 +213,7 @@ class TrainArguments:
         "Also measure reconstruction from z alone, speed and memory, and so many samples of the model: of text their "
         "self-BLEU and reverse perplexity; 0 does not",
     )
-    seed: int = _arg(42, "Seed of everything random")
+    seed: int = _arg(42, "Seed of everything random but the data: what is built in or held out is the same for all")
     mixed_precision: Literal["no", "fp16", "bf16"] | None = _arg(None, "By default what accelerate's launcher says")
     dataloader_num_workers: int = _arg(0, "Processes that prepare batches")
     report_to: str = _arg("none", "Tracker: none, all, tensorboard, trackio, wandb, ... (extra 'tracking')")

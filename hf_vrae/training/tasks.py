@@ -75,7 +75,7 @@ class TextTask:
     def prepare(cls, recipe: Recipe) -> tuple["TextTask", DatasetDict]:
         """The task of a run, and its splits: rows with `input_ids` and `length`."""
         data = recipe.data
-        text = _first_rows(_load_text(data, recipe.training.seed), data)
+        text = _first_rows(_load_text(data), data)
         causal = not CONFIGURATIONS[recipe.model.model_type].is_encoder_decoder
         tokenizer = cls._tokenizer(recipe, text["train"])
         tokenizer.model_max_length = data.max_length  # who measures the model later is to cut where it was cut here
@@ -88,10 +88,10 @@ class TextTask:
             task.noise = KneserNeyNoise(splits["train"]["input_ids"], data.word_noise, task.vocab_size)
         return task, splits
 
-    def read(self, path: str | None, seed: int, split: str = "test", **options) -> Dataset:
+    def read(self, path: str | None, split: str = "test", **options) -> Dataset:
         """The rows of a file, or without one the sentences of the built-in corpus; `options` as of [`load_text`]."""
         if path is None:
-            return generate_corpus(seed=seed)[split]
+            return generate_corpus()[split]
         return load_text(test_file=path, **options)["test"]
 
     def ready(self, rows: Dataset, name: str = "test") -> Dataset:
@@ -237,7 +237,7 @@ class FrameTask:
         """The task of a run, and its splits: rows with `input_features` and `length`."""
         columns = _columns(recipe.data)
         data = dataclasses.replace(recipe.data, **columns)
-        data = _first_rows(_load_frames(data, recipe.training.seed), data)
+        data = _first_rows(_load_frames(data), data)
         conditions = Conditions.fit(data["train"], *recipe.data.conditions)
         task = cls(recipe.model.head, recipe.model.num_levels, None, recipe.data.transpose, conditions, columns)
         check_frames(data, **task.values)
@@ -248,11 +248,11 @@ class FrameTask:
             data["train"] = hide_labels(data["train"], recipe.data.max_labeled_samples, recipe.training.seed)
         return task, data
 
-    def read(self, path: str | None, seed: int, split: str = "test", **options) -> Dataset:
+    def read(self, path: str | None, split: str = "test", **options) -> Dataset:
         """A split of a file, or without one of the built-in frames; `options` as of [`load_frames`], whose columns are
         by default those that the model was trained on."""
         if path is None:
-            return generate_frames(seed=seed)[split]
+            return generate_frames()[split]
         return load_frames(**{f"{split}_file": path}, **self.columns | options)[split]
 
     def ready(self, rows: Dataset, name: str = "test") -> Dataset:
@@ -329,12 +329,12 @@ class FrameTask:
         return f"  reconstructions are off by {error:.3f}, root mean square; the channels' means by {spread:.3f}"
 
 
-def _load_text(data: DataArguments, seed: int) -> DatasetDict:
+def _load_text(data: DataArguments) -> DatasetDict:
     """The text of every split; without a source named, of the built-in corpus."""
     if not (data.train_file or data.dataset_name):
         count = data.corpus_size or 20_000
         held_out = max(1, count // 10)
-        return generate_corpus(count, held_out, held_out, seed)
+        return generate_corpus(count, held_out, held_out)
     text = load_text(
         data.train_file,
         data.validation_file,
@@ -344,15 +344,15 @@ def _load_text(data: DataArguments, seed: int) -> DatasetDict:
         data.text_column,
         data.encoding,
     )
-    return _with_validation(text, data, seed)
+    return _with_validation(text, data)
 
 
-def _load_frames(data: DataArguments, seed: int) -> DatasetDict:
+def _load_frames(data: DataArguments) -> DatasetDict:
     """The frames of every split; without a source named, the built-in ones."""
     if not (data.train_file or data.dataset_name):
         count = data.corpus_size or 2_000
         held_out = max(1, count // 10)
-        return generate_frames(count, held_out, held_out, seed)
+        return generate_frames(count, held_out, held_out)
     frames = load_frames(
         data.train_file,
         data.validation_file,
@@ -367,7 +367,7 @@ def _load_frames(data: DataArguments, seed: int) -> DatasetDict:
         data.stride,
         data.encoding,
     )
-    return _with_validation(frames, data, seed)
+    return _with_validation(frames, data)
 
 
 def _columns(data: DataArguments) -> dict:
@@ -379,12 +379,12 @@ def _columns(data: DataArguments) -> dict:
     return columns
 
 
-def _with_validation(splits: DatasetDict, data: DataArguments, seed: int) -> DatasetDict:
+def _with_validation(splits: DatasetDict, data: DataArguments) -> DatasetDict:
     """The splits that a run needs; validation data are taken out of the training data where there are none."""
     if "train" not in splits:
         source = data.dataset_name or data.train_file
         raise ValueError(f"{source!r} has no training split, only {sorted(splits)}.")
-    splits = split_validation(splits, data.validation_split_percentage, seed)
+    splits = split_validation(splits, data.validation_split_percentage)
     return DatasetDict({name: splits[name] for name in ("train", "validation", "test") if name in splits})
 
 
