@@ -18,6 +18,7 @@ from hf_vrae.data.grammar import generate_corpus
 from hf_vrae.data.tokenization import train_tokenizer
 from hf_vrae.training import comparison
 from hf_vrae.training.arguments import parse_recipe
+from hf_vrae.training.combinations import check_model
 from hf_vrae.training.run import run
 from hf_vrae.training.tasks import TextTask
 from tests.scripts import fresh_accelerator, script
@@ -180,7 +181,7 @@ def test_every_remedy_has_flags_that_exist():
     assert len(flags) >= 20
     for line in flags:
         recipe = parse_recipe(line.split())
-        recipe.training.check_model(VRAEConfig(vocab_size=50, **recipe.model_fields()))
+        check_model(recipe.training, VRAEConfig(vocab_size=50, **recipe.model_fields()))
 
 
 def test_cards_are_those_of_runs():

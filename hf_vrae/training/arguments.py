@@ -13,10 +13,11 @@ from typing import Literal, get_args, get_origin
 import yaml
 from transformers import HfArgumentParser
 
-from ..modeling.configuration_common import FreeBitsForm, LatentSequenceConfig
+from ..modeling.configuration_common import FreeBitsForm
 from ..modeling.configuration_hierarchical import HierarchicalVRAEConfig
 from ..modeling.configuration_vrae import VRAEConfig
 from ..modeling.configuration_vrnn import VRNNConfig
+from .combinations import check_training
 from .schedules import ScheduleKind
 
 CONFIGURATIONS = {"vrae": VRAEConfig, "vrnn": VRNNConfig, "hierarchical_vrae": HierarchicalVRAEConfig}
@@ -249,7 +250,7 @@ class TrainArguments:
             raise ValueError(f"`scheduled_sampling` is a share and must be in [0, 1], got {self.scheduled_sampling}.")
         if not 0 <= self.labeled_share < 1:
             raise ValueError(f"`labeled_share` is a share of all and must be in [0, 1), got {self.labeled_share}.")
-        _refuse([*self._options_nobody_reads(), *self._combinations()])
+        check_training(self)
         if self.resume_from_checkpoint and self.overwrite_output_dir:
             raise ValueError("`resume_from_checkpoint` goes on with the run that `overwrite_output_dir` deletes.")
 
@@ -257,229 +258,6 @@ class TrainArguments:
     def pretrained_parts(self) -> bool:
         """Whether the model is made of pretrained ones."""
         return bool(self.encoder_name_or_path or self.decoder_name_or_path)
-
-    def _options_nobody_reads(self) -> list[tuple[bool, str]]:
-        """Whether each option that is another's alone is off its default without that one. Not among them are those
-        that a recipe may well say for others which start from it, such as `kl_warmup_steps`."""
-        adam = self.optim != "sgd"
-        read = {
-            "adam_beta1": (adam, "`optim` adamw, adam or lamb"),
-            "adam_beta2": (adam, "`optim` adamw, adam or lamb"),
-            "momentum": (not adam, "`optim` sgd"),
-            "kl_cycles": (self.kl_schedule == "cyclical", "`kl_schedule` cyclical"),
-            "aggressive_max_epochs": (self.aggressive, "`aggressive`"),
-            "eval_steps": (self.eval_strategy == "steps", "`eval_strategy` steps"),
-            "hub_model_id": (self.push_to_hub, "`push_to_hub`"),
-            "hub_private_repo": (self.push_to_hub, "`push_to_hub`"),
-        }
-        return [
-            (
-                not is_read and getattr(self, name) != self.__dataclass_fields__[name].default,
-                f"`{name}` {getattr(self, name)} is of {reader}, which is not asked for. Set that, or leave it out.",
-            )
-            for name, (is_read, reader) in read.items()
-        ]
-
-    def _combinations(self) -> list[tuple[bool, str]]:
-        """Whether each combination of remedies that makes no sense is there, and why it makes none."""
-        capacity, several = self.kl_schedule == "capacity", self.num_train_samples > 1
-        return [
-            (
-                capacity != (self.kl_capacity > 0),
-                "`kl_schedule` capacity and a `kl_capacity` above 0 belong together: the one is how the other rises. "
-                f"Got {self.kl_schedule} and {self.kl_capacity}.",
-            ),
-            (
-                (capacity or self.minimum_rate > 0) and self.free_bits > 0,
-                f"`free_bits` {self.free_bits} leaves some KL free while `kl_capacity` {self.kl_capacity} or "
-                f"`minimum_rate` {self.minimum_rate} prescribes one. Keep one of them.",
-            ),
-            (
-                capacity and self.minimum_rate > 0,
-                f"`kl_capacity` {self.kl_capacity} and `minimum_rate` {self.minimum_rate} both prescribe the KL. "
-                "Keep one of them.",
-            ),
-            (
-                (capacity or self.minimum_rate > 0) and several,
-                f"`num_train_samples` {self.num_train_samples} trains the importance-weighted bound, which has no KL "
-                "term that `kl_capacity` or `minimum_rate` could hold. Set one of them to its default.",
-            ),
-            (
-                self.autoencoder_epochs > 0 and bool(self.model_name_or_path),
-                f"`autoencoder_epochs` {self.autoencoder_epochs} trains the encoder that `model_name_or_path` "
-                f"{self.model_name_or_path!r} would bring. Keep one of them.",
-            ),
-            (
-                self.pretrained_parts and (bool(self.model_name_or_path) or self.autoencoder_epochs > 0),
-                "`encoder_name_or_path` and `decoder_name_or_path` make a new model of pretrained ones, which "
-                f"`model_name_or_path` {self.model_name_or_path!r} would not be, and whose decoder "
-                f"`autoencoder_epochs` {self.autoencoder_epochs} would make anew. Leave these out.",
-            ),
-            (
-                self.kl_weight == 0
-                and (self.free_bits > 0 or capacity or self.minimum_rate > 0 or self.autoencoder_epochs > 0),
-                f"`kl_weight` 0 charges nothing for the KL: `free_bits` {self.free_bits}, `kl_capacity` "
-                f"{self.kl_capacity} and `minimum_rate` {self.minimum_rate} are without effect, and after "
-                f"`autoencoder_epochs` {self.autoencoder_epochs} another autoencoder would be trained.",
-            ),
-            (
-                self.svi_steps > 0 and (capacity or self.minimum_rate > 0 or self.mmd_weight > 0),
-                f"`svi_steps` {self.svi_steps} descends the -ELBO, but `kl_capacity`, `minimum_rate` or `mmd_weight` "
-                "train something else. Keep one.",
-            ),
-            (
-                self.overwrite_output_dir
-                and bool(self.model_name_or_path)
-                and Path(self.model_name_or_path).resolve().is_relative_to(Path(self.output_dir).resolve()),
-                f"`overwrite_output_dir` would delete the model to start from: {self.model_name_or_path!r} lies in "
-                f"`output_dir` {self.output_dir!r}.",
-            ),
-            (
-                self.aggressive and self.svi_steps > 0,
-                f"`aggressive` and `svi_steps` {self.svi_steps} are two ways to bring q(z|x) up to date. Keep one.",
-            ),
-            (
-                self.aggressive and self.eval_strategy == "no",
-                "`aggressive` ends when the mutual information falls, which takes evaluations: set `eval_strategy`.",
-            ),
-            (
-                self.eval_strategy == "no"
-                and (self.early_stopping_patience is not None or self.lr_scheduler_type == "reduce_lr_on_plateau"),
-                "`early_stopping_patience` and `lr_scheduler_type` reduce_lr_on_plateau count evaluations, of which "
-                "there are none: set `eval_strategy`.",
-            ),
-            (
-                self.resampling and not several,
-                "`resampling` is among the samples of one sequence: raise `num_train_samples` above 1, got "
-                f"{self.num_train_samples}.",
-            ),
-            (
-                self.scheduled_sampling > 0 and (several or self.svi_steps > 0),
-                f"`scheduled_sampling` {self.scheduled_sampling} needs one decoder pass of one latent, and bounds of "
-                "several samples weigh what was read by the true steps: set `num_train_samples` 1 and `svi_steps` 0.",
-            ),
-        ]
-
-    def check_model(self, config: LatentSequenceConfig) -> None:
-        """Refuse what makes no sense of a run with the model that it trains.
-
-        Raises:
-            ValueError: naming both sides and why they exclude each other.
-        """
-        floor = self.free_bits > 0 or self.minimum_rate > 0 or self.kl_schedule == "capacity"
-        _refuse(
-            [
-                (
-                    config.latent_size == 0 and (self.kl_schedule != "constant" or self.kl_weight != 1),
-                    "`latent_size` 0 is a model without z, which has no KL: set `kl_schedule` constant and "
-                    f"`kl_weight` 1, got {self.kl_schedule} and {self.kl_weight}.",
-                ),
-                (
-                    config.latent_size == 0 and (floor or self.aggressive or self.autoencoder_epochs > 0),
-                    "`latent_size` 0 is a model without z, which has no KL to hold and no encoder to train: leave out "
-                    f"`minimum_rate` {self.minimum_rate}, `aggressive` {self.aggressive} and `autoencoder_epochs` "
-                    f"{self.autoencoder_epochs}.",
-                ),
-                *(self._not_of_vrnn() if config.model_type == "vrnn" else self._not_of_vrae(config, floor)),
-            ]
-        )
-
-    def _not_of_vrae(self, config: VRAEConfig, floor: bool) -> list[tuple[bool, str]]:
-        batch_of_one = self.per_device_train_batch_size == 1
-        committed, prescribed = config.committed_kl, self.kl_capacity or self.minimum_rate
-        return [
-            (
-                config.posterior == "vmf" and (floor or self.kl_schedule != "constant" or self.kl_weight != 1),
-                "`posterior` vmf has a constant KL, which no schedule or floor changes: set `kl_schedule` constant, "
-                f"`kl_weight` 1 and `minimum_rate` 0, got {self.kl_schedule}, {self.kl_weight} and "
-                f"{self.minimum_rate}.",
-            ),
-            (
-                0 < prescribed <= committed,
-                f"`posterior` {config.posterior} never has a KL below {committed:.2f} nats, and `kl_capacity` "
-                f"{self.kl_capacity} or `minimum_rate` {self.minimum_rate} would hold it at less. Raise that, or "
-                "choose another posterior.",
-            ),
-            (
-                config.posterior == "vmf" and self.autoencoder_epochs > 0,
-                "`posterior` vmf has a constant KL: with or without `autoencoder_epochs` it costs the same.",
-            ),
-            (
-                self.aggressive and config.tie_word_embeddings and not config.tables_are_apart,
-                "`aggressive` trains the encoder alone, but `tie_word_embeddings` shares its table with the "
-                "decoder. Set one of them to false.",
-            ),
-            (
-                config.posterior == "batch_norm" and batch_of_one,
-                "`posterior` batch_norm normalises over a batch: raise `per_device_train_batch_size` above 1.",
-            ),
-            (
-                self.mmd_weight > 0 and batch_of_one,
-                "`mmd_weight` compares a batch with the prior: raise `per_device_train_batch_size` above 1.",
-            ),
-            (
-                self.scheduled_sampling > 0 and not config.reads_the_past,
-                f"`scheduled_sampling` {self.scheduled_sampling} is of what the decoder reads, and without "
-                "`autoregressive`, or with `decoder_type` independent, it reads nothing. Set one of them to its "
-                "default.",
-            ),
-            (
-                self.resampling,
-                "`resampling` chooses among paths at each step, and a vrae has one latent for all steps: there is "
-                "nothing to choose. Take `model_type` vrnn, or leave it out.",
-            ),
-            (
-                config.label_classifier and (self.scheduled_sampling > 0 or floor),
-                "`label_classifier` trains -ELBOs weighted by q(c|x), of which neither `scheduled_sampling` nor a "
-                "floor of the KL (`minimum_rate`, `kl_schedule` capacity) is a part. Leave them out.",
-            ),
-            (
-                config.model_type == "hierarchical_vrae"
-                and (self.kl_schedule == "capacity" or self.minimum_rate > 0)
-                and config.has_own_prices,
-                "`kl_schedule` capacity and `minimum_rate` hold the KL of all scales together, which "
-                "`segment_kl_weight` and `segment_free_bits`, and those of sections, take apart. Leave these at their "
-                "defaults.",
-            ),
-            (
-                self.scheduled_sampling > 0
-                and config.model_type == "hierarchical_vrae"
-                and config.segment_separator_ids is not None,
-                f"`scheduled_sampling` {self.scheduled_sampling} would put separators of the model's own among the "
-                "words, and with them other segments. Set it to 0, or take segments of `segment_length`.",
-            ),
-        ]
-
-    def _not_of_vrnn(self) -> list[tuple[bool, str]]:
-        weighted = self.kl_schedule != "constant" or self.kl_weight != 1
-        return [
-            (
-                self.svi_steps > 0 or self.mmd_weight > 0,
-                f"`svi_steps` {self.svi_steps} and `mmd_weight` {self.mmd_weight} are of one posterior a sequence, "
-                "and a vrnn has one a step, each of what was sampled before. Set both to 0.",
-            ),
-            (
-                self.aggressive,
-                "`aggressive` ends when the mutual information of x and one z falls, and a vrnn has a z a step. Leave "
-                "it out; `kl_schedule`, `free_bits`, `minimum_rate` and `residual_posterior` are there.",
-            ),
-            (
-                self.autoencoder_epochs > 0 or self.reset_decoder,
-                "`autoencoder_epochs` and `reset_decoder` make the decoder anew, which a vrnn shares with its "
-                "posterior: h_t is of both. Leave them out.",
-            ),
-            (
-                self.resampling and weighted,
-                "`resampling` trains the particle filter's bound, in which no weight of the KL is: set `kl_schedule` "
-                f"constant and `kl_weight` 1, got {self.kl_schedule} and {self.kl_weight}.",
-            ),
-        ]
-
-
-def _refuse(combinations: list[tuple[bool, str]]) -> None:
-    for senseless, reason in combinations:
-        if senseless:
-            raise ValueError(reason)
 
 
 def _check_positive(arguments, *names: str) -> None:

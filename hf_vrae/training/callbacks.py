@@ -3,6 +3,7 @@
 from transformers import TrainerCallback
 
 from .arguments import TrainArguments
+from .combinations import check_model
 from .models import OF_THE_LOSS
 from .schedules import KLSchedule
 
@@ -37,7 +38,8 @@ class KLAnnealingCallback(TrainerCallback):
         options = {f"kl_{name}": value for name, value in self.options.items() if name not in ("kind", "warmup")}
         of_the_loss = {name: getattr(model.config, name) for name in OF_THE_LOSS if hasattr(model.config, name)}
         try:
-            TrainArguments("", kl_schedule=self.options["kind"], **options, **of_the_loss).check_model(model.config)
+            as_flags = TrainArguments("", kl_schedule=self.options["kind"], **options, **of_the_loss)
+            check_model(as_flags, model.config)
         except ValueError as error:
             raise ValueError(f"By the names that scripts/train.py has for this: {error}") from None
         if args.label_smoothing_factor > 0:

@@ -13,6 +13,7 @@ from ..modeling.modeling_vrae_frames import VRAEForFrameGeneration
 from ..modeling.modeling_vrnn import VRNNForSequenceGeneration
 from ..modeling.modeling_vrnn_frames import VRNNForFrameGeneration
 from .arguments import CONFIGURATIONS, Recipe
+from .combinations import check_model
 
 OF_TOKENS = {
     "vrae": VRAEForSequenceGeneration,
@@ -50,10 +51,10 @@ def make_model(recipe: Recipe, **of_the_data) -> PreTrainedModel:
         return from_pretrained_parts(recipe, **of_the_data)
     config = configuration(recipe, **of_the_data)
     if not args.model_name_or_path:
-        args.check_model(config)
+        check_model(args, config)
         return class_of(config)(config)
     model = start_from(args.model_name_or_path, config, recipe.given_fields())
-    args.check_model(model.config)
+    check_model(args, model.config)
     if args.reset_decoder:
         model.reset_decoder()
     return model
@@ -78,7 +79,7 @@ def from_pretrained_parts(recipe: Recipe, **of_the_data) -> PreTrainedModel:
         **recipe.given_fields(),
         **of_the_loss(recipe),
     )
-    args.check_model(model.config)
+    check_model(args, model.config)
     return model
 
 

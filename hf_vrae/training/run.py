@@ -19,6 +19,7 @@ from ..evaluation.likelihood import evaluate
 from .accelerator import make_accelerator
 from .arguments import Recipe, TrainArguments
 from .checkpoints import checkpoints, find_run, prepare_output_dir
+from .combinations import check_model
 from .loop import TrainingLoop
 from .models import configuration
 from .quality import measure_quality, peak_memory
@@ -47,7 +48,7 @@ def run(recipe: Recipe) -> dict:
     first_stage = args.autoencoder_epochs > 0
     if first_stage:
         # What either stage would refuse is refused before anything is deleted or trained.
-        args.check_model(configuration(recipe, **any_data(recipe)))
+        check_model(args, configuration(recipe, **any_data(recipe)))
         autoencoder = autoencoder_arguments(args)
         begin(recipe, accelerator)
         args = pretrain_autoencoder(recipe, autoencoder)
