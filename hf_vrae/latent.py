@@ -165,6 +165,8 @@ def sample_texts(model, tokenizer, count: int, seed: int | None = None, labels=N
     generator = None if seed is None else torch.Generator().manual_seed(seed)
     under = each_label(model, count, {}) if labels is None else {"labels": for_all(labels, count)}
     latents = draw_latents(model, count, generator, **under)
+    if generator is not None:  # the words by other numbers than z
+        seed = int(torch.randint(2**62, (), generator=generator))
     with stream(seed, model.device):
         texts, said = decode_latents(model, tokenizer, latents, **under, **options), under.get("labels")
     if said and not isinstance(said, dict):
@@ -196,7 +198,7 @@ def stream(seed: int | None, device: torch.device):
         yield
 
 
-def _with_labels_of(model, tokenizer, texts: list[str], options: dict, rows=slice(None)) -> dict:
+def with_labels_of(model, tokenizer, texts: list[str], options: dict, rows=slice(None)) -> dict:
     """Options of `generate`, with the labels that a model infers of texts (`rows` of them) where none are said."""
     if options.get("labels") is not None or not infers_labels(model):
         return options
@@ -213,7 +215,7 @@ def reconstruct_texts(model, tokenizer, texts: list[str], source_labels=None, **
     latents = encode_texts(model, tokenizer, texts, labels=source_labels)
     if source_labels is not None:
         options = {"labels": source_labels} | options
-    decoded = decode_latents(model, tokenizer, latents, **_with_labels_of(model, tokenizer, texts, options))
+    decoded = decode_latents(model, tokenizer, latents, **with_labels_of(model, tokenizer, texts, options))
     return [{"text": text, "reconstruction": new} for text, new in zip(texts, decoded, strict=True)]
 
 
@@ -227,7 +229,7 @@ def interpolate_texts(
     first, last = encode_texts(model, tokenizer, texts)
     path = interpolate(first, last, num_steps, spherical or is_on_sphere(model))
     t = torch.linspace(0, 1, num_steps)
-    options = _with_labels_of(model, tokenizer, texts, options, (t > 0.5).long())
+    options = with_labels_of(model, tokenizer, texts, options, (t > 0.5).long())
     decoded = decode_latents(model, tokenizer, path, **options)
     return [{"t": round(at, 4), "text": text} for at, text in zip(t.tolist(), decoded, strict=True)]
 
@@ -236,7 +238,7 @@ def move_texts(model, tokenizer, texts, with_attribute, without, strengths=(1.0,
     """Texts moved along an attribute, given by two sets of example texts, by each of several strengths."""
     size = model.config.latent_size
     examples = (encode_texts(model, tokenizer, examples)[:, :size] for examples in (with_attribute, without))
-    latents, options = encode_texts(model, tokenizer, texts), _with_labels_of(model, tokenizer, texts, options)
+    latents, options = encode_texts(model, tokenizer, texts), with_labels_of(model, tokenizer, texts, options)
     direction = along(attribute_vector(*examples), latents)
     rows = []
     for strength in strengths:

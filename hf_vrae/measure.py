@@ -10,9 +10,8 @@ from torch.distributions import Distribution
 from transformers import PreTrainedTokenizerFast
 
 from .data.conditions import batch_rows, label_names
-from .data.datasets import load_text, spread_places, value_names
+from .data.datasets import load_text, spread_places, tokenize, value_names
 from .data.grammar import generate_corpus
-from .data.tokenization import decode
 from .evaluation.anomaly import check_normal, detect_anomalies
 from .evaluation.disentanglement import evaluate_disentanglement
 from .evaluation.free_running import evaluate_free_running
@@ -37,8 +36,10 @@ from .latent import (
     encode_texts,
     interpolate_frames,
     move_frames,
+    moved,
     reconstruct_frames,
     sample_frames,
+    with_labels_of,
 )
 from .training.accelerator import use_all_of_the_cpu
 from .training.run import describe_run
@@ -91,6 +92,11 @@ def evaluate_file(
             raise ValueError(f"`num_text_samples` must be at least 2, for self-BLEU, got {num_text_samples}.")
     elif judge is not None:
         raise ValueError("`judge` reads the samples of the text metrics: pass --text_metrics too.")
+    if probe_label in (*task.conditions.labels, *task.conditions.attributes):
+        raise ValueError(
+            f"`probe_label` {probe_label!r} conditions the model, whose encoder is told it. Probe another column, or "
+            "a model without that condition."
+        )
     if disentanglement and path is not None:
         raise ValueError(
             f"`disentanglement` needs the true factors, which only the built-in corpus has; got the file {path!r}. "
@@ -122,7 +128,7 @@ def evaluate_file(
         metrics["anomaly"] = detect_anomalies(*_labelled(labels, each["nll_iw"], each["num_steps"]), normal)
     if num_text_samples is not None and accelerator.is_main_process:
         rows = _spread(data, num_text_samples)
-        texts = [decode(tokenizer, [row["input_ids"]])[0] if row["truncated"] else row["text"] for row in rows]
+        texts = _as_read(rows)
         batch = collator(batch_rows(rows).__getitems__(list(range(len(rows)))))
         under = conditions_of(model, {name: tensor.to(model.device) for name, tensor in batch.items()})
         metrics["text"] = evaluate_text(model, tokenizer, texts, batch_size, seed, judge, under)
@@ -236,6 +242,7 @@ def measure_labels(
     num_text_samples: int,
     seed: int,
     reading: dict,
+    max_length: int | None = None,
     **options,
 ) -> dict:
     """What is asked for of [`transfer_file`], under "transfer", and of [`label_agreement`], under that name, by
@@ -247,8 +254,10 @@ def measure_labels(
     use_all_of_the_cpu(state)
     options["reading"] = {name: value for name, value in reading.items() if name in TextTask.options}
     if transfer_train is not None and state.is_main_process:
-        moved = transfer_file(model, tokenizer, transfer_train, path, label or "label", label_values, **options)
-        results["transfer"] = moved
+        how = options | {"max_length": max_length}
+        results["transfer"] = transfer_file(
+            model, tokenizer, transfer_train, path, label or "label", label_values, **how
+        )
     if agreement_train is not None and state.is_main_process:
         options |= {"num_samples": num_text_samples, "seed": seed}
         results["label_agreement"] = label_agreement(model, tokenizer, agreement_train or None, label, **options)
@@ -267,6 +276,7 @@ def transfer_file(
     judge: tuple | None = None,
     guidance_scale: float | None = None,
     reading: dict | None = None,
+    max_length: int | None = None,
 ) -> dict:
     """Texts of each of two labels moved to the other one: by the difference of the labels' mean latents, or, where the
     label conditions the model, by decoding the same z under the other label.
@@ -282,16 +292,26 @@ def transfer_file(
         judge: a model, best a language model, and its tokenizer: adds the `perplexity` of the moved texts.
         guidance_scale: of decoding under the other label.
         reading: how to read both files, see [`load_text`].
+        max_length: longer texts are cut; by default as in training.
 
     Returns:
         `strengths`, for each its [`attribute_transfer`], and for 0, which only reconstructs; or `other_label` and
         `own_label`, which only reconstructs, of a conditional model; `classifier`, how good the judge of labels is on
         texts it did not learn from; `labels`.
     """
-    reading = reading or {}
-    train = _of_two_labels(load_text(test_file=train_path, **reading)["test"], label, values)
+    by_label = model.config.model_type == "vrae" and label in (model.config.condition_labels or {})
+    if guidance_scale is not None and not by_label:
+        raise ValueError(
+            f"`guidance_scale` {guidance_scale} is of decoding under another label, but {label!r} does not condition "
+            "this model: texts are moved along a direction. Leave it out."
+        )
+    room, reading = task_of(model, tokenizer, max_length).max_length, reading or {}
+    train, test = (
+        tokenize(load_text(test_file=file, **reading)["test"], tokenizer, room) for file in (train_path, path)
+    )
+    train = _of_two_labels(train, label, values)
     values = sorted(set(train["label"]))
-    test = _of_two_labels(load_text(test_file=path, **reading)["test"], label, values)
+    test = _of_two_labels(test, label, values)
     classifier = train_text_classifier(train["text"], train["label"])
     groups, moving = (
         [[text for text, own in zip(*rows.values(), strict=True) if own == value] for value in values]
@@ -301,7 +321,7 @@ def transfer_file(
     source, counts = sum(moving, []), [len(texts) for texts in moving]
     wanted = [values[1]] * counts[0] + [values[0]] * counts[1]
     described = {"labels": [str(value) for value in values], "classifier": _described(classifier)}
-    if model.config.model_type == "vrae" and label in (model.config.condition_labels or {}):
+    if by_label:
         own, other = ([str(v) for v in said] for said in (_swapped(wanted, values), wanted))
         latents = encode_texts(model, tokenizer, source, labels={label: own})
         for name, said in {"own_label": own, "other_label": other}.items():
@@ -314,8 +334,10 @@ def transfer_file(
     direction = attribute_vector(examples, without)  # [D]
     towards = torch.tensor([1.0, -1.0]).repeat_interleave(torch.tensor(counts)).unsqueeze(1).to(direction)  # [N, 1]
     latents, results = encode_texts(model, tokenizer, source), {}
+    under = with_labels_of(model, tokenizer, source, {})
     for strength in (0.0, *strengths):
-        texts = decode_latents(model, tokenizer, latents + strength * towards * along(direction, latents))
+        there = moved(model, latents, strength * towards * along(direction, latents))
+        texts = decode_latents(model, tokenizer, there, **under)
         results[f"{strength:g}"] = _transferred(source, texts, wanted, classifier, judge)
     return described | {"strengths": results}
 
@@ -381,7 +403,8 @@ def label_agreement(
         results[value] = {"agreement": right, "self_bleu": self_bleu(texts)["self_bleu"]}
         if judge is not None:
             results[value]["perplexity"] = forward_perplexity(*judge, texts)["perplexity"]
-    mixed = [texts[i] for i in range(num_samples) for texts in list(drawn.values())][:num_samples]
+    groups = list(drawn.values())  # the same seed draws each, so that texts at one place are twins
+    mixed = [groups[i % len(groups)][i] for i in range(num_samples)]
     return {
         "label": label,
         "agreement": float(np.mean([of_value["agreement"] for of_value in results.values()])),
@@ -404,9 +427,14 @@ def _of_two_labels(data: Dataset, label: str, values: Sequence | None) -> dict[s
     found = named if values is None else [value for value in named if value in map(str, values)]
     if len(found) != 2:
         raise ValueError(f"`values` must name two labels of column {label!r}, which holds {named[:9]}; got {values}.")
-    rows = [((text or "").strip(), own) for text, own in zip(data["text"][:], labels, strict=True) if own in found]
-    rows = [row for row in rows if row[0]]
+    rows = [(text, own) for text, own in zip(_as_read(data), labels, strict=True) if own in found]
     return {"text": [text for text, _ in rows], "label": [own for _, own in rows]}
+
+
+def _as_read(data: Dataset) -> list[str]:
+    """The texts of what [`tokenize`] gives, up to where they were cut."""
+    rows = zip(*(data[name][:] for name in ("text", "num_characters", "truncated")), strict=True)
+    return [text[: length - 1] if truncated else text for text, length, truncated in rows]
 
 
 def _labelled(labels: Sequence[str | None], *of_rows: np.ndarray) -> tuple:

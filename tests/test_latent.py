@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 import torch
 
+from hf_vrae import latent
 from hf_vrae.evaluation.text.generated import path_smoothness
 from hf_vrae.latent import (
     attribute_vector,
@@ -108,7 +109,7 @@ def test_labels_are_of_all_rows_or_of_each(tokenizer, learn_prior):
             reconstruct_texts(model, tokenizer, TEXTS, source_labels=wrong)
 
 
-def test_samples_repeat_by_seed_and_begin_as_asked(pair):
+def test_samples_repeat_by_seed_and_begin_as_asked(pair, monkeypatch):
     model, tokenizer = pair
     for options in ({}, {"do_sample": True}):
         first, again, other = (sample_texts(model, tokenizer, 5, seed=seed, **options) for seed in (1, 1, 2))
@@ -116,6 +117,11 @@ def test_samples_repeat_by_seed_and_begin_as_asked(pair):
     assert sample_texts(model, tokenizer, 5, do_sample=True) != sample_texts(model, tokenizer, 5, do_sample=True)
     for row in sample_texts(model, tokenizer, 5, prefix="our king", num_beams=2):
         assert row["text"].startswith("our king")
+    # Words are drawn by other numbers than z: the same ones would tie x to z beyond p(x|z).
+    monkeypatch.setattr(latent, "decode_latents", lambda model, tokenizer, z, **options: [torch.randn(len(z[0]))])
+    (row,) = sample_texts(model, tokenizer, 1, seed=1)
+    z = draw_latents(model, 1, torch.Generator().manual_seed(1))
+    assert not torch.equal(row["text"], z[0])
 
 
 def test_paths_and_moves_of_unit_vectors_stay_on_their_sphere(tokenizer, monkeypatch):

@@ -123,7 +123,8 @@ def evaluate_disentanglement(model, dataset, collator, batch_size: int = 64, see
 
     Args:
         model: has `encode`.
-        dataset: rows with `input_ids` and a `ClassLabel` column for each factor, as in the built-in corpus.
+        dataset: rows with `input_ids` and a `ClassLabel` column for each factor, as in the built-in corpus. A factor
+            that conditions the model is left out: its encoder is told it.
         collator: makes a batch of a list of sequences of token ids.
         batch_size: sequences a batch.
         seed: of [`dci`].
@@ -133,7 +134,8 @@ def evaluate_disentanglement(model, dataset, collator, batch_size: int = 64, see
         its `entropy` in nats, the `dimension` that knows most of it, that one's `information` in nats, `mig`,
         `accuracy` and `commonest`: the accuracy of always saying the commonest value.
     """
-    names = [name for name, feature in dataset.features.items() if isinstance(feature, ClassLabel)]
+    told = getattr(model.config, "condition_labels", None) or {}
+    names = [n for n, kind in dataset.features.items() if isinstance(kind, ClassLabel) and n not in told]
     if not names:
         raise ValueError(
             f"`dataset` must have the true factors in ClassLabel columns, got {dataset.column_names}; the built-in "

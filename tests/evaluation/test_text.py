@@ -14,6 +14,7 @@ import torch
 from datasets import Dataset
 from sacrebleu.metrics import BLEU
 
+from hf_vrae import measure
 from hf_vrae.data.collators import AutoencodingCollator
 from hf_vrae.data.datasets import tokenize
 from hf_vrae.data.grammar import generate_corpus
@@ -272,7 +273,10 @@ def test_texts_of_a_model_with_a_latent_a_token(tokenizer, pairs):
     model.generation_config.max_length = 12
     samples = draw_samples(model, tokenizer, 5, batch_size=2)
     assert len(samples) == 5 and len(set(samples)) > 2
-    assert reconstruction_quality(model, tokenizer, texts, num_beams=2)["num_texts"] == 5
+    # A short text's sequence of z ends with it, whatever is beside it.
+    texts = sorted(pairs[1][:12], key=len)
+    alone, together = (reconstruction_quality(model, tokenizer, texts, size, num_beams=2) for size in (1, 12))
+    assert alone == together and alone["num_texts"] == 12
 
 
 def test_evaluate_loads_the_folder_offline(pairs, tmp_path, monkeypatch):
@@ -353,10 +357,21 @@ def test_few_samples_are_spread_over_the_file(trained, tokenizer, tmp_path):
     assert results["text"]["samples"]["reference_mean_length"] == 6.5
 
 
-def test_a_text_that_was_cut_is_measured_as_the_model_read_it(trained, tokenizer, tmp_path):
+def test_a_text_that_was_cut_is_measured_as_the_model_read_it(trained, tokenizer, tmp_path, monkeypatch):
     (tmp_path / "long.txt").write_text("\n".join(["the king sold a letter .", "the queen found the old map ."]))
     results = evaluate_file(trained, tokenizer, str(tmp_path / "long.txt"), max_length=5, num_text_samples=2)
     assert results["text"]["samples"]["reference_mean_length"] == 3
+    # As it stands, up to there: a word that the tokenizer does not know is still one that cannot be reconstructed.
+    (tmp_path / "odd.txt").write_text("\n".join(["the zyx sold a letter .", "the king ."]))
+    seen = []
+    monkeypatch.setattr("hf_vrae.measure.evaluate_text", lambda model, tokenizer, texts, *more: seen.append(texts))
+    evaluate_file(trained, tokenizer, str(tmp_path / "odd.txt"), max_length=5, num_text_samples=2)
+    assert seen == [["the zyx sold", "the king ."]]
+
+
+def test_the_true_likelihood_is_of_whole_sentences(trained, tokenizer):
+    whole, cut = (evaluate_file(trained, tokenizer, None, size, 30, num_samples=2) for size in (None, 4))
+    assert whole["true_nll"] > 0 and cut["num_truncated"] == 30 and "true_nll" not in cut
 
 
 def test_texts_are_moved_between_two_labels_of_a_file(trained, tokenizer, tmp_path):
@@ -375,3 +390,31 @@ def test_texts_are_moved_between_two_labels_of_a_file(trained, tokenizer, tmp_pa
     assert results["strengths"]["50"]["source_bleu"] <= results["strengths"]["0"]["source_bleu"]
     with pytest.raises(ValueError, match="two labels of column 'label'"):
         transfer_file(trained, tokenizer, *paths)
+    with pytest.raises(ValueError, match="'label' does not condition this model"):
+        transfer_file(trained, tokenizer, *paths, values=["q", "s"], guidance_scale=2.0)
+
+
+@pytest.mark.parametrize("kind", ["vmf", "classifier", "transformer"])
+def test_texts_are_moved_by_models_of_every_kind(kind, tokenizer, corpus, tmp_path, monkeypatch):
+    """Unit vectors stay on their sphere, a label that the model infers is inferred, and long texts are cut."""
+    options = {
+        "vmf": {"posterior": "vmf"},
+        "classifier": {"condition_labels": {"kind": ["a", "b"]}, "label_classifier": True},
+        "transformer": {"encoder_type": "transformer", "max_position_embeddings": 8},
+    }[kind]
+    model = make_model(vocab_size=len(tokenizer), **options)
+    model.generation_config.max_length = tokenizer.model_max_length = 8
+    rows = [f"{'q' if text.endswith('?') else 's'}\t{text}" for text in corpus["train"]["text"][:60]]
+    (tmp_path / "texts.tsv").write_text("\n".join(["mood\ttext", *rows]) + "\n")
+    latents, decode = [], measure.decode_latents
+
+    def spy(model, tokenizer, z, **under):
+        latents.append(z)
+        return decode(model, tokenizer, z, **under)
+
+    monkeypatch.setattr(measure, "decode_latents", spy)
+    paths = [str(tmp_path / "texts.tsv")] * 2
+    results = transfer_file(model, tokenizer, *paths, "mood", strengths=[3.0], max_samples=10)
+    assert set(results["strengths"]) == {"0", "3"} and not torch.allclose(*latents)
+    if kind == "vmf":
+        torch.testing.assert_close(torch.stack(latents).norm(dim=-1), torch.ones(2, 10))

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from hf_vrae.evaluation.disentanglement import evaluate_disentanglement
 from hf_vrae.hub import load
 from hf_vrae.latent import interpolate_texts, move_texts, reconstruct_texts, sample_texts
 from hf_vrae.measure import encode_file, evaluate_file, label_agreement, prior_of, transfer_file, walk_frames
@@ -145,7 +146,7 @@ def test_the_column_of_vectors_is_found_by_every_script(tiny, tmp_path, corpus):
     assert prior_of(*model, data).mean.shape == q.mean.shape and "batch.condition" in data.column_names
 
 
-def test_transfer_and_agreement_of_a_label(tiny, tmp_path, corpus, capsys):
+def test_transfer_and_agreement_of_a_label(tiny, tmp_path, corpus, capsys, monkeypatch):
     for split in ("train", "test"):
         names = corpus[split].features["mood"].names
         rows = "".join(f"{names[row['mood']]}\t{row['text']}\n" for row in corpus[split])
@@ -164,6 +165,17 @@ def test_transfer_and_agreement_of_a_label(tiny, tmp_path, corpus, capsys):
     assert all({"self_bleu", "perplexity"} <= set(value) for value in agreement["values"].values())
     with pytest.raises(ValueError, match="one that conditions the model"):
         label_agreement(model, tokenizer, train, "tense")
+    # The self-BLEU of both labels is of texts that do not share their noise.
+    seen, twins = [], {"statement": "abcdefghij", "question": "ABCDEFGHIJ"}
+    drawn = iter([list(twins[name]) for name in model.config.condition_labels["mood"]])
+    monkeypatch.setattr("hf_vrae.measure.draw_samples", lambda *args, **options: next(drawn))
+    monkeypatch.setattr("hf_vrae.measure.self_bleu", lambda texts: seen.append(texts) or {"self_bleu": 0.0})
+    label_agreement(model, tokenizer, train, num_samples=10)
+    assert "".join(seen[-1]).upper() == "ABCDEFGHIJ" and len({text.isupper() for text in seen[-1]}) == 2
+    with pytest.raises(ValueError, match="`probe_label` 'mood' conditions the model"):
+        evaluate_file(model, tokenizer, test, probe_label="mood", probe_train=train)
+    with pytest.raises(ValueError, match="ClassLabel"):
+        evaluate_disentanglement(model, corpus["test"].select_columns(["text", "mood"]), None)
     assert script(["scripts/generate.py", folder, "sample", "--labels", "question", "--count", "2"]) == 0
     assert capsys.readouterr().out.count("question  |") == 2
 

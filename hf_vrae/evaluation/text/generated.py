@@ -83,16 +83,18 @@ def reconstruction_quality(
         `num_texts`.
     """
     searches = {"greedy": 1, "beams": num_beams}
-    decoded = {f"{latent}_{search}": [] for latent in ("mean", "sample") for search in searches}
+    ways = [f"{latent}_{search}" for latent in ("mean", "sample") for search in searches]
+    decoded = {way: np.empty(len(texts), dtype=object) for way in ways}
+    alike = not model.config.is_encoder_decoder  # beside a longer text a short one's z of each token would not end
     with in_evaluation_mode(model):
-        for indices, batch in _batches(model, tokenizer, texts, batch_size, "Reconstructing"):
+        for indices, batch in _batches(model, tokenizer, texts, batch_size, "Reconstructing", alike):
             under = _conditions_of_rows(model, conditions, indices)
             q = model.encode(**batch, **under)
             latents = {"mean": q.mode, "sample": q.sample((), noise_generators(seed, indices))}
             for (latent, z), (search, beams) in ((z, search) for z in latents.items() for search in searches.items()):
                 ids = model.generate(latents=z, do_sample=False, num_beams=beams, **under, **options)
-                decoded[f"{latent}_{search}"] += decode(tokenizer, ids)
-    scores = {name: compare(predictions, texts) for name, predictions in decoded.items()}
+                decoded[f"{latent}_{search}"][indices] = decode(tokenizer, ids)
+    scores = {name: compare(predictions.tolist(), texts) for name, predictions in decoded.items()}
     return {**scores, "num_beams": num_beams, "num_texts": len(texts)}
 
 
@@ -218,13 +220,16 @@ def _conditions_of_rows(model, conditions: dict[str, torch.Tensor] | None, rows)
     return {name: of_all[rows].to(model.device) for name, of_all in (conditions or {}).items()}
 
 
-def _batches(model, tokenizer, texts: Sequence[str], batch_size: int, description: str):
-    """Positions in `texts`, and the model's batch of them."""
+def _batches(model, tokenizer, texts: Sequence[str], batch_size: int, description: str, alike: bool = False):
+    """Positions in `texts`, and the model's batch of them; where they are to be `alike`, of as many tokens each."""
     if isinstance(texts, str) or not len(texts):
         raise ValueError(f"`texts` must be a list of at least one text, got {texts!r}.")
     kind = AutoencodingCollator if model.config.is_encoder_decoder else CausalCollator
     collator = kind(tokenizer.pad_token_id)
-    for start in tqdm(range(0, len(texts), batch_size), desc=description, leave=False):
-        part = list(texts[start : start + batch_size])
-        batch = collator(tokenizer(part)["input_ids"])
-        yield np.arange(start, start + len(part)), {name: t.to(model.device) for name, t in batch.items()}
+    ids = tokenizer(list(texts))["input_ids"]
+    lengths = np.array([len(row) if alike else 0 for row in ids])
+    groups = [np.flatnonzero(lengths == length) for length in np.unique(lengths)]
+    parts = [group[i : i + batch_size] for group in groups for i in range(0, len(group), batch_size)]
+    for part in tqdm(parts, desc=description, leave=False):
+        batch = collator([ids[i] for i in part])
+        yield part, {name: t.to(model.device) for name, t in batch.items()}
