@@ -7,6 +7,7 @@ import platform
 
 import torch
 from accelerate import Accelerator, PartialState
+from accelerate.state import AcceleratorState
 from accelerate.utils import parse_flag_from_env
 
 from ..modeling.kernels import PACKED_DTYPES
@@ -19,8 +20,11 @@ M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # malloc.h
 
 def make_accelerator(args: TrainArguments) -> Accelerator:
     """The Accelerator of a run; the launcher's own settings win over defaults."""
+    precision = precision_here(args.mixed_precision)
+    if AcceleratorState._shared_state and AcceleratorState().mixed_precision != precision:
+        AcceleratorState._reset_state()  # a process keeps its first one, but rows of a comparison may have others
     accelerator = Accelerator(
-        mixed_precision=precision_here(args.mixed_precision),
+        mixed_precision=precision,
         gradient_accumulation_steps=args.gradient_accumulation_steps,
         log_with=None if args.report_to == "none" else args.report_to.split(","),
         project_dir=args.output_dir,

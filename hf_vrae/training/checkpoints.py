@@ -23,6 +23,13 @@ RUN_FILES = (
     "README.md",
 )
 """What a run writes into its folder beside checkpoints and the model itself."""
+MODEL_FILES = (
+    "config.json",
+    "generation_config.json",
+    "model.safetensors",
+    "tokenizer.json",
+    "tokenizer_config.json",
+)
 MARKS = ("recipe.yaml", "metrics.jsonl", "results.json", "config.json")
 """Those of which a folder has one at least that holds a run."""
 
@@ -65,7 +72,7 @@ def find_run(output_dir: str | Path, overwrite: bool) -> list[Path]:
     folder = Path(output_dir)
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"`output_dir` {str(folder)!r} is a file.")
-    files = [folder / name for name in (*RUN_FILES, "config.json", "model.safetensors") if (folder / name).exists()]
+    files = [folder / name for name in (*RUN_FILES, *MODEL_FILES) if (folder / name).exists()]
     first_stage = folder / "autoencoder"
     folders = checkpoints(folder) + [first_stage] * (first_stage / "recipe.yaml").is_file()
     if files and not folders and not any((folder / name).exists() for name in MARKS):

@@ -70,6 +70,8 @@ def _options_nobody_reads(args: "TrainArguments") -> list[tuple[bool, str]]:
 def _combinations(args: "TrainArguments") -> list[tuple[bool, str]]:
     """Whether each combination of remedies that makes no sense is there, and why it makes none."""
     capacity, several = args.kl_schedule == "capacity", args.num_train_samples > 1
+    models = args.model_name_or_path, args.encoder_name_or_path, args.decoder_name_or_path
+    inside = [name for name in models if name and Path(name).resolve().is_relative_to(Path(args.output_dir).resolve())]
     return [
         (
             capacity != (args.kl_capacity > 0),
@@ -115,11 +117,9 @@ def _combinations(args: "TrainArguments") -> list[tuple[bool, str]]:
             "train something else. Keep one.",
         ),
         (
-            args.overwrite_output_dir
-            and bool(args.model_name_or_path)
-            and Path(args.model_name_or_path).resolve().is_relative_to(Path(args.output_dir).resolve()),
-            f"`overwrite_output_dir` would delete the model to start from: {args.model_name_or_path!r} lies in "
-            f"`output_dir` {args.output_dir!r}.",
+            args.overwrite_output_dir and bool(inside),
+            f"`overwrite_output_dir` would delete the model to start from: {inside} lies in `output_dir` "
+            f"{args.output_dir!r}.",
         ),
         (
             args.aggressive and args.svi_steps > 0,
@@ -134,6 +134,12 @@ def _combinations(args: "TrainArguments") -> list[tuple[bool, str]]:
             and (args.early_stopping_patience is not None or args.lr_scheduler_type == "reduce_lr_on_plateau"),
             "`early_stopping_patience` and `lr_scheduler_type` reduce_lr_on_plateau count evaluations, of which "
             "there are none: set `eval_strategy`.",
+        ),
+        (
+            args.early_stopping_patience is not None and args.lr_scheduler_type == "reduce_lr_on_plateau",
+            f"`early_stopping_patience` {args.early_stopping_patience} and `lr_scheduler_type` reduce_lr_on_plateau "
+            "count the same evaluations, and a decay begins the count anew. Leave the first out: such a run ends with "
+            f"its {args.max_lr_decays} `max_lr_decays`.",
         ),
         (
             args.resampling and not several,

@@ -124,6 +124,8 @@ def train_rows(
         for seed in seeds:
             folder = Path(output_dir) / f"{path.stem}-{seed}"
             own = ["--config", str(path), *flags, "--output_dir", str(folder), "--seed", str(seed)]
+            if first := _read(path).get("begins_at"):
+                own += ["--model_name_or_path", str(Path(output_dir) / f"{first}-{seed}")]
             other, done = _what_differs(folder, parse_recipe(own)), (folder / "results.json").is_file()
             said = "; ".join(f"{name} {begun}, now {now}" for name, (begun, now) in other.items())
             begun_with, now = other.get("num_importance_samples", (0, 0))
@@ -138,8 +140,6 @@ def train_rows(
                     f"The row {str(folder)!r} is not finished, and was begun with {said}. Finish it with the flags "
                     "that it was begun with, delete it, or name another --output_dir."
                 )
-            if first := _read(path).get("begins_at"):
-                own += ["--model_name_or_path", str(Path(output_dir) / f"{first}-{seed}")]
             if begun:
                 own += ["--resume_from_checkpoint", "latest"]
             elif any((folder / name).exists() for name in RUN_FILES):
@@ -211,11 +211,12 @@ def collect(recipes: Sequence[Path], results_dir: str | Path) -> list[dict]:
 
 
 def _runs(path: Path, results_dir: str | Path) -> dict[int, dict]:
-    """The results of a recipe's seeds."""
-    found = sorted([*Path(results_dir).glob(f"{path.stem}-*/results.json"), *Path(results_dir).glob("*.json")])
+    """The results of a recipe's seeds; what a run has left in its folder goes before what was copied out of one."""
+    found = [*Path(results_dir).glob("*.json"), *Path(results_dir).glob(f"{path.stem}-*/results.json")]
     names = ((file, file.parent.name if file.name == "results.json" else file.stem) for file in found)
     runs = [_results(file) for file, name in names if name.rpartition("-")[0] == path.stem]
-    return {run["run"]["seed"]: run for run in runs}
+    of_seed = {run["run"]["seed"]: run for run in runs}
+    return {seed: of_seed[seed] for seed in sorted(of_seed)}
 
 
 def _minutes(runs: Sequence[dict]) -> float:

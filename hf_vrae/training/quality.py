@@ -107,6 +107,7 @@ def _perplexity_under_a_model_of(
             (folder / f"{name}.txt").write_text("".join(" ".join(line.split()) + "\n" for line in lines), "utf-8")
     accelerator.wait_for_everyone()
     flags = f"--overwrite_output_dir --seed {args.seed} --max_length {recipe.data.max_length}".split()
+    flags += ["--mixed_precision", accelerator.mixed_precision]  # which accelerate keeps for all of a process
     files = {"train_file": folder / "train.txt", "test_file": folder / "test.txt", "tokenizer_name": args.output_dir}
     files["output_dir"] = folder / "model"
     flags += [word for name, path in files.items() for word in (f"--{name}", str(path))]

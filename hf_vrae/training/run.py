@@ -18,7 +18,7 @@ from datasets import DatasetDict
 from ..evaluation.likelihood import evaluate
 from .accelerator import make_accelerator
 from .arguments import Recipe, TrainArguments
-from .checkpoints import checkpoints, find_run, prepare_output_dir
+from .checkpoints import checkpoints, find_checkpoint, find_run, prepare_output_dir
 from .combinations import check_model
 from .loop import TrainingLoop
 from .models import configuration
@@ -49,6 +49,8 @@ def run(recipe: Recipe) -> dict:
     if first_stage:
         # What either stage would refuse is refused before anything is deleted or trained.
         check_model(args, configuration(recipe, **any_data(recipe)))
+        if args.resume_from_checkpoint and not is_in_first_stage(args):
+            find_checkpoint(output_dir, args.resume_from_checkpoint)
         autoencoder = autoencoder_arguments(args)
         begin(recipe, accelerator)
         args = pretrain_autoencoder(recipe, autoencoder)
@@ -94,9 +96,10 @@ def run(recipe: Recipe) -> dict:
         metrics |= measure_quality(model, task, data, split, recipe, accelerator)
     described = describe_run(accelerator, model, task, data, args.seed) | numbers
     file = output_dir / "results.json"
-    if numbers["resumed_from_step"] == numbers["steps"] and file.is_file():
+    before = json.loads(file.read_text())["run"] if file.is_file() else {}
+    if numbers["resumed_from_step"] == numbers["steps"] == before.get("steps"):
         # All of it was trained before: this was another evaluation.
-        described = json.loads(file.read_text())["run"] | {"evaluation_command": described["command"]}
+        described = before | {"evaluation_command": described["command"]}
     results = {"split": split, **metrics, **cut(data[split]), "run": described}
     if accelerator.is_main_process:
         file.write_text(json.dumps(results, indent=2) + "\n")
@@ -144,6 +147,13 @@ def autoencoder_arguments(args: TrainArguments) -> TrainArguments:
         kl_schedule="constant",
         kl_weight=0.0,
     )
+
+
+def is_in_first_stage(args: TrainArguments) -> bool:
+    """Whether a run that is resumed was interrupted before the first checkpoint behind its autoencoder."""
+    folder = Path(args.output_dir)
+    begun, done = (folder / "autoencoder" / "recipe.yaml").is_file(), (folder / "results.json").is_file()
+    return args.resume_from_checkpoint == "latest" and begun and not done and not checkpoints(folder)
 
 
 def pretrain_autoencoder(recipe: Recipe, autoencoder: TrainArguments) -> TrainArguments:

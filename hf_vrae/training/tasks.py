@@ -367,6 +367,11 @@ def _load_frames(data: DataArguments) -> DatasetDict:
         data.stride,
         data.encoding,
     )
+    if "validation" not in frames and data.stride and data.stride < data.window:
+        raise ValueError(
+            f"`stride` {data.stride} below `window` {data.window} cuts windows that overlap: taken out of training "
+            "data, some would validate on frames that others train on. Give a `validation_file`."
+        )
     return _with_validation(frames, data)
 
 

@@ -117,6 +117,8 @@ def test_a_recipe_says_words_with_a_dash_and_lists_of_nothing(write):
         ("--aggressive --eval_strategy no", "set `eval_strategy`"),
         ("--early_stopping_patience 2 --eval_strategy no", "count evaluations, of which there are none"),
         ("--lr_scheduler_type reduce_lr_on_plateau --eval_strategy no", "count evaluations, of which there are none"),
+        ("--early_stopping_patience 2 --lr_scheduler_type reduce_lr_on_plateau", "count the same evaluations"),
+        ("--output_dir a --overwrite_output_dir --decoder_name_or_path a/gpt2", "would delete the model to start"),
         ("--scheduled_sampling 0.2 --num_train_samples 5", "one decoder pass of one latent"),
         ("--momentum 0.9", "`momentum` 0.9 is of `optim` sgd, which is not asked for"),
         ("--optim sgd --adam_beta2 0.9", "`adam_beta2` 0.9 is of `optim` adamw, adam or lamb"),

@@ -3,6 +3,7 @@
 import json
 import logging
 import math
+import shutil
 import signal
 import sys
 
@@ -12,9 +13,10 @@ from safetensors.torch import load_file
 
 from hf_vrae.data.grammar import FACTORS, generate_corpus
 from hf_vrae.data.tokenization import train_tokenizer
-from hf_vrae.training import comparison
+from hf_vrae.training import accelerator, comparison
 from hf_vrae.training import run as run_module
 from hf_vrae.training.arguments import parse_recipe
+from hf_vrae.training.checkpoints import checkpoints
 from hf_vrae.training.loop import Interrupted, TrainingLoop
 from hf_vrae.training.models import make_model
 from tests.scripts import ROOT, fresh_accelerator
@@ -122,12 +124,38 @@ def test_a_row_begins_where_another_ended(folder, tmp_path):
     comparison.train_rows([more], tmp_path / "out", [1], [*FLAGS, "--learning_rate", "1e-12"])
     first, second = (load_file(tmp_path / "out" / name / "model.safetensors") for name in ("vae-1", "more-1"))
     torch.testing.assert_close(first, second)
+    anew = folder / "anew.yaml"
+    anew.write_text("base: more.yaml\ntitle: anew\nbegins_at: vae\ntraining:\n  reset_decoder: true\n")
+    comparison.train_rows([anew], tmp_path / "out", [1], [*FLAGS, "--learning_rate", "1e-12"])
+    third = load_file(tmp_path / "out" / "anew-1" / "model.safetensors")
+    other = {name for name in first if not torch.allclose(first[name], third[name])}
+    assert other and not any("encoder" in name for name in other)
     vae.write_text("base: base.yaml\ntitle: VAE\nbegins_at: more\n")
     with pytest.raises(ValueError, match="`begins_at` of 'more' is 'vae', which begins at that row"):
         comparison.train_rows([vae], tmp_path / "out", [1], FLAGS)
     more.unlink()
     with pytest.raises(ValueError, match="`begins_at` of 'vae' is 'more', but there is no recipe '.*more.yaml'"):
         comparison.train_rows([vae], tmp_path / "out", [1], FLAGS)
+
+
+def test_rows_of_several_precisions_in_one_process(folder, tmp_path, monkeypatch):
+    """accelerate keeps a process to its first one."""
+    monkeypatch.setattr(accelerator, "PACKED_DTYPES", (torch.float32, torch.bfloat16))
+    (folder / "in_bf16.yaml").write_text("base: vae.yaml\ntitle: bf16\ntraining:\n  mixed_precision: bf16\n")
+    rows = [folder / f"{name}.yaml" for name in ("lm", "in_bf16", "vae")]
+    comparison.train_rows(rows, tmp_path / "out", [1], [*FLAGS, "--max_steps", "1"])
+    results = [json.loads((tmp_path / "out" / f"{path.stem}-1" / "results.json").read_text()) for path in rows]
+    assert [result["run"]["mixed_precision"] for result in results] == ["no", "bf16", "no"]
+
+
+def test_a_row_that_was_trained_goes_before_one_that_was_copied(folder, tmp_path):
+    numbers = {"run": {"seed": 2}, "nll_iw": 2.0}
+    (tmp_path / "vae-2.json").write_text(json.dumps(numbers | {"nll_iw": 9.0}))
+    (tmp_path / "vae-10.json").write_text(json.dumps(numbers | {"run": {"seed": 10}}))
+    (tmp_path / "vae-2").mkdir()
+    (tmp_path / "vae-2" / "results.json").write_text(json.dumps(numbers))
+    runs = comparison._runs(folder / "vae.yaml", tmp_path)
+    assert list(runs) == [2, 10] and runs[2]["nll_iw"] == 2.0
 
 
 def test_the_table_has_means_deviations_published_numbers_and_empty_rows(folder, tmp_path):
@@ -331,3 +359,11 @@ def test_an_autoencoder_first_is_part_of_the_run_and_of_its_resumption(tiny, tmp
     fresh_accelerator()
     again = run(tiny(flags + " --resume_from_checkpoint latest", "resumed"))
     assert again["nll_iw"] == pytest.approx(whole["nll_iw"])
+    # With its checkpoints deleted, a finished run is not to be trained again from the autoencoder on.
+    for path in checkpoints(tmp_path / "resumed"):
+        shutil.rmtree(path)
+    files = {path: path.stat().st_mtime_ns for path in (tmp_path / "resumed").iterdir()}
+    for name, message in (("latest", "holds no checkpoint"), ("nowhere", "'latest' or a checkpoint folder")):
+        with pytest.raises(ValueError, match=message):
+            run(tiny(f"{flags} --resume_from_checkpoint {name}", "resumed"))
+    assert files == {path: path.stat().st_mtime_ns for path in (tmp_path / "resumed").iterdir()}

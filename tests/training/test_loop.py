@@ -481,6 +481,11 @@ def test_a_run_is_never_overwritten_unless_asked(tiny, tmp_path):
     run(tiny("--max_steps 2 --seed 1 --overwrite_output_dir"))
     assert weights(tmp_path / "run") != before and (tmp_path / "run" / "notes.md").read_text() == "mine"
     assert (tmp_path / "run" / "checkpoint-mine-1").is_dir()
+    (tmp_path / "tokenizer").mkdir()
+    (tmp_path / "tokenizer" / "tokenizer.json").write_text("{}")
+    for overwrite in ("", " --overwrite_output_dir"):
+        with pytest.raises(ValueError, match="holds 'tokenizer.json' and no run that it is of"):
+            run(tiny("--max_steps 2" + overwrite, "tokenizer"))
 
 
 def test_resuming_what_cannot_be_resumed(tiny, tmp_path):
@@ -526,6 +531,19 @@ def test_resuming_from_an_earlier_checkpoint_leaves_the_later_ones(tiny, tmp_pat
     assert recipe.training.weight_decay == 0.25 and recipe.training.resume_from_checkpoint is None
     optimizer = torch.load(tmp_path / "run" / "checkpoint-8" / "optimizer.bin")
     assert optimizer["param_groups"][0]["weight_decay"] == 0.25
+
+
+def test_results_are_described_by_the_run_that_they_are_of(tiny, tmp_path, monkeypatch):
+    """One that went on, and was interrupted in its last evaluation, is not the shorter one whose results are there."""
+    run(tiny("--max_steps 4"))
+    monkeypatch.setattr("hf_vrae.training.run.evaluate", lambda *args, **options: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        run(tiny("--max_steps 9 --resume_from_checkpoint latest"))
+    monkeypatch.undo()
+    results = run(tiny("--max_steps 9 --resume_from_checkpoint latest"))
+    assert results["run"]["steps"] == 9 and "evaluation_command" not in results["run"]
+    results = run(tiny("--max_steps 9 --resume_from_checkpoint latest --num_importance_samples 3"))
+    assert results["run"]["steps"] == 9 and "evaluation_command" in results["run"]
 
 
 @pytest.mark.parametrize(

@@ -3,12 +3,13 @@
 import json
 
 import pytest
+import torch
 from accelerate import Accelerator
 
 from hf_vrae.data.datasets import tokenize
 from hf_vrae.data.grammar import generate_corpus
 from hf_vrae.data.tokenization import train_tokenizer
-from hf_vrae.training import quality
+from hf_vrae.training import accelerator, quality
 from hf_vrae.training.arguments import parse_recipe
 from hf_vrae.training.run import run
 from tests.scripts import fresh_accelerator
@@ -61,6 +62,12 @@ def test_all_else_is_as_without(tiny):
     assert {name: with_it[name] for name in without if name != "run"} == {
         name: value for name, value in without.items() if name != "run"
     }
+
+
+def test_a_run_in_bfloat16_has_its_judges_too(tiny, monkeypatch):
+    monkeypatch.setattr(accelerator, "PACKED_DTYPES", (torch.float32, torch.bfloat16))
+    results = run(tiny("--mixed_precision bf16 --num_quality_samples 5"))
+    assert results["reverse_ppl"] > 1 and results["run"]["mixed_precision"] == "bf16"
 
 
 def test_dull_samples_make_a_worse_judge(tiny, tmp_path):

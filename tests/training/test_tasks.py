@@ -363,3 +363,13 @@ def test_the_data_are_the_same_whatever_the_seed_of_a_run(source, tmp_path):
     (task, first), (_, second) = (kind.prepare(parse_recipe([*flags, "--seed", seed])) for seed in "12")
     assert first.keys() == second.keys() >= {"train", "validation"}
     assert all(task.fingerprint(first[name]) == task.fingerprint(second[name]) for name in first)
+
+
+def test_windows_that_overlap_are_not_shared_out(recipe, tmp_path):
+    """Validation would be on frames that others train on."""
+    np.save(tmp_path / "long.npy", np.random.default_rng(0).normal(size=(400, 2)))
+    flags = f"--train_file {tmp_path / 'long.npy'} --window 50 --stride "
+    with pytest.raises(ValueError, match="`stride` 5 below `window` 50 cuts windows that overlap"):
+        run(recipe("vrae", flags + "5"))
+    assert run(recipe("vrae", flags + "50"))["nll_iw"]
+    assert run(recipe("vrae", f"{flags}5 --validation_file {tmp_path / 'long.npy'}", "apart"))["nll_iw"]
