@@ -58,11 +58,10 @@ def main():
     model, judge, reading = load(args.model), load(args.judge) if args.judge else None, given_flags(args, reading)
     if judge and judge[1] is None:
         raise ValueError(f"`judge` reads texts, and {args.judge!r} is a model of frames. Name a model of text.")
-    names = "transfer_train agreement_train label label_values guidance_scale num_text_samples seed max_length"
-    results = {}
-    if by_label:  # first, since these may find their files at fault: the likelihoods take longest
-        said = {name: getattr(args, name) for name in names.split()}
-        results = measure_labels(*model, args.data, judge=judge, reading=reading, **said)
+    names = "transfer_train agreement_train label label_values guidance_scale num_text_samples seed max_length".split()
+    said = {name: getattr(args, name) for name in names}
+    # First, since these may find their files at fault: the likelihoods take longest.
+    results = measure_labels(*model, args.data, judge=judge, reading=reading, **said) if by_label else {}
     names = "max_length max_samples num_samples svi_steps batch_size seed free_running disentanglement probe_label"
     said = {name: getattr(args, name) for name in f"{names} probe_train anomaly_label normal".split()}
     said["num_text_samples"] = args.num_text_samples if args.text_metrics else None

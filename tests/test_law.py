@@ -159,6 +159,7 @@ SIBLINGS = {
     "hierarchical_latents": {
         "configuration_hierarchical",
         "distributions",
+        "kernels",
         "posteriors",
         "recurrent",
     },
@@ -196,7 +197,8 @@ SIBLINGS = {
         "recurrent",
         "vrnn",
     },
-    "posteriors": {"distributions"},
+    "posteriors": {"distributions", "kernels"},
+    "conditioning": {"kernels"},
     "inference": {"distributions", "posteriors"},
     "generation": {"kernels"},
     "recurrent": {"kernels"},

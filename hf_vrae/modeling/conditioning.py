@@ -10,6 +10,8 @@ import operator
 import torch
 from torch import nn
 
+from .kernels import float_dtype, weights_of
+
 MISSING = -100  # a label that is not there; an attribute or a number of a vector is NaN then
 
 
@@ -80,8 +82,7 @@ class ConditionEmbedding(nn.Module):
         return torch.cat([vector.masked_fill(missing, 0), missing.to(vector.dtype)], dim=-1)  # [B, V + 1]
 
     def _device_and_dtype(self) -> tuple[torch.device, torch.dtype]:
-        weight = next(self.parameters())
-        return weight.device, weight.dtype
+        return next(weights_of(self)).device, float_dtype(self)
 
     def _checked(self, class_ids, attributes, condition) -> list[torch.Tensor | None]:
         """The three on the model's device, two-dimensional, and as the configuration says."""

@@ -13,7 +13,7 @@ from .configuration_vrae import VRAEConfig
 from .generation import RecurrentCache, repeat_rows
 from .heads import make_frame_embedding
 from .independent import PositionwiseMLP
-from .kernels import Dropout
+from .kernels import Dropout, float_dtype
 from .modeling_latent import check_mask, check_token_ids
 from .pretrained import make_body, most_positions
 from .recurrent import RecurrentDecoder, RecurrentStep, left_align, take_time
@@ -127,7 +127,7 @@ class VRAEDecoder(nn.Module):
     @property
     def weight_dtype(self) -> torch.dtype:
         """Of its weights."""
-        return next(self.parameters()).dtype
+        return float_dtype(self)
 
     def decode(self, latents, inputs_embeds, attention_mask, past_key_values, use_cache, output_hidden_states):
         """The rest of [`forward`], whose arguments these are: outputs, cache, and hidden states where asked for."""
@@ -244,6 +244,12 @@ class VRAETransformerDecoder(VRAEDecoder):
         if attention_mask is None:
             positions = torch.arange(past, past + length, device=latents.device).unsqueeze(0)
         elif use_cache or past:
+            if attention_mask.shape[1] != past + length:
+                raise ValueError(
+                    f"`decoder_attention_mask` must also say which of the {past} tokens before are real, where the "
+                    f"decoder attends to them: {[len(attention_mask), past + length]}, got "
+                    f"{list(attention_mask.shape)}."
+                )
             positions = positions_of(attention_mask)[:, past:]
             latest = torch.arange(length, device=latents.device) * attention_mask[:, past:].bool()
             back = latest.cummax(1).values  # [B, T]
@@ -348,7 +354,7 @@ class VRAEIndependentDecoder(VRAEDecoder):
 
     def read_tokens(self, input_ids: torch.LongTensor) -> torch.Tensor:
         """Nothing, [B, T, 0]."""
-        return self.mlp.input.weight.new_empty(*input_ids.shape, 0)
+        return torch.empty(*input_ids.shape, 0, dtype=float_dtype(self), device=input_ids.device)
 
     def read_frames(self, frames: torch.Tensor, first: torch.Tensor) -> torch.Tensor:
         """Nothing, [..., 0]."""

@@ -74,7 +74,7 @@ class VRAEEncoder(nn.Module):
                 "Pass one of `input_ids` and `inputs_embeds` to the encoder, or give it `latents` instead."
             )
         if inputs_embeds is None:
-            check_token_ids("input_ids", input_ids, self.embed_tokens.num_embeddings)
+            check_token_ids("input_ids", input_ids, self.config.vocab_size)
             inputs_embeds = self.embed_tokens(input_ids)  # [B, T, E]
         if attention_mask is None:
             attention_mask = torch.ones_like(inputs_embeds[..., 0])

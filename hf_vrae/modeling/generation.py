@@ -196,6 +196,12 @@ class GeneratedFrames(ModelOutput):
     lengths: torch.LongTensor | None = None
 
 
+def lengths_of_beginnings(beginning: torch.Tensor) -> torch.LongTensor:
+    """[B], of beginnings [B, S, F] with NaN frames at their ends."""
+    steps = torch.arange(1, beginning.shape[1] + 1, device=beginning.device)
+    return (steps * ~beginning.isnan().all(-1)).amax(1)
+
+
 def decode_frames(
     next_distribution: Callable[[torch.Tensor | None], tuple[torch.distributions.Distribution, torch.Tensor | None]],
     lengths: torch.LongTensor,
@@ -216,10 +222,7 @@ def decode_frames(
         scaled frames [B, T, F], which behind the end of a row mean nothing, and each row's length [B].
     """
     frame, frames = None, []
-    begun = torch.zeros_like(lengths)
-    if beginning is not None:
-        steps = torch.arange(1, beginning.shape[1] + 1, device=beginning.device)
-        begun = (steps * ~beginning.isnan().all(-1)).amax(1)  # [B]
+    begun = torch.zeros_like(lengths) if beginning is None else lengths_of_beginnings(beginning)  # [B]
     longest = lengths.max().item()
     while len(frames) < longest:
         distribution, last_logit = next_distribution(frame)

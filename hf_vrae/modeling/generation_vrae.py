@@ -73,6 +73,10 @@ class VRAEGenerationMixin(GenerationMixin):
                 f"`cache_implementation` must be dynamic, or left out, got {cache_implementation}: the decoder makes "
                 "its own cache, a state of one size where it is recurrent and a `DynamicCache` where it attends."
             )
+        if self._option(kwargs, "prefill_chunk_size") is not None:
+            raise ValueError(
+                "`prefill_chunk_size` takes a beginning apart, which is read in one go here. Leave it out."
+            )
         configured_scale = self._option(kwargs, "guidance_scale")
         if configured_scale not in (None, 1):  # transformers' own would decode without z
             guidance_scale = configured_scale if guidance_scale is None else guidance_scale
@@ -96,7 +100,9 @@ class VRAEGenerationMixin(GenerationMixin):
         elif self.config.condition_width:
             given = {name: kwargs.get(name) for name in ("input_ids", "attention_mask", "inputs_embeds")}
             with torch.no_grad():
-                seen = self._decoded_of(labels, latents, conditions | given)
+                beginning = kwargs.get("decoder_input_ids")
+                rows = 1 if beginning is None else len(beginning)
+                seen = self._decoded_of(labels, latents, conditions | given, rows)
                 outputs = kwargs["encoder_outputs"] = VRAEEncoderOutput(last_hidden_state=seen.unsqueeze(1))
                 wanted = self._option(kwargs, "output_hidden_states")
                 if wanted and any(tensor is not None for tensor in given.values()):

@@ -10,7 +10,7 @@ from torch import nn
 from torch.distributions import Categorical, Distribution
 from torch.nn.functional import logsigmoid, softplus
 
-from .kernels import at_least_float32, nade_logits, weight_and_bias
+from .kernels import as_weight_of, at_least_float32, nade_logits, weight_and_bias
 
 
 def standardise(features: torch.Tensor, config) -> torch.Tensor:
@@ -66,7 +66,7 @@ class FrameEmbedding(nn.Module):
         missing = features.isnan()
         if self.num_levels is None:
             inputs = torch.cat([torch.where(missing, 0, features), missing.to(features.dtype)], -1)  # [..., 2 F]
-            return self.projection(inputs.to(self.projection.weight.dtype))
+            return self.projection(as_weight_of(self.projection, inputs))
         levels = torch.where(missing, self.num_levels, features).long()
         first_rows = torch.arange(features.shape[-1], device=features.device) * (self.num_levels + 1)
         return self.table(levels + first_rows).sum(-2)
@@ -163,10 +163,11 @@ class NADEFrames(FrameDistribution):
         c: biases of the hidden units, [*batch, Hn].
         W: [F, Hn].
         V: [F, Hn].
+        plain: by torch's own operations, which can be differentiated twice.
     """
 
-    def __init__(self, b: torch.Tensor, c: torch.Tensor, W: torch.Tensor, V: torch.Tensor):
-        self.b, self.c, self.W, self.V = b, c, W, V
+    def __init__(self, b: torch.Tensor, c: torch.Tensor, W: torch.Tensor, V: torch.Tensor, plain: bool = False):
+        self.b, self.c, self.W, self.V, self.plain = b, c, W, V, plain
         super().__init__(b)
 
     @property
@@ -194,7 +195,13 @@ class NADEFrames(FrameDistribution):
     def _terms(self, value):
         shape = torch.broadcast_shapes(value.shape, self.b.shape)
         x, b, c = (t.expand(*shape[:-1], -1).reshape(-1, t.shape[-1]) for t in (value.to(self.b), self.b, self.c))
-        return BernoulliFrames(nade_logits(x, b, c, self.W, self.V).view(shape))._terms(value)
+        if self.plain:
+            steps = x.unsqueeze(2) * self.W  # [N, F, Hn]
+            hidden = (c.unsqueeze(1) + steps.cumsum(1) - steps).sigmoid()
+            logits = b + torch.einsum("nfh,fh->nf", hidden, self.V)
+        else:
+            logits = nade_logits(x, b, c, self.W, self.V)
+        return BernoulliFrames(logits.view(shape))._terms(value)
 
 
 class GaussianFrames(FrameDistribution):
@@ -422,7 +429,7 @@ class FrameHead(nn.Module):
 
     def project(self, hidden: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """The parameters of `hidden` [..., H], [..., size] each, in float32 at least: likelihoods need its digits."""
-        outputs = self.projection(hidden.to(self.projection.weight.dtype))
+        outputs = self.projection(as_weight_of(self.projection, hidden))
         return at_least_float32(outputs).split_with_sizes(self.sizes, -1)
 
 
@@ -439,8 +446,9 @@ class BernoulliHead(FrameHead):
 class NADEHead(FrameHead):
     """[`NADEFrames`], both biases linear in h."""
 
-    def __init__(self, hidden_size: int, input_size: int, nade_hidden_size: int = 64):
+    def __init__(self, hidden_size: int, input_size: int, nade_hidden_size: int = 64, plain: bool = False):
         super().__init__(hidden_size, input_size, nade_hidden_size)
+        self.plain = plain
         self.into_hidden = nn.Linear(input_size, nade_hidden_size, bias=False)
         self.out_of_hidden = nn.Linear(nade_hidden_size, input_size, bias=False)
 
@@ -449,7 +457,7 @@ class NADEHead(FrameHead):
         into, out_of = (
             at_least_float32(weight_and_bias(linear)[0]) for linear in (self.into_hidden, self.out_of_hidden)
         )
-        return NADEFrames(b, c, into.t(), out_of)
+        return NADEFrames(b, c, into.t(), out_of, self.plain)
 
 
 class GaussianHead(FrameHead):
@@ -534,7 +542,7 @@ def make_head(config, hidden_size: int) -> FrameHead:
     if config.head == "bernoulli":
         return BernoulliHead(hidden_size, size)
     if config.head == "nade":
-        return NADEHead(hidden_size, size, config.nade_hidden_size)
+        return NADEHead(hidden_size, size, config.nade_hidden_size, config.kernels == "plain")
     if config.head == "gaussian":
         return GaussianHead(hidden_size, size, config.min_scale)
     if config.head == "full_gaussian":

@@ -177,7 +177,8 @@ class HierarchicalDecoder(VRAERecurrentDecoder):
     def start(self) -> torch.Tensor:
         """The embedding that a segment begins with, where it is not told the end of the one before: [E]."""
         if self.config.input_size is None:
-            return self.embed_tokens.weight[self.config.decoder_start_token_id]
+            token = torch.tensor(self.config.decoder_start_token_id, device=self.embed_tokens.weight.device)
+            return self.embed_tokens(token)
         return self.embed_start.weight[0]
 
     def beside_latents(self, hidden: torch.Tensor, latents: torch.Tensor) -> torch.Tensor:
@@ -263,6 +264,10 @@ class HierarchicalDecoder(VRAERecurrentDecoder):
     def _walk_on(self, latents, inputs_embeds, tokens, mask, cache: RecurrentCache | None):
         """Outputs [R, T, H], cache and hidden states, from where the cache is on."""
         rows, time, layers = len(latents), inputs_embeds.shape[1], self.config.decoder_layers
+        repeats = rows // len(inputs_embeds)
+        if repeats > 1:
+            inputs_embeds, mask = inputs_embeds.repeat(repeats, 1, 1), mask.repeat(repeats, 1)
+            tokens = None if tokens is None else tokens.repeat(repeats, 1)
         if cache is not None and cache.get_seq_length() > 0:
             *states, nodes, place = cache.states(rows)[0]
             count = self.rnn.number_of_states

@@ -5,6 +5,7 @@ have a plain fallback.
 """
 
 import math
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -102,7 +103,25 @@ def is_plain(linear: nn.Module) -> bool:
     """Whether its weight says all that a call of it does: there is no adapter, no hook, no quantization, and it is not
     kept elsewhere."""
     called = linear._forward_hooks or linear._forward_pre_hooks or hasattr(linear, "_hf_hook")  # accelerate's
-    return type(linear) is nn.Linear and not called and linear.weight.device.type != "meta"
+    own = type(linear) is nn.Linear and type(linear.weight) in (nn.Parameter, torch.Tensor)  # torchao's is of its own
+    return own and not called and linear.weight.device.type != "meta"
+
+
+def as_weight_of(linear: nn.Module, x: torch.Tensor) -> torch.Tensor:
+    """`x` in the data type of the layer's weight; where that is quantized to integers, it takes any floats."""
+    return x.to(linear.weight.dtype) if linear.weight.is_floating_point() else x
+
+
+def weights_of(module: nn.Module) -> Iterator[torch.Tensor]:
+    """Its parameters, also of a replica that nn.DataParallel makes, whose weights are none."""
+    for part in module.modules():
+        named = part._parameters or getattr(part, "_former_parameters", {})
+        yield from (weight for weight in named.values() if weight is not None)
+
+
+def float_dtype(module: nn.Module) -> torch.dtype:
+    """Of its weights, those apart that are quantized to integers."""
+    return next((w.dtype for w in weights_of(module) if w.is_floating_point()), torch.get_default_dtype())
 
 
 def weight_and_bias(linear: nn.Module) -> tuple[torch.Tensor, torch.Tensor | None]:
@@ -110,8 +129,8 @@ def weight_and_bias(linear: nn.Module) -> tuple[torch.Tensor, torch.Tensor | Non
     the unit vectors, an adapter's part included."""
     if is_plain(linear):
         return linear.weight, linear.bias
-    bias = linear(linear.weight.new_zeros(linear.in_features))
-    units = torch.eye(linear.in_features, dtype=linear.weight.dtype, device=linear.weight.device)
+    units = as_weight_of(linear, torch.eye(linear.in_features, device=linear.weight.device))
+    bias = linear(torch.zeros_like(units[:1]))[0]  # bitsandbytes multiplies matrices alone
     return (linear(units) - bias).t(), bias
 
 

@@ -214,7 +214,7 @@ class ConditionalModel(OneLatentModel):
             raise ValueError(f"`guidance_scale` must be above 0 (1 guides nowhere), got {scale}.")
         return join(seen[:, : self.config.latent_size], self.model.embed_condition())
 
-    def _decoded_of(self, labels, latents: torch.Tensor | None, batch: dict) -> torch.Tensor:
+    def _decoded_of(self, labels, latents: torch.Tensor | None, batch: dict, num_rows: int = 1) -> torch.Tensor:
         """What `generate` decodes: z and behind it c, [B, D + C].
 
         Args:
@@ -222,6 +222,7 @@ class ConditionalModel(OneLatentModel):
                 else inferred or missing.
             latents: z, [B, D]; by default the mode of q(z|x, c) of the batch, or where it has no input z ~ p(z|c).
             batch: the input, if any, with its own conditions.
+            num_rows: so many z are drawn where one condition stands for all.
         """
         has_input = any(batch.get(name) is not None for name in ("input_ids", "inputs_embeds", "input_features"))
         if latents is None and has_input:
@@ -243,8 +244,8 @@ class ConditionalModel(OneLatentModel):
         c = self.condition(**under, **inputs)
         if latents is None:
             p = self._prior(c)
-            rows = len(c) if c.dim() == 2 else 1
-            latents = p.sample() if p.batch_shape else p.sample((rows,))
+            rows = len(c) if c.dim() == 2 and len(c) > 1 else num_rows
+            latents = p.sample() if p.batch_shape not in ((), (1,)) else p.sample((rows,)).view(rows, -1)
         check_latents(latents, self.config.latent_size)
         if len(latents) == 1 and c.dim() == 2:  # the same z under several labels
             latents = latents.expand(len(c), -1)

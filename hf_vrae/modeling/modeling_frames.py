@@ -15,7 +15,7 @@ from torch.nn.functional import logsigmoid
 
 from .generation import GeneratedFrames, decode_frames
 from .heads import make_head, raw_log_prob_offset, standardise, to_raw
-from .kernels import at_least_float32
+from .kernels import as_weight_of, at_least_float32
 from .modeling_latent import LatentSequenceModel
 from .recurrent import left_align, take_time
 
@@ -95,7 +95,7 @@ class FrameModel(LatentSequenceModel):
 
     def _last_logit(self, features: torch.Tensor) -> torch.Tensor:
         """Of this frame being the last one, [...] of features [..., H]."""
-        return at_least_float32(self.length_head(features.to(self.length_head.weight.dtype))).squeeze(-1)
+        return at_least_float32(self.length_head(as_weight_of(self.length_head, features))).squeeze(-1)
 
     def _predictions(self, features: torch.Tensor, target: ScoredFrames) -> torch.Tensor:
         """Means of p(x_t | ...) in raw units, 0 at padding: [B, T, F]."""

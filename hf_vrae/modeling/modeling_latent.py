@@ -23,7 +23,7 @@ from .distributions import (
     kl_per_dimension,
 )
 from .inference import refine
-from .kernels import IGNORE_INDEX, at_least_float32, is_plain
+from .kernels import IGNORE_INDEX, at_least_float32, float_dtype, is_plain, weights_of
 from .objectives import (
     capacity_gap,
     doubly_reparameterised_weights,
@@ -83,6 +83,16 @@ class LatentSequenceModel(PreTrainedModel):
             names = [*known, "num_samples", "latents", "generator", "posterior"]
             (nearest,) = difflib.get_close_matches(name, names, n=1, cutoff=0.0)
             raise TypeError(f"`{name}` is of no batch of a {type(self).__name__}. Did you mean `{nearest}`?")
+
+    @property
+    def device(self) -> torch.device:
+        """As in transformers, and of a replica that nn.DataParallel makes."""
+        return next(weights_of(self)).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """As in transformers, and of a replica that nn.DataParallel makes."""
+        return float_dtype(self)
 
     @property
     def _head_is_plain(self) -> bool:
@@ -403,6 +413,15 @@ def check_finite(latents: torch.Tensor) -> None:
         raise ValueError(
             f"`latents` must be finite numbers; row {int(rows.long().argmin())} has NaN or infinity. Did the model "
             "that made them diverge?"
+        )
+
+
+def check_no_attentions(asked: bool | None) -> None:
+    """transformers and peft say this to every model."""
+    if asked:
+        raise ValueError(
+            "`output_attentions` cannot be had: recurrent layers have none, and those that attend keep none. Leave it "
+            "out."
         )
 
 

@@ -23,9 +23,16 @@ from .configuration_vrae import VRAEConfig
 from .decoders import make_decoder
 from .encoders import VRAEEncoderOutput, make_encoder
 from .generation_vrae import VRAEGenerationMixin
-from .kernels import IGNORE_INDEX, at_least_float32, draw, is_plain, linear_cross_entropy, linear_nll
+from .kernels import IGNORE_INDEX, at_least_float32, draw, linear_cross_entropy, linear_nll
 from .modeling_conditional import ConditionalModel
-from .modeling_latent import LatentSequenceModel, check_ids, check_latents, check_token_ids, token_nll
+from .modeling_latent import (
+    LatentSequenceModel,
+    check_ids,
+    check_latents,
+    check_no_attentions,
+    check_token_ids,
+    token_nll,
+)
 from .posteriors import ConditionalPrior, CorrelatedPrior
 from .pretrained import copy_head, copy_weights, fields_of
 from .recurrent import left_align
@@ -278,6 +285,7 @@ class VRAEForSequenceGeneration(VRAEPreTrainedModel, ConditionalModel, VRAEGener
         labels: torch.LongTensor | None = None,
         use_cache: bool | None = None,
         output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
         logits_to_keep: int = 0,
         class_ids: torch.LongTensor | None = None,
         attributes: torch.FloatTensor | None = None,
@@ -295,12 +303,14 @@ class VRAEForSequenceGeneration(VRAEPreTrainedModel, ConditionalModel, VRAEGener
             encoder_outputs: an earlier output of the encoder, whose `last_hidden_state` [B, 1, D] is decoded as is.
             past_key_values: decoder state to go on from.
             labels: `w1 .. wn </s>` with -100 where there is none, [B, S].
+            output_attentions: must not be asked for: none are kept.
             logits_to_keep: compute only the last so many logits; 0 is all.
             class_ids, attributes, condition: of a conditional model, as in [`ConditionalModel.condition`].
 
         Returns:
             [`VRAEOutput`]; `loss` and its parts only with `labels`, `kl` only where there is a posterior.
         """
+        check_no_attentions(output_attentions)
         posterior = c = None
         if encoder_outputs is None:
             inputs = {"input_ids": input_ids, "attention_mask": attention_mask, "inputs_embeds": inputs_embeds}
@@ -389,7 +399,9 @@ class VRAEForSequenceGeneration(VRAEPreTrainedModel, ConditionalModel, VRAEGener
         config, loss = self.config, super()._auxiliary_losses(latents, target, condition)
         if config.bag_of_words_weight:
             # -log p(each word | z) without its place; of the marks the bag knows none.
-            words = target.masked_fill(target == config.eos_token_id, IGNORE_INDEX)
+            words = target
+            if config.eos_token_id is not None:
+                words = target.masked_fill(target == config.eos_token_id, IGNORE_INDEX)
             log_p = at_least_float32(self.bag_of_words(latents.to(self.dtype))).log_softmax(-1)  # [B, V]
             nll = -log_p.gather(1, words.clamp(min=0)) * (words != IGNORE_INDEX)  # [B, T]
             loss += config.bag_of_words_weight * nll.sum(-1).mean()
@@ -397,7 +409,7 @@ class VRAEForSequenceGeneration(VRAEPreTrainedModel, ConditionalModel, VRAEGener
 
     def _weighable_log_likelihood(self, latents: torch.Tensor, target: torch.LongTensor):
         """As in [`OneLatentModel`], in two passes over the logits, of which none are kept."""
-        if not is_plain(self.lm_head):
+        if not self._head_is_plain:
             return super()._weighable_log_likelihood(latents, target)
         features = self._features_of(latents, target).flatten(0, 1)  # [K * B * T, H]
         repeated = target.repeat(len(latents), 1)  # [K * B, T]

@@ -25,6 +25,7 @@ from .modeling_latent import (
     LatentSequenceModel,
     check_floats,
     check_mask,
+    check_no_attentions,
     check_num_samples,
     check_samples,
     check_token_ids,
@@ -445,6 +446,7 @@ class VRNNForSequenceGeneration(VRNNPreTrainedModel, VRNNGenerationMixin):
         labels: torch.LongTensor | None = None,
         use_cache: bool | None = None,
         output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
         logits_to_keep: int = 0,
         num_observed: int | None = None,
         latent_noise: LatentNoise | None = None,
@@ -458,6 +460,7 @@ class VRNNForSequenceGeneration(VRNNPreTrainedModel, VRNNGenerationMixin):
             latents: z of the token in column t + 1 at [:, t], [B, S, D]; further ones are the prior's.
             labels: the input tokens, with -100 where none is scored, [B, T]. With them the bound of log p(x) is
                 computed, its path sampled from the posterior (in evaluation always with the same noise).
+            output_attentions: must not be asked for: there are none.
             logits_to_keep: compute only the last so many logits; 0 is all.
             num_observed: columns whose tokens were given; the z of a later token is that which generated it, the
                 prior's. By default all: the z of each is the posterior's mean.
@@ -467,6 +470,7 @@ class VRNNForSequenceGeneration(VRNNPreTrainedModel, VRNNGenerationMixin):
             [`VRNNOutput`]; `loss` and its parts only with `labels`. Without, `logits` never depend on later tokens,
             but with `smoothing_posterior`: there the z of each has seen them.
         """
+        check_no_attentions(output_attentions)
         self._check_one_of(input_ids, inputs_embeds)
         if inputs_embeds is None:
             check_token_ids("input_ids", input_ids, self.config.vocab_size)
@@ -501,8 +505,10 @@ class VRNNForSequenceGeneration(VRNNPreTrainedModel, VRNNGenerationMixin):
         """Real columns of the inputs at hand and, where it says so, of those before them, [B, T or past + T]."""
         if attention_mask is not None:
             return attention_mask.bool()
-        if input_ids is None or self.config.pad_token_id is None:
+        if input_ids is None:
             return torch.ones_like(inputs_embeds[..., 0], dtype=torch.bool)
+        if self.config.pad_token_id is None:
+            return torch.ones_like(input_ids, dtype=torch.bool)
         return input_ids != self.config.pad_token_id
 
     def _align(self, inputs_embeds: torch.Tensor, mask: torch.Tensor, labels: torch.LongTensor) -> Observed:

@@ -8,7 +8,7 @@ from transformers.utils import can_return_tuple
 
 from .configuration_vrnn import VRNNConfig
 from .distributions import DiagonalGaussian
-from .generation import GeneratedFrames
+from .generation import GeneratedFrames, lengths_of_beginnings
 from .modeling_frames import FrameModel, ScoredFrames
 from .modeling_vrnn import Observed, VRNNModel, VRNNOutput, VRNNPreTrainedModel
 from .recurrent import left_align, take_time
@@ -126,21 +126,22 @@ class VRNNForFrameGeneration(VRNNPreTrainedModel, FrameModel):
             rows = len(lengths)
         layer, seen = self.model.layer, None
         if beginning is not None:
-            phi_x = self.model.embed(self.model.embed_frames(self._scaled(beginning, None, "beginning").values))
-            seen = layer.what_the_posterior_sees(phi_x, torch.full((len(phi_x),), phi_x.shape[1], device=phi_x.device))
-            seen = seen.expand(rows, -1, -1)
+            values = self._scaled(beginning, None, "beginning").values
+            begun = lengths_of_beginnings(values)
+            seen = layer.what_the_posterior_sees(self.model.embed(self.model.embed_frames(values)), begun)
+            seen, begun = seen.expand(rows, -1, -1), begun.unsqueeze(1).expand(rows, 1)
         # Chosen frames have no missing values: to embed real-valued ones is one product with what comes next.
         embed = self.model.embed_frames if self.config.head == "categorical" else None
         step = VRNNStep(layer, rows, None if embed else self.model.embed_frames.linear_in_whole_frames())
-        count, prior = 0, None
+        count, z, prior = 0, None, None
 
         def next_features(frame):
-            nonlocal count, prior
+            nonlocal count, z, prior
             if frame is not None:
                 inferred = seen is not None and count <= seen.shape[1]
                 if inferred and (latents is None or count > latents.shape[1]):
                     q = layer.posterior(seen[:, count - 1], step.state[0], DiagonalGaussian(*prior))
-                    step.emission(q.mean)
+                    step.emission(torch.where(count <= begun, q.mean, z))  # of what was not given it made the frame
                 step.advance(embed(frame) if embed else frame)
             z, logvar = prior = step.prior()
             if latents is not None and count < latents.shape[1]:

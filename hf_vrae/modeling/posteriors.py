@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from .distributions import CorrelatedGaussian, DiagonalGaussian, VonMisesFisher
+from .kernels import as_weight_of
 
 # Bounds of the log-variance: wide enough never to bind in a healthy run, narrow enough for exp in float16.
 MIN_LOGVAR, MAX_LOGVAR = -10.0, 10.0
@@ -157,7 +158,7 @@ class ConditionalPrior(nn.Module):
 
     def forward(self, condition: torch.Tensor) -> DiagonalGaussian:
         """p(z|c), with batch shape [*batch] and event shape [D], in float32, of c [*batch, C]."""
-        return DiagonalGaussian(*self.moments(self.hidden(condition.to(self.hidden.weight.dtype)).tanh()))
+        return DiagonalGaussian(*self.moments(self.hidden(as_weight_of(self.hidden, condition)).tanh()))
 
 
 class CorrelatedPrior(nn.Module):

@@ -16,7 +16,7 @@ from torch import nn
 
 from .configuration_vrnn import VRNNConfig
 from .distributions import DiagonalGaussian
-from .kernels import Dropout, PackedLinear, at_least_float32, is_plain, weight_and_bias
+from .kernels import Dropout, PackedLinear, as_weight_of, at_least_float32, is_plain, weight_and_bias
 from .posteriors import MAX_LOGVAR, MIN_LOGVAR
 from .recurrent import LAYERS, drop_weights, run_layer, stepwise_product, take_time
 from .recurrent_latent import sample_path
@@ -128,7 +128,7 @@ class VRNNLayer(nn.Module):
 
     def of_latents(self, z: torch.Tensor) -> list[torch.Tensor]:
         """phi_z(z), [..., P], as a list that is empty where there is no z."""
-        return [self.phi_z(z.to(self.phi_z[0].weight.dtype))] if self.config.latent_size else []
+        return [self.phi_z(as_weight_of(self.phi_z[0], z))] if self.config.latent_size else []
 
     def what_the_posterior_sees(self, phi_x: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
         """Of each step [B, T, P]: phi_x(x_t), or a_t, which a recurrence from the end has made of x_t to x_T."""

@@ -79,7 +79,8 @@ def run(recipe: Recipe) -> dict:
         model.save_pretrained(output_dir)
         task.save(output_dir)
 
-    split = "test" if "test" in data else "validation"
+    file, split = output_dir / "results.json", "test" if "test" in data else "validation"
+    earlier = json.loads(file.read_text())["run"] if file.is_file() else {}  # by all processes, before one writes it
     metrics = evaluate(
         model,
         data[split],
@@ -95,11 +96,9 @@ def run(recipe: Recipe) -> dict:
     if args.num_quality_samples:
         metrics |= measure_quality(model, task, data, split, recipe, accelerator)
     described = describe_run(accelerator, model, task, data, args.seed) | numbers
-    file = output_dir / "results.json"
-    before = json.loads(file.read_text())["run"] if file.is_file() else {}
-    if numbers["resumed_from_step"] == numbers["steps"] == before.get("steps"):
+    if numbers["resumed_from_step"] == numbers["steps"] == earlier.get("steps"):
         # All of it was trained before: this was another evaluation.
-        described = before | {"evaluation_command": described["command"]}
+        described = earlier | {"evaluation_command": described["command"]}
     results = {"split": split, **metrics, **cut(data[split]), "run": described}
     if accelerator.is_main_process:
         file.write_text(json.dumps(results, indent=2) + "\n")

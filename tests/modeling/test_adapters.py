@@ -113,3 +113,89 @@ def test_an_adapter_counts(name):
     assert gradients
     unread = [n for n, gradient in gradients.items() if gradient is None or not gradient.abs().sum() > 0]
     assert not unread
+
+
+class AdaptedTable(nn.Module):
+    """A table of words with something beside it, as peft's; of `nn.Embedding` it has no more than these."""
+
+    weight = property(lambda self: self.base_layer.weight)
+
+    def __init__(self, table: nn.Embedding):
+        super().__init__()
+        self.base_layer, self.beside = table, nn.Embedding(*table.weight.shape)
+
+    def forward(self, ids):
+        return self.base_layer(ids) + self.beside(ids)
+
+
+@pytest.mark.parametrize("name", ["vrae lstm", "vrae transformer", "vrnn lstm", "hierarchical segments"])
+def test_an_adapter_of_the_table_of_words_counts(name):
+    model = MODELS[name]()
+    adapted, merged = copy.deepcopy(model), copy.deepcopy(model)
+    replace(adapted, nn.Embedding, lambda table: AdaptedTable(table) if len(table.weight) > 30 else table)
+    tables = [part for part in adapted.modules() if isinstance(part, AdaptedTable)]
+    plain = [part for part in merged.modules() if isinstance(part, nn.Embedding) and len(part.weight) > 30]
+    with torch.no_grad():
+        for table, own in zip(tables, plain, strict=True):
+            own.weight.add_(table.beside.weight)
+    batch = make_batch(model)
+    found, expected = (values(m, batch) for m in (adapted, merged))
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+
+
+class Quantized(nn.Module):
+    """A linear layer whose weight is kept in integers, as bitsandbytes keeps it."""
+
+    def __init__(self, linear: nn.Linear):
+        super().__init__()
+        self.in_features, self.out_features, self.bias = linear.in_features, linear.out_features, linear.bias
+        self.scale = linear.weight.detach().abs().max() / 127
+        self.weight = nn.Parameter((linear.weight / self.scale).round().to(torch.int8), requires_grad=False)
+
+    def forward(self, x):
+        assert x.is_floating_point()
+        return nn.functional.linear(x, self.weight * self.scale, self.bias).to(x.dtype)
+
+    def dequantized(self) -> nn.Linear:
+        linear = nn.Linear(self.in_features, self.out_features, bias=self.bias is not None)
+        with torch.no_grad():
+            linear.weight.copy_(self.weight * self.scale)
+            if self.bias is not None:
+                linear.bias.copy_(self.bias)
+        return linear
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_weights_kept_in_integers_are_no_type_of_what_they_multiply(name):
+    model = MODELS[name]()
+    quantized = copy.deepcopy(model)
+    replace(quantized, nn.Linear, Quantized)
+    plain = copy.deepcopy(quantized)
+    replace(plain, Quantized, Quantized.dequantized)
+    batch = make_batch(model)
+    found, expected = (values(m, batch) for m in (quantized, plain))
+    torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-3, equal_nan=True)
+
+
+def replica_of(model: nn.Module) -> nn.Module:
+    """What nn.DataParallel runs on each device, whose weights are attributes and no parameters."""
+    parts = {id(part): part._replicate_for_data_parallel() for part in model.modules()}
+    for part in model.modules():
+        replica = parts[id(part)]
+        replica._former_parameters = dict(part._parameters)
+        for name, weight in part._parameters.items():
+            setattr(replica, name, None if weight is None else weight.view_as(weight))
+        for name, child in part._modules.items():
+            replica._modules[name] = None if child is None else parts[id(child)]
+    return parts[id(model)]
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_replicas_of_data_parallel_compute_the_loss(name):
+    """Trainer wraps a model so, where it sees several GPUs and no launcher has spread it."""
+    model = MODELS[name]()
+    batch, losses = make_batch(model), []
+    for each in (model, replica_of(model)):
+        set_seed(1)
+        losses.append(each.eval()(**batch).loss)
+    torch.testing.assert_close(*losses)

@@ -605,3 +605,13 @@ def test_classes():
     assert (
         VRAEForFrameGeneration(VRAEConfig(input_size=2, latent_size=0, condition_size=2)).config.condition_width == 16
     )
+
+
+def test_each_beginning_has_a_latent_of_its_own():
+    """As without a condition: one label said of all is no reason to draw one z for all."""
+    model = make_model(condition_labels={"kind": ["a", "b"]})
+    beginnings = torch.tensor([[2, 5], [2, 6], [2, 7]])
+    for labels in ("a", ["a"], ["a", "b", "a"]):
+        assert len(model.generate(decoder_input_ids=beginnings, labels=labels, max_length=6)) == 3
+    with pytest.raises(ValueError, match="a row for each of the 2 sequences"):
+        model.generate(decoder_input_ids=beginnings, labels=["a", "b"], max_length=6)

@@ -58,6 +58,8 @@ def test_a_callers_configuration_is_read_in_either_place(batch):
     assert torch.equal(model.generate(batch["input_ids"], config, labels="a"), named)
     with pytest.raises(ValueError, match="`cache_implementation` must be dynamic"):
         model.generate(batch["input_ids"], GenerationConfig(cache_implementation="static"))
+    with pytest.raises(ValueError, match="`prefill_chunk_size` takes a beginning apart"):
+        model.generate(batch["input_ids"], decoder_input_ids=beginning, prefill_chunk_size=1)
 
 
 @pytest.mark.parametrize("mode", MODES.values(), ids=MODES.keys())
@@ -272,3 +274,13 @@ def test_what_generate_cannot_go_on_from_is_refused(kind):
     for cache in (other, EncoderDecoderCache(DynamicCache(), DynamicCache())):
         with pytest.raises(ValueError, match="must be what an earlier call of this model returned"):
             model.generate(latents=z, past_key_values=cache)
+
+
+def test_attentions_are_asked_for_by_name_and_refused(model, batch):
+    """peft and transformers say `output_attentions` to every model."""
+    given = batch | {"labels": batch["input_ids"]}
+    torch.testing.assert_close(
+        model(**given, output_attentions=None).loss, model(**given, output_attentions=False).loss
+    )
+    with pytest.raises(ValueError, match="`output_attentions` cannot be had"):
+        model.generate(**batch, output_attentions=True, return_dict_in_generate=True, max_length=9)

@@ -14,7 +14,7 @@ from torch.distributions import (
 )
 
 from hf_vrae.modeling import heads
-from hf_vrae.modeling.heads import FrameEmbedding, make_head, raw_log_prob_offset, standardise, to_raw
+from hf_vrae.modeling.heads import FrameEmbedding, NADEFrames, make_head, raw_log_prob_offset, standardise, to_raw
 from hf_vrae.modeling.kernels import nade_logits
 
 KINDS = ["bernoulli", "nade", "gaussian", "full_gaussian", "gaussian_mixture", "logistic_mixture", "categorical"]
@@ -25,7 +25,14 @@ every_kind = pytest.mark.parametrize("kind", KINDS)
 
 def make_config(kind="gaussian", size=3, **fields):
     defaults = dict(
-        head=kind, input_size=size, num_mixtures=2, num_levels=5, min_scale=1e-3, nade_hidden_size=4, input_mean=None
+        head=kind,
+        input_size=size,
+        num_mixtures=2,
+        num_levels=5,
+        min_scale=1e-3,
+        nade_hidden_size=4,
+        input_mean=None,
+        kernels="auto",
     )
     return SimpleNamespace(**defaults | fields)
 
@@ -141,6 +148,8 @@ def test_nade_kernel_is_its_plain_form():
     weights = torch.randn(5, 7, dtype=torch.float64)
     expected = torch.autograd.grad((plain * weights).sum(), inputs)
     torch.testing.assert_close(torch.autograd.grad((nade_logits(x, *inputs) * weights).sum(), inputs), expected)
+    log_p, again = (NADEFrames(b, c, W, V, plain).log_prob(x) for plain in (True, False))
+    torch.testing.assert_close(log_p, again)
 
 
 @pytest.mark.parametrize("kind", ["bernoulli", "nade", "logistic_mixture", "categorical"])

@@ -561,3 +561,11 @@ def test_rows_without_a_segment_give_gradients_that_are_numbers():
     gradients = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
     assert {"model.encoder", "model.decoder"} <= {".".join(name.split(".")[:2]) for name in gradients}
     assert all(gradient.isfinite().all() for gradient in gradients.values())
+
+
+def test_several_latents_of_each_text_with_a_cache_too():
+    model = make_hierarchical_model()
+    width = model.encode(torch.tensor([[2, 5, 6, 7, 3]])).mean.shape[1]
+    z = torch.randn(6, width)
+    read = {"latents": z, "decoder_input_ids": torch.tensor([[2, 5, 6], [2, 7, 8]])}
+    torch.testing.assert_close(model(**read, use_cache=True).logits, model(**read, use_cache=False).logits)

@@ -351,8 +351,9 @@ def test_what_is_charged_in_training():
     assert outputs.loss != outputs.reconstruction_loss + outputs.kl
 
 
-def test_refined_posteriors_are_nearer_to_the_true_one():
-    model = make_frame_model(svi_steps=2, kernels="plain", **DRY)
+@pytest.mark.parametrize("head", ["gaussian", "nade"])
+def test_refined_posteriors_are_nearer_to_the_true_one(head):
+    model = make_frame_model(head=head, svi_steps=2, kernels="plain", **DRY)
     batch = make_frames(model)
     q = model.encode(**batch)
     better = model.refine(q, model.target(**batch), 20)

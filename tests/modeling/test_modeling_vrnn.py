@@ -247,7 +247,8 @@ def test_frames_are_generated_as_step_by_step(head, variant):
     layer, beginning = model.model.layer, torch.randint(0, 2, (2, 4, 3)).double()
     beginning[0, 1, 2] = beginning[1, 2:] = math.nan
     embedded = model.model.embed(model.model.embed_frames(beginning))
-    seen = layer.what_the_posterior_sees(embedded, torch.tensor([4, 4]))
+    begun = torch.tensor([4, 2])  # NaN frames at the end of a beginning are none of it
+    seen = layer.what_the_posterior_sees(embedded, begun)
     state, frames = layer.first_state(2, embedded), []
     for t in range(7):
         prior = layer.prior(state[0])
@@ -255,11 +256,14 @@ def test_frames_are_generated_as_step_by_step(head, variant):
         z = prior.mean
         if t < 4:
             frame = torch.where(beginning[:, t].isnan(), frame, beginning[:, t])
-            z = layer.posterior(seen[:, t], state[0], prior).mean
+            q = layer.posterior(seen[:, t], state[0], prior)
+            z = torch.where((t < begun).unsqueeze(1), q.mean, z)
         state = layer.advance(model.model.embed(model.model.embed_frames(frame)), z, state)
         frames.append(frame)
     got = model.generate(beginning=beginning, max_length=7).sequences
     torch.testing.assert_close(got, torch.stack(frames, 1))
+    alone = model.generate(beginning=beginning[1:, :2], max_length=7).sequences
+    torch.testing.assert_close(got[1:], alone)
     # Sampled frames are those of the same random numbers, whatever layout the weights have.
     torch.manual_seed(0)
     sampled = model.generate(lengths=[5, 5], do_sample=True).sequences
@@ -522,3 +526,15 @@ def test_frames_with_padding_in_front_are_reconstructed_as_without():
     padded, mask = nn.functional.pad(frames, (0, 0, 3, 0)), torch.tensor([[0] * 3 + [1] * 5] * 2)
     expected = model.generate(input_features=frames).sequences
     torch.testing.assert_close(model.generate(input_features=padded, attention_mask=mask).sequences, expected)
+
+
+def test_a_prompt_of_a_model_without_a_mark_of_padding():
+    model = make_model(pad_token_id=None)
+    assert model.generate(torch.tensor([[2, 5, 6]]), max_new_tokens=3, eos_token_id=None).shape == (1, 6)
+
+
+def test_attentions_are_asked_for_by_name_and_refused():
+    model, batch = make_model(), make_batch()
+    assert model(**batch, output_attentions=None).loss == model(**batch).loss
+    with pytest.raises(ValueError, match="`output_attentions` cannot be had"):
+        model(**batch, output_attentions=True)

@@ -110,6 +110,15 @@ def test_mmd_and_bag_of_words_are_of_the_training_loss_only(batch):
     torch.testing.assert_close(without_mmd.loss, without_mmd.reconstruction_loss + without_mmd.kl + 0.5 * bag)
     outputs = model.eval()(**batch, labels=labels_of(model, batch))
     torch.testing.assert_close(outputs.loss, outputs.reconstruction_loss + outputs.kl)
+    model.config.eos_token_id = None  # then no word is the mark
+    assert model.train()(**batch, labels=labels_of(model, batch)).loss.isfinite()
+
+
+def test_an_importance_weighted_loss_by_plain_kernels_can_be_differentiated_twice(batch):
+    model = make_model(num_train_samples=3, kernels="plain", **DRY).train()
+    weight = model.lm_head.weight
+    (gradient,) = torch.autograd.grad(model(**batch, labels=labels_of(model, batch)).loss, weight, create_graph=True)
+    assert torch.autograd.grad(gradient.square().sum(), weight)[0].abs().sum() > 0
 
 
 def test_a_bag_of_words_grows_with_the_vocabulary_and_starts_anywhere(batch, tmp_path):

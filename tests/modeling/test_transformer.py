@@ -305,3 +305,15 @@ def test_without_a_padding_token_all_is_real():
     mask = torch.ones_like(ids)
     expected = model.log_importance_weights(input_ids=ids, attention_mask=mask, generator=torch.manual_seed(0))
     assert torch.equal(model.log_importance_weights(input_ids=ids, generator=torch.manual_seed(0)), expected)
+
+
+def test_a_mask_beside_a_cache_says_of_the_tokens_before_too():
+    model, z = make_model(**TRANSFORMERS), torch.randn(2, 6)
+    read = {"latents": z, "decoder_input_ids": torch.tensor([[2, 5, 6], [2, 0, 7]])}
+    mask = torch.tensor([[1, 1, 1], [1, 0, 1]])
+    cache = model(**read, decoder_attention_mask=mask, use_cache=True).past_key_values
+    more = {"latents": z, "decoder_input_ids": torch.tensor([[7, 8], [9, 0]]), "past_key_values": cache}
+    with pytest.raises(ValueError, match=r"which of the 3 tokens before are real.*\[2, 5\], got \[2, 2\]"):
+        model(**more, decoder_attention_mask=torch.tensor([[1, 1], [1, 0]]))
+    whole = torch.cat([mask, torch.tensor([[1, 1], [1, 0]])], 1)
+    assert model(**more, decoder_attention_mask=whole).logits.isfinite().all()
