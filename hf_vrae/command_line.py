@@ -90,8 +90,8 @@ def refuse_of_other_modes(parser: argparse.ArgumentParser, args: argparse.Namesp
 def parse_plot(parser: argparse.ArgumentParser) -> tuple[argparse.Namespace, dict]:
     """What scripts/plot.py is told, and of it how to read the data; what this mode would not read is refused."""
     reading, args = add_reading_flags(parser), parser.parse_args()
-    modes = dict.fromkeys(("label", "method"), "map") | dict.fromkeys(("texts", "steps"), "interpolation")
-    refuse_of_other_modes(parser, args, modes | dict.fromkeys(("data", "max_samples", "seed", *reading), "kl map"))
+    modes = dict.fromkeys(("label", "method", "seed"), "map") | dict.fromkeys(("texts", "steps"), "interpolation")
+    refuse_of_other_modes(parser, args, modes | dict.fromkeys(("data", "max_samples", *reading), "kl map"))
     if len(args.folders) > 1 and args.mode != "rate_distortion":
         raise ValueError(f"`{args.mode}` is of one folder, got {', '.join(args.folders)}.")
     return args, given_flags(args, reading)

@@ -10,7 +10,16 @@ from safetensors import SafetensorError
 NO_ANSWER = HfHubHTTPError.__bases__[0]  # of the library by which huggingface_hub asks, which differs by version
 TEMPLATE = Path(__file__).parent / "model_card_template.md"
 FRAMES_TEMPLATE = Path(__file__).parent / "model_card_frames_template.md"
-NOT_PUSHED = ["autoencoder/*", "checkpoint-*", "partial-*", "nan_batch.json", "runs/*", "judges/*", "*.log"]
+NOT_PUSHED = [
+    "autoencoder/*",
+    "checkpoint-*",
+    "partial-*",
+    "nan_batch.json",
+    "runs/*",
+    "hf_vrae/*",
+    "judges/*",
+    "*.log",
+]
 
 OURS = ("vrae", "vrnn", "hierarchical_vrae")
 # What a card shows of results.json, under which name.

@@ -178,7 +178,7 @@ def walk_frames(
     path: str | None = None,
     indices: Sequence[int] = (0, 1, 2),
     count: int = 10,
-    max_length: int = 100,
+    max_length: int | None = None,
     steps: int = 7,
     spherical: bool = False,
     label: str = "label",
@@ -194,7 +194,7 @@ def walk_frames(
     Args:
         mode: "sample", "reconstruct", "interpolate" or "attribute", see the functions of `latent`.
         path: file of the sequences, or without one the built-in ones; `indices` says which of them.
-        count, max_length: of samples.
+        count, max_length: of samples, by default 100 frames; other frames are as many as their sequence's.
         steps, spherical: of an interpolation between the first two of the sequences.
         label, examples, without: a column, and its values that have an attribute and that do not; `strength`, how far
             to move, several times.
@@ -206,7 +206,10 @@ def walk_frames(
     _check_options(task, reading)
     if labels is not None and not (model.config.model_type == "vrae" and model.config.condition_labels):
         raise ValueError("`labels` are of a model with `condition_labels`, which this one has not. Leave them out.")
+    if mode != "sample" and max_length is not None:
+        raise ValueError(f"`max_length` is of samples: a {mode} is as long as its sequences. Leave it out.")
     if mode == "sample":
+        max_length = max_length or 100
         under = each_label(model, count, {}) if labels is None else {"labels": labels}
         return sample_frames(model, [max_length] * count, do_sample, **under)
     data = task.ready(_read(task, path, **reading))
@@ -456,6 +459,8 @@ def _rows(task: TextTask | FrameTask, path: str | None, max_samples: int | None,
 def _read(task: TextTask | FrameTask, path: str | None, split: str = "test", **reading) -> Dataset:
     reading = {name: value for name, value in reading.items() if value is not None}
     _check_options(task, reading)
+    if path is None and reading:
+        raise ValueError(f"`{min(reading)}` says how to read data, and none are named. Leave it out.")
     return task.read(path, split, **reading)
 
 

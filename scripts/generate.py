@@ -22,7 +22,7 @@ from pathlib import Path
 
 import numpy as np
 
-from hf_vrae.command_line import parse_generate, read_lines, run_script
+from hf_vrae.command_line import parse_generate, read_lines, refuse_unread, run_script
 
 
 def main():
@@ -56,11 +56,14 @@ def main():
         raise ValueError("`source_labels` are of texts to reconstruct. Leave them out.")
     if tokenizer is not None and (args.data or how_to_read):
         raise ValueError("`data` and how it is read are of frames, and this is a model of text: --texts or --file.")
+    refuse_unread(parser, args, dict.fromkeys(("indices", "label"), (tokenizer is None, "a model of frames")))
     if tokenizer is None:
+        output = Path((args.output or "").removesuffix(".npz") + ".npz")
+        if not args.output or output == Path(args.data or ""):
+            raise ValueError("`output` names the .npz that frames are written to, another one than `data`. Give one.")
         names = "texts file indices label count steps spherical examples without strength".split()
         said = {name: value for name in names if (value := getattr(args, name)) not in (None, [])}
         arrays = walk_frames(model, args.mode, args.data, **said, **how_to_read, **given)
-        output = Path((args.output or "frames").removesuffix(".npz") + ".npz")
         np.savez(output, **arrays)
         plots.plot_frames(arrays, output.with_suffix(".png"), names=model.config.feature_columns)
         return print(f"Written to {output}, with a picture beside it")

@@ -102,6 +102,7 @@ def test_frames_are_written_where_it_is_said(desk, capsys, tmp_path):
         ("generate model reconstruct --file broken.txt", "is not UTF-8 text"),
         ("generate model reconstruct --texts a --data good.npz", "this is a model of text: --texts or --file"),
         ("generate model interpolate --texts a b --source_labels past", "`source_labels` are of texts to reconstruct"),
+        ("generate model reconstruct --texts a --indices 1", "`indices` is of a model of frames"),
         ("generate model sample --count 0", "`count` must be at least 1, got 0"),
         ("push_to_hub run org/x", "holds no saved model"),
     ],

@@ -1,6 +1,7 @@
 """From files, the Hub or the built-in corpus to token ids on disk."""
 
 import codecs
+import glob
 import itertools
 import logging
 import warnings
@@ -17,6 +18,8 @@ logger = logging.getLogger(__name__)
 # pandas would take words such as "NA" and "null" for missing values, and the first of more fields than the header has
 # for a name of the row.
 _AS_IT_STANDS = {"keep_default_na": False, "na_values": [""], "index_col": False}
+# The kind of a column is read off all of it, not off its first 10,000 rows.
+IN_ONE_GO = {"chunksize": 2**31 - 1}
 # How `datasets` reads a file with this ending. Quotes in .tsv are ordinary characters, as in the corpora of the field.
 _READERS = {
     ".txt": ("text", {}),
@@ -80,16 +83,18 @@ def load_file(path: str, encoding: str = "utf-8", **options) -> Dataset:
     if file.stat().st_size == 0:
         raise ValueError(f"The file {path!r} is empty.")
     reader, usual = _READERS[file.suffix]
-    options = usual | options
+    how = usual | options
     if reader != "parquet":
         _check_encoding(file, encoding)
-        options = options | {"encoding": "utf-8-sig" if encoding == "utf-8" and _has_mark(file) else encoding}
+        how["encoding"] = "utf-8-sig" if encoding == "utf-8" and _has_mark(file) else encoding
     try:
         with warnings.catch_warnings():
             # Of rows with more fields than the header pandas would leave some out.
             warnings.filterwarnings("error", message="Length of header or names does not match")
-            return load_dataset(reader, data_files=str(file), split="train", **options)
+            return load_dataset(reader, data_files=glob.escape(str(file)), split="train", **how)
     except (DatasetGenerationError, ValueError, ParserWarning) as error:
+        if reader == "csv" and IN_ONE_GO.items() - options.items():
+            return load_file(path, encoding, **options | IN_ONE_GO)
         raise ValueError(f"The file {path!r} cannot be read as {file.suffix}: {_reason(error)}") from error
 
 
@@ -265,7 +270,7 @@ def tokenize(
     if kept == 0:
         raise ValueError(f"The {split} split holds no text: its {data.num_rows} rows are empty.")
     columns = tokenized.with_format("numpy")
-    truncated, unknown = int(columns["truncated"][:].sum()), int(columns["only_unknown"][:].sum())
+    truncated, unknown, marked = (int(columns[name][:].sum()) for name in ("truncated", "only_unknown", "marked"))
     if unknown == kept:
         raise ValueError(
             f"No row of the {split} split has a word that the tokenizer knows. If it is new, give more data, a "
@@ -275,10 +280,11 @@ def tokenize(
         (dropped, "empty rows dropped"),
         (truncated, f"sequences cut to `max_length` {max_length} tokens"),
         (unknown, "sequences of only unknown words kept"),
+        (marked, "sequences with a mark such as </s> written out, which was left out"),
     ]
     notes = [f"{count:,} {what}" for count, what in said if count]
     logger.info("%s split: %s sequences%s", split, f"{kept:,}", "".join(f"; {note}" for note in notes))
-    return tokenized.remove_columns("only_unknown")
+    return tokenized.remove_columns(["only_unknown", "marked"])
 
 
 class TokenRows:
@@ -301,9 +307,17 @@ class TokenRows:
 
 def _tokenize_rows(rows: dict[str, list], tokenizer: PreTrainedTokenizerFast, max_length: int) -> dict[str, list]:
     texts = [(text or "").replace("\ufeff", "").strip() for text in rows["text"]]
+    # Written out in a text they would be read as the marks themselves, in its midst.
+    marks = {tokenizer.bos_token, tokenizer.eos_token, tokenizer.pad_token} - {None}
+    marked = [any(mark in text for mark in marks) for text in texts]
+    for i in np.flatnonzero(marked):
+        for mark in marks:
+            texts[i] = texts[i].replace(mark, " ")
+        texts[i] = " ".join(texts[i].split())
     keep = [i for i, text in enumerate(texts) if text]
     columns = {name: [values[i] for i in keep] for name, values in rows.items() if name != "text"}
     columns["text"] = [texts[i] for i in keep]
+    columns["marked"] = [marked[i] for i in keep]
     for name in ("input_ids", "length", "num_characters", "truncated", "only_unknown"):
         columns[name] = []
     # The tokenizer's own truncation would change its state, and with it the fingerprint that the cache goes by.

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from datasets import ClassLabel, Dataset, DatasetDict, DatasetInfo, Features, List, Value
 
-from .datasets import _SPLIT_NAMES, SPLITS, TokenRows, _load_named, load_file
+from .datasets import _SPLIT_NAMES, IN_ONE_GO, SPLITS, TokenRows, _load_named, load_file
 
 logger = logging.getLogger(__name__)
 
@@ -313,9 +313,13 @@ def _is_number(kind: pa.DataType) -> bool:
 
 def _steps(path: str, encoding: str) -> pa.Table:
     """A .csv with a row a step."""
-    # The kind of a column is read off all of it: a sensor may be silent for its first 10,000 rows.
-    steps = load_file(path, encoding, chunksize=2**31 - 1, keep_default_na=True)  # "NaN" is no word here
-    return steps.with_format("arrow")[:].combine_chunks()
+    # A sensor may be silent for its first 10,000 rows; and its "NaN" is no word, but a label's is.
+    steps, as_words = (
+        load_file(path, encoding, **IN_ONE_GO, keep_default_na=na).with_format("arrow")[:].combine_chunks()
+        for na in (True, False)
+    )
+    words = set(steps.column_names) - set(_of_numbers(steps))
+    return pa.table({name: (as_words if name in words else steps)[name] for name in steps.column_names})
 
 
 def _of_numbers(table: pa.Table) -> list[str]:

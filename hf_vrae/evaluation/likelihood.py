@@ -128,8 +128,10 @@ def _summarise(columns, family, dataset, config, num_samples, per_sequence) -> d
     results["active_units"] = active_units(torch.from_numpy(columns["mean"]))
     results |= {"num_samples": num_samples, "num_sequences": count}
     on_a_grid = config.input_size is not None and config.head == "logistic_mixture"  # no density, as the true one is
-    cut = "truncated" in dataset.column_names and any(dataset["truncated"])  # what is known is of the whole
-    if "true_log_prob" in dataset.column_names and not on_a_grid and not cut:
+    # What is known is of whole sequences, and of no condition.
+    cut = "truncated" in dataset.column_names and any(dataset["truncated"])
+    told = getattr(config, "condition_width", 0) > 0
+    if "true_log_prob" in dataset.column_names and not (on_a_grid or cut or told):
         results["true_nll"] = -float(np.mean(dataset.with_format("numpy")["true_log_prob"][:]))
     columns["neg_elbo"] = columns["reconstruction"] + columns["kl"]
     bounds = ["neg_elbo", *bounds]

@@ -54,6 +54,7 @@ def fields_of(encoder: PreTrainedModel | None, decoder: PreTrainedModel | None, 
     for name, body in (("encoder_config", encoder), ("decoder_config", decoder)):
         if body is not None:
             fields[name] = body.config.to_dict()
+            fields[name].pop("_name_or_path", None)  # where it lay here is nobody's business
             if fields["vocab_size"] != sizes[0]:
                 body.resize_token_embeddings(fields["vocab_size"])
     return fields

@@ -1,5 +1,6 @@
 """Every way that files come in, good and bad."""
 
+import gc
 import json
 import logging
 
@@ -119,6 +120,27 @@ def test_byte_order_mark_and_line_ends(write):
     path = write("a.txt", "\ufeffthe king\r\n\r\n  a queen \r\n")
     tokenizer = train_tokenizer(["the king a queen"])
     assert tokenize(load_file(path), tokenizer, 16)["text"][:] == ["the king", "a queen"]
+
+
+def test_a_name_with_brackets_is_that_of_a_file_and_no_pattern(write):
+    write("a1.txt", "another\n")
+    assert load_file(write("a[1].txt", "this one\n"))["text"][:] == ["this one"]
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # a file that `datasets` leaves open
+def test_labels_that_begin_far_down(write):
+    """The kind of a column was that of its first 10,000 rows."""
+    unlabelled = load_file(write("a.csv", "label,text\n" + ",a b\n" * 10_500 + "x,c d\n"))
+    assert unlabelled["label"][:] == [None] * 10_500 + ["x"]
+    gc.collect()  # else the warning is of the next test
+
+
+def test_marks_written_out_in_a_text_are_not_the_marks(caplog):
+    tokenizer = train_tokenizer(["it was 40 30"])
+    with caplog.at_level(logging.INFO):
+        data = tokenize(Dataset.from_dict({"text": ["it was <s>40</s> 30", "<pad>", "it was"]}), tokenizer, 16)
+    assert data["text"][:] == ["it was 40 30", "it was"] and "1 sequences with a mark such as </s>" in caplog.text
+    assert data["input_ids"][0] == tokenizer("it was 40 30")["input_ids"] and "marked" not in data.column_names
 
 
 def test_tokenizing_counts_what_it_drops_and_cuts(caplog):

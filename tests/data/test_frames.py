@@ -112,6 +112,12 @@ def test_tables_of_steps(write):
     everything = load_frames(path, sequence_column="who")["train"]
     assert_are(everything, [[[0, 1, np.nan], [1, 3, 6]], [[0, 2, 5], [1, 4, 7]]])
     assert_are(load_frames(path, feature_columns=["b"])["train"], [[[np.nan], [5], [6], [7]]])
+    named = write(
+        "n.csv", "who,a,label\nNA,1,None\nNA,NaN,None\nx,3,walk\ny,4,\n"
+    )  # names are words, numbers are none
+    named = load_frames(named, sequence_column="who")["train"]
+    assert named["who"][:] == ["NA", "x", "y"] and named["label"][:] == ["None", "walk", None]
+    assert_are(named, [[[1], [np.nan]], [[3]], [[4]]])
     silent = write("b.csv", "a,b\n" + "1,\n" * 20_000 + "1,0.5\n")  # a column's kind is that of the whole file
     assert sequences(load_frames(silent)["train"])[0][-1].tolist() == [1, 0.5]
 

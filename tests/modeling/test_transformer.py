@@ -245,6 +245,7 @@ def test_a_pretrained_decoder_begins_as_the_language_model_it_is(pretrained, tie
     torch.testing.assert_close(summaries[0][0], bert(ids[:1]).last_hidden_state[0].mean(0), rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(summaries[0][1], bert(ids[1:, 1:]).last_hidden_state[0].mean(0), rtol=1e-4, atol=1e-4)
     model.save_pretrained(pretrained / "both")
+    assert str(pretrained) not in (pretrained / "both" / "config.json").read_text()
     again = VRAEForSequenceGeneration.from_pretrained(pretrained / "both")
     torch.testing.assert_close(again(latents=torch.zeros(2, 4), decoder_input_ids=ids).logits, logits)
 

@@ -93,7 +93,7 @@ def test_resumption_is_exact_and_its_time_is_of_the_whole_run(family, flags, rec
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_trained_model_of_frames_is_measured_and_walked_in(family, recipe, tmp_path, monkeypatch):
+def test_a_trained_model_of_frames_is_measured_and_walked_in(family, recipe, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     data = generate_frames(90, 1, 1)["train"]
     frames, lengths, labels = (data[name][:] for name in ("input_features", "length", "label"))
@@ -116,6 +116,16 @@ def test_a_trained_model_of_frames_is_measured_and_walked_in(family, recipe, tmp
         words = f"run {mode} --output {mode[:4]}.npz".split()
         assert script(["scripts/generate.py", *words]) == 0
         assert (tmp_path / f"{mode[:4]}.png").is_file()
+    before = (tmp_path / "my.npz").read_bytes()
+    for words in ("reconstruct --data my.npz", "reconstruct --data my.npz --output my", "sample --count 2"):
+        assert script(["scripts/generate.py", "run", *words.split()]) == 1
+        assert "`output` names the .npz that frames are written to" in capsys.readouterr().err
+    assert (tmp_path / "my.npz").read_bytes() == before
+    for words in ("reconstruct --data my.npz --max_length 5", "interpolate --window 5"):
+        assert script(["scripts/generate.py", "run", *words.split(), "--output", "no.npz"]) == 1
+        assert "Leave it out." in capsys.readouterr().err and not (tmp_path / "no.npz").exists()
+    assert script(["scripts/evaluate.py", "--model", "run", "--window", "5"]) == 1
+    assert "`window` says how to read data, and none are named" in capsys.readouterr().err
     made = np.load("reco.npz")
     assert made["lengths"].tolist() == [lengths[4], lengths[2]]
     np.testing.assert_allclose(made["real"][1, : lengths[2]], frames[2], rtol=1e-6)
