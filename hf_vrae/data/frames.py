@@ -313,13 +313,18 @@ def _is_number(kind: pa.DataType) -> bool:
 
 def _steps(path: str, encoding: str) -> pa.Table:
     """A .csv with a row a step."""
+
     # A sensor may be silent for its first 10,000 rows; and its "NaN" is no word, but a label's is.
-    steps, as_words = (
-        load_file(path, encoding, **IN_ONE_GO, keep_default_na=na).with_format("arrow")[:].combine_chunks()
-        for na in (True, False)
-    )
-    words = set(steps.column_names) - set(_of_numbers(steps))
-    return pa.table({name: (as_words if name in words else steps)[name] for name in steps.column_names})
+    def read(keep_default_na: bool) -> pa.Table:
+        steps = load_file(path, encoding, **IN_ONE_GO, keep_default_na=keep_default_na)
+        return steps.with_format("arrow")[:].combine_chunks()
+
+    steps = read(keep_default_na=True)
+    numbers = _of_numbers(steps)
+    if len(numbers) == len(steps.column_names):
+        return steps
+    as_they_stand = read(keep_default_na=False)
+    return pa.table({name: (steps if name in numbers else as_they_stand)[name] for name in steps.column_names})
 
 
 def _of_numbers(table: pa.Table) -> list[str]:

@@ -7,6 +7,7 @@ information in the codes is estimated too high, so compare models on the same N.
 import numpy as np
 from datasets import ClassLabel
 
+from ..data.conditions import Conditions
 from .information import encode_dataset
 
 BINS = 20  # equal widths, as in Locatello et al. 2019, appendix C
@@ -134,7 +135,7 @@ def evaluate_disentanglement(model, dataset, collator, batch_size: int = 64, see
         its `entropy` in nats, the `dimension` that knows most of it, that one's `information` in nats, `mig`,
         `accuracy` and `commonest`: the accuracy of always saying the commonest value.
     """
-    told = getattr(model.config, "condition_labels", None) or {}
+    told = Conditions.of_config(model.config).labels
     names = [n for n, kind in dataset.features.items() if isinstance(kind, ClassLabel) and n not in told]
     if not names:
         raise ValueError(

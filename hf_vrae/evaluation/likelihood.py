@@ -12,7 +12,7 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, gather_object
 from tqdm.auto import tqdm
 
-from ..data.conditions import batch_rows
+from ..data.conditions import Conditions, batch_rows
 from .information import active_units, in_evaluation_mode, mutual_information
 
 MI_SEQUENCES = 10_000  # the pairwise estimate costs their square
@@ -128,11 +128,11 @@ def _summarise(columns, family, dataset, config, num_samples, per_sequence) -> d
     results["active_units"] = active_units(torch.from_numpy(columns["mean"]))
     results |= {"num_samples": num_samples, "num_sequences": count}
     on_a_grid = config.input_size is not None and config.head == "logistic_mixture"  # no density, as the true one is
-    # What is known is of whole sequences, and of no condition.
-    cut = "truncated" in dataset.column_names and any(dataset["truncated"])
-    told = getattr(config, "condition_width", 0) > 0
-    if "true_log_prob" in dataset.column_names and not (on_a_grid or cut or told):
-        results["true_nll"] = -float(np.mean(dataset.with_format("numpy")["true_log_prob"][:]))
+    told = Conditions.of_config(config) != Conditions()  # what is known is of no condition
+    if "true_log_prob" in dataset.column_names and not (on_a_grid or told):
+        known = dataset.with_format("numpy")
+        if "truncated" not in dataset.column_names or not known["truncated"][:].any():  # and of whole sequences
+            results["true_nll"] = -float(np.mean(known["true_log_prob"][:]))
     columns["neg_elbo"] = columns["reconstruction"] + columns["kl"]
     bounds = ["neg_elbo", *bounds]
     results |= (_of_tokens if config.input_size is None else _of_frames)(results, columns, bounds, dataset, config)

@@ -113,7 +113,7 @@ class VRAEDecoder(nn.Module):
             the outputs [K * B, T, H], at a masked position that of the latest real one; the cache; and the hidden
             states.
         """
-        latents = latents.to(self.weight_dtype)
+        latents = latents.to(float_dtype(self))
         if inputs_embeds is None:
             inputs_embeds = self.read_dropped(input_ids)  # [B, T, E]
         past = 0 if past_key_values is None else past_key_values.get_seq_length()
@@ -123,11 +123,6 @@ class VRAEDecoder(nn.Module):
         )
         hidden_states = tuple(hidden_states) if output_hidden_states else None
         return outputs, past_key_values if use_cache else None, hidden_states
-
-    @property
-    def weight_dtype(self) -> torch.dtype:
-        """Of its weights."""
-        return float_dtype(self)
 
     def decode(self, latents, inputs_embeds, attention_mask, past_key_values, use_cache, output_hidden_states):
         """The rest of [`forward`], whose arguments these are: outputs, cache, and hidden states where asked for."""

@@ -94,14 +94,14 @@ class VRAEGenerationMixin(GenerationMixin):
     def _prepare_what_is_decoded(self, labels, latents: torch.Tensor | None, kwargs: dict) -> None:
         """Put z, of a conditional model with c behind it, where `generate` looks for what an encoder gave."""
         conditions = {name: kwargs.pop(name, None) for name in CONDITIONS}
+        beginning = kwargs.get("decoder_input_ids")
+        rows = 1 if beginning is None else len(beginning)  # each beginning has a z of its own
         if kwargs.get("encoder_outputs") is not None:
             self._check_decoded_as_is(labels, *conditions.values())
             kwargs["encoder_outputs"] = copy.copy(kwargs["encoder_outputs"])  # `generate` repeats rows in place
         elif self.config.condition_width:
             given = {name: kwargs.get(name) for name in ("input_ids", "attention_mask", "inputs_embeds")}
             with torch.no_grad():
-                beginning = kwargs.get("decoder_input_ids")
-                rows = 1 if beginning is None else len(beginning)
                 seen = self._decoded_of(labels, latents, conditions | given, rows)
                 outputs = kwargs["encoder_outputs"] = VRAEEncoderOutput(last_hidden_state=seen.unsqueeze(1))
                 wanted = self._option(kwargs, "output_hidden_states")
@@ -115,8 +115,7 @@ class VRAEGenerationMixin(GenerationMixin):
             self.condition(labels=labels, **conditions)  # there can be none
             given = latents, kwargs.get("input_ids"), kwargs.get("inputs_embeds")
             if self.config.latent_size and all(tensor is None for tensor in given):
-                beginning = kwargs.get("decoder_input_ids")
-                latents = self.prior().sample((1 if beginning is None else len(beginning),))
+                latents = self.prior().sample((rows,))
             if latents is not None:
                 kwargs["encoder_outputs"] = VRAEEncoderOutput(last_hidden_state=latents.to(self.device).unsqueeze(1))
 

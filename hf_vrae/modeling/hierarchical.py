@@ -177,8 +177,9 @@ class HierarchicalDecoder(VRAERecurrentDecoder):
     def start(self) -> torch.Tensor:
         """The embedding that a segment begins with, where it is not told the end of the one before: [E]."""
         if self.config.input_size is None:
-            token = torch.tensor(self.config.decoder_start_token_id, device=self.embed_tokens.weight.device)
-            return self.embed_tokens(token)
+            # Filled where it is, not copied there: this is asked at each step of `generate`.
+            where = {"dtype": torch.long, "device": self.embed_tokens.weight.device}
+            return self.embed_tokens(torch.full((), self.config.decoder_start_token_id, **where))
         return self.embed_start.weight[0]
 
     def beside_latents(self, hidden: torch.Tensor, latents: torch.Tensor) -> torch.Tensor:

@@ -53,12 +53,16 @@ class Adapted(nn.Module):
         return self.base_layer(x) + self.beside(x)
 
     def merged(self) -> nn.Linear:
-        linear = nn.Linear(self.in_features, self.out_features, bias=self.bias is not None)
-        with torch.no_grad():
-            linear.weight.copy_(self.weight + self.beside.weight)
-            if self.bias is not None:
-                linear.bias.copy_(self.bias)
-        return linear
+        return plain_linear(self.weight + self.beside.weight, self.bias)
+
+
+def plain_linear(weight: torch.Tensor, bias: torch.Tensor | None) -> nn.Linear:
+    linear = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None)
+    with torch.no_grad():
+        linear.weight.copy_(weight)
+        if bias is not None:
+            linear.bias.copy_(bias)
+    return linear
 
 
 def replace(model: nn.Module, kind: type, by) -> None:
@@ -157,12 +161,7 @@ class Quantized(nn.Module):
         return nn.functional.linear(x, self.weight * self.scale, self.bias).to(x.dtype)
 
     def dequantized(self) -> nn.Linear:
-        linear = nn.Linear(self.in_features, self.out_features, bias=self.bias is not None)
-        with torch.no_grad():
-            linear.weight.copy_(self.weight * self.scale)
-            if self.bias is not None:
-                linear.bias.copy_(self.bias)
-        return linear
+        return plain_linear(self.weight * self.scale, self.bias)
 
 
 @pytest.mark.parametrize("name", MODELS)
