@@ -1,13 +1,20 @@
 """A second implementation of the treebank's models, the protocol's and ours: a sentence at a time, in float64, by
 torch's own layers and distributions and the equations of the papers. It shares nothing with the package but the files
 of a checkpoint.
+
+    python tests/restated.py MODEL FILE K
+
+prints the mean importance-weighted NLL and -ELBO, nats, of the lines of a text file with K samples each.
 """
 
 import json
+import math
+import sys
 from pathlib import Path
 
 import torch
 from safetensors.torch import load_file
+from tokenizers import Tokenizer
 from torch import nn
 from torch.distributions import Independent, MultivariateNormal, Normal
 
@@ -80,3 +87,19 @@ class RestatedVRAE:
     def log_weights(self, ids: torch.LongTensor, z: torch.Tensor) -> torch.Tensor:
         """log p(x, z) - log q(z|x), [K], of one sentence [T] and latents [K, D]."""
         return self.log_likelihood(ids, z) + self.prior().log_prob(z) - self.posterior(ids).log_prob(z)
+
+
+def main(folder: str, file: str, num_samples: str) -> None:
+    torch.manual_seed(0)
+    model, tokenizer = RestatedVRAE(Path(folder)), Tokenizer.from_file(f"{folder}/tokenizer.json")
+    nll, neg_elbo, lines = 0.0, 0.0, Path(file).read_text("utf-8").splitlines()
+    for line in lines:
+        ids = torch.tensor(tokenizer.encode(line.strip()).ids)
+        log_weights = model.log_weights(ids, model.posterior(ids).sample((int(num_samples),)))
+        nll += math.log(len(log_weights)) - log_weights.logsumexp(0).item()
+        neg_elbo -= log_weights.mean().item()
+    print(f"{nll / len(lines):.3f} {neg_elbo / len(lines):.3f} of {len(lines)} sentences")
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
