@@ -294,7 +294,7 @@ def _names_of(rows: Sequence[dict], ran_so: Callable[[dict], bool]) -> set[str]:
 
 def _samples_of(rows: Sequence[dict]) -> set[str]:
     """The K of most rows, and those that have another: bounds of other K are not comparable to a tenth of a nat."""
-    counts = Counter(run["num_samples"] for row in rows for run in row["runs"])
+    counts = Counter(k for row in rows for k in {run["num_samples"] for run in row["runs"]})
     usual = min(counts, key=lambda k: (-counts[k], k))
     others = (
         f"{k} of {names}"

@@ -213,11 +213,11 @@ def test_a_table_of_frames_is_of_steps(folder, tmp_path):
     rows[0]["runs"][0]["num_samples"] = 1
     assert comparison.comparison_notes(rows).startswith(f"K: 1, but 9 of {rows[1]['name']};")
     rows.append({**rows[0], "name": "ours, without z"})
-    rows[1]["runs"] *= 2  # seeds of one row
+    rows[1]["runs"] *= 3  # seeds of one row are one row
     assert comparison.comparison_notes(rows).startswith(f"K: 1, but 9 of {rows[1]['name']};")
     rows[0]["runs"] = [rows[1]["runs"][0] | {"num_samples": 500}]
     assert comparison.comparison_notes(rows).startswith(
-        f"K: 9, but 1 of ours, without z and 500 of {rows[0]['name']};"
+        f"K: 1, but 9 of {rows[1]['name']} and 500 of {rows[0]['name']};"
     )
 
 
