@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from datasets import ClassLabel, Dataset, DatasetDict, DatasetInfo, Features, List, Value
 
-from .datasets import _SPLIT_NAMES, IN_ONE_GO, SPLITS, TokenRows, _load_named, load_file
+from .datasets import _SPLIT_NAMES, IN_ONE_GO, SPLITS, TokenRows, _load_named, load_file, map_rows
 
 logger = logging.getLogger(__name__)
 
@@ -404,12 +404,12 @@ def _from_rows(
     channels = 1 if depths[column] == 1 else len(first.flatten().drop_null()[0])
     kept = {name: feature for name, feature in data.features.items() if name not in (column, segment)}
     columns = {"column": column, "segment": segment}
-    return arrow.map(
+    return map_rows(
+        arrow,
         _convert,
-        batched=True,
+        columns | {"channels": channels, "where": where, "window": window, "stride": stride},
         batch_size=ROWS,
         with_indices=True,
-        fn_kwargs=columns | {"channels": channels, "where": where, "window": window, "stride": stride},
         features=_features(channels, kept, segment is not None),
         desc="Reading frames",
     ).with_format(None)

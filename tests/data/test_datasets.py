@@ -1,14 +1,24 @@
 """Every way that files come in, good and bad."""
 
 import gc
+import importlib
 import json
 import logging
+import sys
 
 import numpy as np
 import pytest
 from datasets import Dataset, DatasetDict, concatenate_datasets
 
-from hf_vrae.data.datasets import TokenRows, attribute_values, load_file, load_text, split_validation, tokenize
+from hf_vrae.data.datasets import (
+    TokenRows,
+    attribute_values,
+    load_file,
+    load_text,
+    map_rows,
+    split_validation,
+    tokenize,
+)
 from hf_vrae.data.tokenization import train_tokenizer
 
 TEXTS = ["the king sold a letter .", "a queen", 'she said " yes "']
@@ -182,6 +192,20 @@ def test_tokenizing_is_cached_and_memory_mapped(write):
     again(["the king"], padding=True, truncation=True, max_length=4)
     second = tokenize(data, again, 8)
     assert first.cache_files and first.cache_files == second.cache_files
+
+
+def test_rows_that_another_version_tokenized_are_not_taken_from_the_cache(write, tmp_path, monkeypatch):
+    """They had other columns after an update, and the run ended with "Column 'marked' doesn't exist."."""
+    module = tmp_path / "version.py"
+    monkeypatch.syspath_prepend(tmp_path)
+    data, values = load_file(write("a.txt", "the king\nthe queen\n")), []
+    for number in (1, 1, 22):
+        module.write_text(f"def number(rows, more):\n    return {{'n': [{number} + more for _ in rows['text']]}}\n")
+        sys.modules.pop("version", None)
+        importlib.invalidate_caches()
+        values.append(map_rows(data, importlib.import_module("version").number, {"more": 5}))
+    assert [rows["n"][:] for rows in values] == [[6, 6], [6, 6], [27, 27]]
+    assert values[0].cache_files == values[1].cache_files != values[2].cache_files
 
 
 def test_several_processes_tokenize_the_same(write):
