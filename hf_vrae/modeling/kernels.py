@@ -203,7 +203,7 @@ def linear_cross_entropy(
     """`(scale * cross_entropy(hidden @ weight.T, labels, reduction="none")).sum()`, never holding all the logits.
 
     The gradients are formed in the forward pass, chunk by chunk while the logits are there, so nothing is computed
-    twice; that is why only a sum can leave.
+    twice; that is why only a sum can leave. Of a frozen weight there is none.
 
     Args:
         hidden: [N, H].
@@ -246,13 +246,15 @@ class _LinearCrossEntropy(Function):
                 part.copy_(p.scatter_add_(1, label, -torch.ones_like(own)).mul_(own))
             d_logits = logits  # softmax - onehot, times the share, in their place
             d_hidden[chunk] = product(d_logits, cast)
+            if not ctx.needs_input_grad[1]:
+                continue
             if d_weight is None:
                 d_weight = product(d_logits.t(), h).to(exact)
             elif h.dtype == exact and not prefers_onednn(h):
                 d_weight.addmm_(d_logits.t(), h)
             else:
                 d_weight += product(d_logits.t(), h)
-        ctx.save_for_backward(d_hidden, d_weight.to(weight.dtype))
+        ctx.save_for_backward(d_hidden, None if d_weight is None else d_weight.to(weight.dtype))
         return total * ctx.factor
 
     @staticmethod
@@ -261,7 +263,8 @@ class _LinearCrossEntropy(Function):
         d_hidden, d_weight = ctx.saved_tensors
         gradient = gradient * ctx.factor
         if gradient.device.type != "cpu" or gradient.item() != 1:
-            d_hidden, d_weight = d_hidden * gradient.to(d_hidden.dtype), d_weight * gradient.to(d_weight.dtype)
+            d_hidden = d_hidden * gradient.to(d_hidden.dtype)
+            d_weight = None if d_weight is None else d_weight * gradient.to(d_weight.dtype)
         return d_hidden, d_weight, None, None
 
 

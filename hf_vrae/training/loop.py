@@ -8,7 +8,7 @@ import logging
 import math
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -164,26 +164,32 @@ class TrainingLoop:
     # One update.
 
     def update(self, micro_batches: Iterator[dict[str, torch.Tensor]], indices: np.ndarray, frozen=()) -> list:
-        """Take one optimizer step for all parameters but the `frozen`; returns its row of terms, on the device."""
+        """Take one optimizer step for all parameters but the `frozen`, of which no gradient is formed; returns its row
+        of terms, on the device."""
         step, model = self.state.step, self.plain_model
         model.kl_weight, model.kl_capacity = self.kl_weight(step), self.kl_schedule.target(step)
         model.sampling_probability = self.args.scheduled_sampling * step / self.total_steps
         for group in self.optimizer.param_groups:
             group["lr"] = self.learning_rate(step)
         terms = []
-        for i in range(self.batches.accumulation_steps):
-            batch = self.task.vary(next(micro_batches))
-            last = i == self.batches.accumulation_steps - 1
-            with contextlib.nullcontext() if last else self.accelerator.no_sync(self.model):
-                outputs = self.model(**batch)
-                count = len(batch["labels"])
-                # Mean over the sequences of the whole update: DDP averages over the processes, and `backward`
-                # divides by the number of accumulation steps.
-                self.accelerator.backward(outputs.loss * (count * self.batches.parts / len(indices)))
-            terms.append(torch.stack([outputs.loss, outputs.reconstruction_loss, outputs.kl]).detach().float() * count)
+        with without_gradient(frozen):
+            for i in range(self.batches.accumulation_steps):
+                batch = self.task.vary(next(micro_batches))
+                # DDP would wait for the gradients of all parameters.
+                last = i == self.batches.accumulation_steps - 1 and not frozen
+                with contextlib.nullcontext() if last else self.accelerator.no_sync(self.model):
+                    outputs = self.model(**batch)
+                    count = len(batch["labels"])
+                    # Mean over the sequences of the whole update: DDP averages over the processes, and `backward`
+                    # divides by the number of accumulation steps.
+                    self.accelerator.backward(outputs.loss * (count * self.batches.parts / len(indices)))
+                row = torch.stack([outputs.loss, outputs.reconstruction_loss, outputs.kl])
+                terms.append(row.detach().float() * count)
+        if frozen and self.accelerator.num_processes > 1:
+            for parameter in self.model.parameters():
+                if parameter.grad is not None:
+                    parameter.grad = self.accelerator.reduce(parameter.grad, "mean")
         norm = self.accelerator.clip_grad_norm_(self.model.parameters(), self.args.max_grad_norm or math.inf)
-        for parameter in frozen:
-            parameter.grad = None
         self.optimizer.step()
         self.optimizer.zero_grad()
         return [torch.stack(terms).sum(0), norm]
@@ -538,6 +544,19 @@ class TrainingLoop:
             disable=not self.accelerator.is_local_main_process,
             dynamic_ncols=True,
         )
+
+
+@contextlib.contextmanager
+def without_gradient(parameters: Iterable[nn.Parameter]):
+    """In here none of these parameters has a gradient; those that had none before have none afterwards either."""
+    frozen = [parameter for parameter in parameters if parameter.requires_grad]
+    try:
+        for parameter in frozen:
+            parameter.requires_grad_(False)
+        yield
+    finally:
+        for parameter in frozen:
+            parameter.requires_grad_(True)
 
 
 def _step_of(line: str) -> float:

@@ -143,6 +143,9 @@ def test_linear_cross_entropy(either_processor, dtype, upstream):
     torch.testing.assert_close(ours, plain)
     wanted = torch.autograd.grad(upstream * plain, (hidden, weight))
     torch.testing.assert_close(torch.autograd.grad(upstream * ours, (hidden, weight)), wanted)
+    frozen = linear_cross_entropy(hidden, weight.detach(), labels, scale=0.5)
+    assert frozen.grad_fn.saved_tensors[1] is None  # a third of the work
+    torch.testing.assert_close(torch.autograd.grad(upstream * frozen, hidden), wanted[:1])
 
 
 def test_linear_cross_entropy_in_bfloat16_keeps_float32_gradients_of_the_weight():

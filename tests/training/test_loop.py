@@ -1,5 +1,6 @@
 """The loop: the same update however it is shared out, exact resumption, and nothing lost when it stops."""
 
+import itertools
 import json
 import os
 import shutil
@@ -11,6 +12,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from accelerate import Accelerator
 from safetensors.torch import load_file
 from transformers import AutoModel, AutoTokenizer, GPT2Config, GPT2LMHeadModel
 from transformers.tokenization_utils_base import VERY_LARGE_INTEGER
@@ -291,6 +293,8 @@ def test_aggressive_training_brings_the_encoder_up_before_each_step_of_the_decod
 
     def watched(self, micro_batches):
         before, count = snapshot(self), self.state.encoder_updates
+        model = self.plain_model
+        parts[:] = ({id(parameter) for parameter in part.parameters()} for part in (model.get_encoder(), model))
         train_encoder(self, micro_batches)
         seen.append((moved(before, snapshot(self)), self.state.encoder_updates - count))
         inside.clear()
@@ -302,7 +306,14 @@ def test_aggressive_training_brings_the_encoder_up_before_each_step_of_the_decod
             outer.append(moved(inside[0], snapshot(self)))
         return row
 
-    inside, outer = [], []
+    def watched_clip(self, parameters, limit):
+        parameters = list(parameters)
+        formed.append({id(parameter) for parameter in parameters if parameter.grad is not None})
+        return clip(self, parameters, limit)
+
+    clip = Accelerator.clip_grad_norm_
+    monkeypatch.setattr(Accelerator, "clip_grad_norm_", watched_clip)
+    inside, outer, formed, parts = [], [], [], []
     monkeypatch.setattr(TrainingLoop, "train_encoder", watched)
     monkeypatch.setattr(TrainingLoop, "update", watched_update)
     mi = iter([1.0, 0.5, 2.0])
@@ -315,6 +326,10 @@ def test_aggressive_training_brings_the_encoder_up_before_each_step_of_the_decod
     assert all(parts == {"encoder"} for parts, _ in seen)
     assert all(count % 15 == 0 or count == 99 for _, count in seen) and min(count for _, count in seen) >= 30
     assert "decoder" in outer[1] and "encoder" not in outer[1]
+    # Of the part that stands still no gradient is formed, which takes a third of the work.
+    encoder, everything = parts
+    of_updates = [gradients for gradients, _ in itertools.groupby(formed)]
+    assert of_updates == [encoder, everything - encoder] * 4 + [everything]
 
 
 @pytest.mark.parametrize(
