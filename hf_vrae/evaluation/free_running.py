@@ -78,8 +78,8 @@ def _free_tokens(model, latents, batch: dict[str, torch.Tensor]) -> torch.LongTe
     width = batch["input_ids"].shape[1]
     others = {name: tensor for name, tensor in batch.items() if name not in INPUTS}
     # The likeliest word each time, up to here, whatever the model's own configuration says.
-    plain = {"do_sample": False, "num_beams": 1, "repetition_penalty": 1.0, "max_new_tokens": width - 1}
-    ids = model.generate(latents=latents, **plain, **others)[:, 1:]
+    plain = {"do_sample": False, "num_beams": 1, "repetition_penalty": 1.0}
+    ids = model.generate(latents=latents, max_length=width, max_new_tokens=None, **plain, **others)[:, 1:]
     ended = ids == model.config.eos_token_id
     ids = ids.masked_fill(ended.cumsum(1) - ended.long() > 0, -2)
     return torch.nn.functional.pad(ids, (0, width - 1 - ids.shape[1]), value=-2)
