@@ -52,12 +52,12 @@ def ours(model, ids):
     return model(input_ids=ids, labels=ids[:, 1:]).loss
 
 
-def gflop(size, gates, encoder_alone):
+def gflop(size, gates, decoder_stands_still):
     """Of a predicted token, forward and backward: three products of a multiplication and an addition each, two where
     the weights stand still."""
     embedding, hidden, latent = SIZES[size]
     encoder, decoder = gates * hidden * (embedding + hidden), gates * hidden * (embedding + latent + hidden)
-    return 2 * (3 * encoder + (2 if encoder_alone else 3) * (decoder + hidden * VOCABULARY)) / 1e9
+    return 2 * (3 * encoder + (2 if decoder_stands_still else 3) * (decoder + hidden * VOCABULARY)) / 1e9
 
 
 def main():
