@@ -102,17 +102,19 @@ def texts():
     made |= {name: (model, conditions_of(model)) for name, model in conditional.items()}
     made |= {n: (make_hierarchical_model(**o), {}) for n, o in (HIERARCHICAL_VARIANTS | SEPARATORS).items()}
     checks = {name: (check_model, model, make_tokens() | more) for name, (model, more) in made.items()}
-    return checks | {
-        f"vrnn, {n}": (check_model, vrnn.make_model(**o), vrnn.make_batch()) for n, o in vrnn.VARIANTS.items()
-    }
+    return checks | of_vrnns("tokens")
 
 
 def frames():
     made = {name: make_frame_model(**options) for name, options in FRAME_VARIANTS.items()}
     made |= {n: make_hierarchical_frame_model(**o) for n, o in HIERARCHICAL_VARIANTS.items()}
     checks = {name: (check_model, model, make_frames(model)) for name, model in made.items()}
-    of_vrnn = {n: (vrnn.make_model("frames", **o), vrnn.make_batch("frames")) for n, o in vrnn.VARIANTS.items()}
-    return checks | {f"vrnn, {name}": (check_model, *pair) for name, pair in of_vrnn.items()}
+    return checks | of_vrnns("frames")
+
+
+def of_vrnns(kind):
+    made = {name: vrnn.make_model(kind, **options) for name, options in vrnn.VARIANTS.items()}
+    return {f"vrnn, {name}": (check_model, model, vrnn.make_batch(kind)) for name, model in made.items()}
 
 
 def runs():

@@ -172,19 +172,18 @@ class TrainingLoop:
         for group in self.optimizer.param_groups:
             group["lr"] = self.learning_rate(step)
         terms = []
-        with without_gradient(frozen):
-            for i in range(self.batches.accumulation_steps):
-                batch = self.task.vary(next(micro_batches))
-                # DDP would wait for the gradients of all parameters.
-                last = i == self.batches.accumulation_steps - 1 and not frozen
-                with contextlib.nullcontext() if last else self.accelerator.no_sync(self.model):
-                    outputs = self.model(**batch)
-                    count = len(batch["labels"])
-                    # Mean over the sequences of the whole update: DDP averages over the processes, and `backward`
-                    # divides by the number of accumulation steps.
-                    self.accelerator.backward(outputs.loss * (count * self.batches.parts / len(indices)))
-                row = torch.stack([outputs.loss, outputs.reconstruction_loss, outputs.kl])
-                terms.append(row.detach().float() * count)
+        for i in range(self.batches.accumulation_steps):
+            batch = self.task.vary(next(micro_batches))
+            # DDP would wait for the gradients of all parameters.
+            synchronize = i == self.batches.accumulation_steps - 1 and not frozen
+            context = contextlib.nullcontext() if synchronize else self.accelerator.no_sync(self.model)
+            with without_gradient(frozen), context:
+                outputs = self.model(**batch)
+                count = len(batch["labels"])
+                # Mean over the sequences of the whole update: DDP averages over the processes, and `backward`
+                # divides by the number of accumulation steps.
+                self.accelerator.backward(outputs.loss * (count * self.batches.parts / len(indices)))
+            terms.append(torch.stack([outputs.loss, outputs.reconstruction_loss, outputs.kl]).detach().float() * count)
         if frozen and self.accelerator.num_processes > 1:
             for parameter in self.model.parameters():
                 if parameter.grad is not None:
