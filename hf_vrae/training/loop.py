@@ -185,13 +185,18 @@ class TrainingLoop:
                 self.accelerator.backward(outputs.loss * (count * self.batches.parts / len(indices)))
             terms.append(torch.stack([outputs.loss, outputs.reconstruction_loss, outputs.kl]).detach().float() * count)
         if frozen and self.accelerator.num_processes > 1:
-            for parameter in self.model.parameters():
-                if parameter.grad is not None:
-                    parameter.grad = self.accelerator.reduce(parameter.grad, "mean")
+            self.average_gradients()
         norm = self.accelerator.clip_grad_norm_(self.model.parameters(), self.args.max_grad_norm or math.inf)
         self.optimizer.step()
         self.optimizer.zero_grad()
         return [torch.stack(terms).sum(0), norm]
+
+    def average_gradients(self) -> None:
+        """Over the processes, as DDP does where every parameter has a gradient; in one message for them all."""
+        trained = [parameter for parameter in self.model.parameters() if parameter.grad is not None]
+        flat = self.accelerator.reduce(torch.cat([parameter.grad.flatten() for parameter in trained]), "mean")
+        for parameter, part in zip(trained, flat.split([parameter.numel() for parameter in trained]), strict=True):
+            parameter.grad = part.view_as(parameter)
 
     def learning_rate(self, step: int) -> float:
         """Learning rate of update number `step`."""
