@@ -97,6 +97,7 @@ SIBLINGS = {
         "modeling_vrae",
     },
     "modeling_vrae": {
+        "cache_name",
         "conditioning",
         "configuration_vrae",
         "decoders",
@@ -123,6 +124,7 @@ SIBLINGS = {
         "transformer",
     },
     "decoders": {
+        "cache_name",
         "configuration_vrae",
         "generation",
         "heads",
@@ -133,7 +135,7 @@ SIBLINGS = {
         "recurrent",
         "transformer",
     },
-    "transformer": {"kernels"},
+    "transformer": {"cache_name", "kernels"},
     "independent": {"kernels", "transformer"},
     "configuration_vrae": {"configuration_common"},
     "configuration_hierarchical": {"configuration_vrae"},
@@ -164,6 +166,7 @@ SIBLINGS = {
         "recurrent",
     },
     "generation_vrae": {
+        "cache_name",
         "conditioning",
         "encoders",
         "generation",
@@ -171,11 +174,12 @@ SIBLINGS = {
         "modeling_conditional",
         "modeling_latent",
     },
-    "generation_vrnn": {"generation", "modeling_latent"},
+    "generation_vrnn": {"cache_name", "generation", "modeling_latent"},
     "modeling_hierarchical_frames": {"generation", "modeling_hierarchical", "modeling_vrae_frames", "recurrent"},
     "configuration_vrnn": {"configuration_common"},
     "heads": {"distributions", "kernels"},
     "modeling_vrnn": {
+        "cache_name",
         "configuration_vrnn",
         "distributions",
         "generation",
@@ -200,7 +204,7 @@ SIBLINGS = {
     "posteriors": {"distributions", "kernels"},
     "conditioning": {"kernels"},
     "inference": {"distributions", "posteriors"},
-    "generation": {"kernels"},
+    "generation": {"cache_name", "kernels"},
     "recurrent": {"kernels"},
     "recurrent_latent": {"kernels", "posteriors", "recurrent"},
 }

@@ -48,7 +48,7 @@ class VRAEConfig(LatentSequenceConfig):
 
     model_type = "vrae"
     attribute_map = {"hidden_size": "decoder_hidden_size", "num_hidden_layers": "decoder_layers"}
-    keys_to_ignore_at_inference = ["past_key_values", "latents", "posterior_mean", "posterior_logvar"]
+    keys_to_ignore_at_inference = ["cache", "past_key_values", "latents", "posterior_mean", "posterior_logvar"]
 
     encoder_type: Kind = field(
         default="rnn", metadata={"help": "rnn, transformer, or independent: a mean over steps that do not meet"}

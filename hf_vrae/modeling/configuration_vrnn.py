@@ -22,7 +22,7 @@ class VRNNConfig(LatentSequenceConfig):
     """
 
     model_type = "vrnn"
-    keys_to_ignore_at_inference = ["past_key_values", "latents", "posterior_mean", "posterior_logvar"]
+    keys_to_ignore_at_inference = ["cache", "past_key_values", "latents", "posterior_mean", "posterior_logvar"]
 
     hidden_size: int = field(default=128, metadata={"help": "vrnn: width of the recurrence"})
     feature_size: int = field(default=128, metadata={"help": "vrnn: width of each layer of the four networks"})

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from transformers.cache_utils import Cache, DynamicCache
 
+from .cache_name import CACHE
 from .configuration_vrae import VRAEConfig
 from .generation import RecurrentCache, repeat_rows
 from .heads import make_frame_embedding
@@ -94,7 +95,7 @@ class VRAEDecoder(nn.Module):
         latents: torch.FloatTensor,
         input_ids: torch.LongTensor | None = None,
         attention_mask: torch.Tensor | None = None,
-        past_key_values: Cache | None = None,
+        cache: Cache | None = None,
         inputs_embeds: torch.FloatTensor | None = None,
         use_cache: bool = False,
         output_hidden_states: bool = False,
@@ -105,7 +106,7 @@ class VRAEDecoder(nn.Module):
             input_ids: [B, T]; or `inputs_embeds` [B, T, E] in its place.
             attention_mask: nonzero where a token is real, [B, T], and where the decoder is not stateful [B, past + T];
                 all by default.
-            past_key_values: state to go on from; by default the first state.
+            cache: state to go on from; by default the first state.
             use_cache: whether to return the state after the last real token.
             output_hidden_states: whether to return the embeddings and each layer's outputs.
 
@@ -116,32 +117,29 @@ class VRAEDecoder(nn.Module):
         latents = latents.to(float_dtype(self))
         if inputs_embeds is None:
             inputs_embeds = self.read_dropped(input_ids)  # [B, T, E]
-        past = 0 if past_key_values is None else past_key_values.get_seq_length()
+        past = 0 if cache is None else cache.get_seq_length()
         check_mask("decoder_attention_mask", attention_mask, inputs_embeds, past)
-        outputs, past_key_values, hidden_states = self.decode(
-            latents, inputs_embeds, attention_mask, past_key_values, use_cache, output_hidden_states
+        outputs, cache, hidden_states = self.decode(
+            latents, inputs_embeds, attention_mask, cache, use_cache, output_hidden_states
         )
         hidden_states = tuple(hidden_states) if output_hidden_states else None
-        return outputs, past_key_values if use_cache else None, hidden_states
+        return outputs, cache if use_cache else None, hidden_states
 
-    def decode(self, latents, inputs_embeds, attention_mask, past_key_values, use_cache, output_hidden_states):
+    def decode(self, latents, inputs_embeds, attention_mask, cache, use_cache, output_hidden_states):
         """The rest of [`forward`], whose arguments these are: outputs, cache, and hidden states where asked for."""
         raise NotImplementedError
 
-    def stepper(
-        self, latents: torch.Tensor, past_key_values: Cache | None = None
-    ) -> Callable[[torch.Tensor], torch.Tensor]:
+    def stepper(self, latents: torch.Tensor, cache: Cache | None = None) -> Callable[[torch.Tensor], torch.Tensor]:
         """One step after the other, from what is read [B, E] to outputs [B, H].
 
         Args:
             latents: z, [B, D].
-            past_key_values: state to go on from, of rows without padding; it may be changed.
+            cache: state to go on from, of rows without padding; it may be changed.
         """
-        cache = past_key_values
 
         def step(inputs: torch.Tensor) -> torch.Tensor:
             nonlocal cache
-            outputs, cache, _ = self(latents, inputs_embeds=inputs.unsqueeze(1), past_key_values=cache, use_cache=True)
+            outputs, cache, _ = self(latents, inputs_embeds=inputs.unsqueeze(1), cache=cache, use_cache=True)
             return outputs.squeeze(1)
 
         return step
@@ -179,25 +177,25 @@ class VRAERecurrentDecoder(VRAEDecoder):
         """What of `latents` [B, D] the first layer reads at every step: all, or nothing."""
         return latents if "input" in self.config.latent_conditioning else latents[:, :0]
 
-    def states(self, latents: torch.Tensor, past_key_values: RecurrentCache | None) -> list:
+    def states(self, latents: torch.Tensor, cache: RecurrentCache | None) -> list:
         """Each layer's state to go on from."""
-        if past_key_values is not None and past_key_values.get_seq_length() > 0:
-            return past_key_values.states(latents.shape[0])
+        if cache is not None and cache.get_seq_length() > 0:
+            return cache.states(latents.shape[0])
         return self.first_states(latents)
 
-    def decode(self, latents, inputs_embeds, attention_mask, past_key_values, use_cache, output_hidden_states):
-        inputs, states = self.dropout(inputs_embeds), self.states(latents, past_key_values)
+    def decode(self, latents, inputs_embeds, attention_mask, cache, use_cache, output_hidden_states):
+        inputs, states = self.dropout(inputs_embeds), self.states(latents, cache)
         outputs, states, hidden_states = self.rnn(
             inputs, states, self.seen_at_every_step(latents), attention_mask, use_cache, output_hidden_states
         )
         if use_cache:
-            if past_key_values is None:
-                past_key_values = RecurrentCache(self.config.decoder_layers, self.rnn.number_of_states)
-            past_key_values.update_states(states, inputs.shape[1])
-        return outputs, past_key_values, [inputs_embeds, *hidden_states]
+            if cache is None:
+                cache = RecurrentCache(self.config.decoder_layers, self.rnn.number_of_states)
+            cache.update_states(states, inputs.shape[1])
+        return outputs, cache, [inputs_embeds, *hidden_states]
 
-    def stepper(self, latents, past_key_values=None):
-        return RecurrentStep(self.rnn, self.seen_at_every_step(latents), self.states(latents, past_key_values))
+    def stepper(self, latents, cache=None):
+        return RecurrentStep(self.rnn, self.seen_at_every_step(latents), self.states(latents, cache))
 
 
 class VRAETransformerDecoder(VRAEDecoder):
@@ -232,9 +230,9 @@ class VRAETransformerDecoder(VRAEDecoder):
         if "input" in self.config.latent_conditioning:
             self.beside_input = nn.Linear(self.config.decoder_latent_size, size, bias=False)
 
-    def decode(self, latents, inputs_embeds, attention_mask, past_key_values, use_cache, output_hidden_states):
+    def decode(self, latents, inputs_embeds, attention_mask, cache, use_cache, output_hidden_states):
         repeats, length, read = len(latents) // len(inputs_embeds), inputs_embeds.shape[1], inputs_embeds
-        past = 0 if past_key_values is None else past_key_values.get_seq_length()
+        past = 0 if cache is None else cache.get_seq_length()
         back = None
         if attention_mask is None:
             positions = torch.arange(past, past + length, device=latents.device).unsqueeze(0)
@@ -257,21 +255,21 @@ class VRAETransformerDecoder(VRAEDecoder):
             inputs_embeds = inputs_embeds.repeat(repeats, 1, 1)
             back, attention_mask = (t if t is None else t.repeat(repeats, 1) for t in (back, attention_mask))
             positions = positions if len(positions) == 1 else positions.repeat(repeats, 1)
-        if use_cache and past_key_values is None:
-            past_key_values = self.new_cache()
+        if use_cache and cache is None:
+            cache = self.new_cache()
         if past:
-            repeat_rows(past_key_values, len(latents))
+            repeat_rows(cache, len(latents))
         outputs, hidden_states = self.attend(
             self.with_latents(inputs_embeds, latents, positions),
             positions,
             attention_mask,
-            past_key_values if use_cache or past else None,
+            cache if use_cache or past else None,
             latents,
             output_hidden_states,
         )
         if back is not None:
             outputs, hidden_states = take_time(outputs, back), [take_time(h, back) for h in hidden_states]
-        return outputs, past_key_values, [read, *hidden_states]
+        return outputs, cache, [read, *hidden_states]
 
     def with_latents(self, inputs: torch.Tensor, latents: torch.Tensor, positions: torch.LongTensor) -> torch.Tensor:
         """What is read, [B, T, E], with z in it."""
@@ -284,12 +282,12 @@ class VRAETransformerDecoder(VRAEDecoder):
     def new_cache(self) -> DynamicCache:
         return DynamicCache()
 
-    def attend(self, inputs, positions, attention_mask, past_key_values, latents, output_hidden_states):
+    def attend(self, inputs, positions, attention_mask, cache, latents, output_hidden_states):
         """Outputs, and each layer's, of inputs [B, T, E] that hold z where they should."""
         memory = None
         if "memory" in self.config.latent_conditioning:
             memory = self.memory(latents).unflatten(-1, (self.config.memory_tokens, -1))  # [B, M, H]
-        return self.transformer(inputs, positions, attention_mask, past_key_values, memory, output_hidden_states)
+        return self.transformer(inputs, positions, attention_mask, cache, memory, output_hidden_states)
 
 
 class VRAEPretrainedDecoder(VRAETransformerDecoder):
@@ -313,15 +311,15 @@ class VRAEPretrainedDecoder(VRAETransformerDecoder):
     def new_cache(self) -> DynamicCache:
         return DynamicCache(config=self.body.config)
 
-    def attend(self, inputs, positions, attention_mask, past_key_values, latents, output_hidden_states):
+    def attend(self, inputs, positions, attention_mask, cache, latents, output_hidden_states):
         check_positions(positions, most_positions(self.body))
         # Positions that every model would count so itself are left to it: some of them begin at another number.
         counted = {} if attention_mask is None else {"position_ids": positions}
         outputs = self.body(
             inputs_embeds=inputs,
             attention_mask=attention_mask,
-            past_key_values=past_key_values,
-            use_cache=past_key_values is not None,
+            **{CACHE: cache},
+            use_cache=cache is not None,
             output_hidden_states=output_hidden_states,
             return_dict=True,
             **counted,
@@ -355,20 +353,20 @@ class VRAEIndependentDecoder(VRAEDecoder):
         """Nothing, [..., 0]."""
         return self.mlp.input.weight.new_empty(*first.shape, 0)
 
-    def decode(self, latents, inputs_embeds, attention_mask, past_key_values, use_cache, output_hidden_states):
+    def decode(self, latents, inputs_embeds, attention_mask, cache, use_cache, output_hidden_states):
         real = inputs_embeds.new_ones(inputs_embeds.shape[:2]) if attention_mask is None else attention_mask
         positions = positions_of(real)  # [B, T]
-        if past_key_values is not None and past_key_values.get_seq_length() > 0:
-            (had,) = past_key_values.states(len(latents))[0]  # [B, 1]
+        if cache is not None and cache.get_seq_length() > 0:
+            (had,) = cache.states(len(latents))[0]  # [B, 1]
             positions = positions + had
         else:
             had = torch.zeros_like(positions[:, :1])
         outputs, hidden_states = self.mlp(latents.unsqueeze(1), positions)
         if use_cache:
-            if past_key_values is None:
-                past_key_values = RecurrentCache(1, 1)
-            past_key_values.update_states([(had + real.long().sum(1, keepdim=True),)], inputs_embeds.shape[1])
-        return outputs, past_key_values, hidden_states
+            if cache is None:
+                cache = RecurrentCache(1, 1)
+            cache.update_states([(had + real.long().sum(1, keepdim=True),)], inputs_embeds.shape[1])
+        return outputs, cache, hidden_states
 
 
 def make_decoder(config: VRAEConfig) -> VRAEDecoder:

@@ -11,6 +11,7 @@ from transformers import LogitsProcessor
 from transformers.cache_utils import Cache, DynamicLayer, LinearAttentionLayer
 from transformers.modeling_outputs import ModelOutput
 
+from .cache_name import CACHE
 from .kernels import draw
 
 
@@ -62,12 +63,12 @@ class Guidance(LogitsProcessor):
             decoder_input_ids=new,
             decoder_attention_mask=mask,
             encoder_outputs=type(self.encoder_outputs)(state.repeat_interleave(copies, dim=0)),
-            past_key_values=cache,
+            cache=cache,
             use_cache=True,
             logits_to_keep=1,
             return_dict=True,
         )
-        self.read, self.cache = input_ids, outputs.past_key_values
+        self.read, self.cache = input_ids, outputs[CACHE]
         u = outputs.logits[:, -1].to(scores).log_softmax(-1)
         return (u + self.scale * (scores.log_softmax(-1) - u)).log_softmax(-1)
 
@@ -91,6 +92,12 @@ class RecurrentCache(Cache):
         super().__init__(layers=[LinearAttentionLayer(number_of_states=number_of_states) for _ in range(num_layers)])
         self.num_tokens = 0
 
+    @property
+    def is_linear(self) -> list[bool]:
+        """Of each layer, whether it cannot say how many tokens it has read: `generate` would have all of them read
+        again."""
+        return [False] * len(self.layers)
+
     def get_seq_length(self, layer_idx: int = 0) -> int:
         """Number of tokens read so far."""
         return self.num_tokens
@@ -102,7 +109,7 @@ class RecurrentCache(Cache):
         if rows == batch_size:
             return states
         if batch_size % rows:
-            raise ValueError(f"`past_key_values` holds {rows} sequences, which do not fit a batch of {batch_size}.")
+            raise ValueError(f"`{CACHE}` holds {rows} sequences, which do not fit a batch of {batch_size}.")
         return [tuple(s.repeat_interleave(batch_size // rows, dim=0) for s in layer) for layer in states]
 
     def update_states(self, states: list[tuple[torch.Tensor, ...]], num_tokens: int) -> None:
@@ -135,13 +142,13 @@ def copy_of(cache: Cache, recurrent: bool) -> Cache:
     """
     if isinstance(cache, RecurrentCache) != recurrent or not hasattr(cache, "layers"):
         raise ValueError(
-            f"`past_key_values` must be what an earlier call of this model returned, got a {type(cache).__name__}. "
+            f"`{CACHE}` must be what an earlier call of this model returned, got a {type(cache).__name__}. "
             "Leave it out to begin anew."
         )
     if not recurrent and not all(isinstance(layer, DynamicLayer) for layer in cache.layers):
         raise ValueError(
-            "`past_key_values` must be a `DynamicCache`, which grows by binding new tensors, for the caller's own is "
-            f"not to be written into; got a {type(cache).__name__}."
+            f"`{CACHE}` must be a `DynamicCache`, which grows by binding new tensors, for the caller's own is not to "
+            f"be written into; got a {type(cache).__name__}."
         )
     if recurrent:
         return cache.copy()
@@ -154,7 +161,7 @@ def repeat_rows(cache: Cache, batch_size: int) -> None:
     """Repeat the rows of a cache of keys and values where beams were added to the batch."""
     rows = cache.layers[0].keys.shape[0]
     if batch_size % rows:
-        raise ValueError(f"`past_key_values` holds {rows} sequences, which do not fit a batch of {batch_size}.")
+        raise ValueError(f"`{CACHE}` holds {rows} sequences, which do not fit a batch of {batch_size}.")
     if batch_size > rows:
         cache.batch_repeat_interleave(batch_size // rows)
 

@@ -6,6 +6,7 @@ import torch
 from transformers import LogitsProcessorList
 from transformers.generation import GenerationMixin
 
+from .cache_name import CACHE, rename_cache
 from .encoders import VRAEEncoderOutput
 from .generation import Draw, Guidance, copy_of, decode
 from .kernels import PackedLinear, is_plain
@@ -36,7 +37,7 @@ class VRAEGenerationMixin(GenerationMixin):
             latents: z to decode, [B, D]. For several z of one input draw them first, `model.encode(**x).sample((n,))`:
                 `num_return_sequences` decodes one z several times.
             decoder_input_ids: a beginning to go on from, [B, S] or [1, S]; padding in it is skipped.
-            past_key_values: the state an earlier call returned; `decoder_input_ids` are then all its tokens.
+            cache: the state an earlier call returned; `decoder_input_ids` are then all its tokens.
             labels: what to decode under, by name or id: one for all rows or a list of one a row, of several labels a
                 dictionary of these. What is not said here is as in `class_ids`, `attributes` and `condition`, those
                 of the input (see [`ConditionalModel.condition`]), or missing.
@@ -46,6 +47,7 @@ class VRAEGenerationMixin(GenerationMixin):
                 need an input.
         """
         kwargs["generation_config"] = generation_config
+        rename_cache(kwargs)
         if inputs is not None and kwargs.get("input_ids") is None:
             kwargs["input_ids"], inputs = inputs, None
         if latents is not None:
@@ -63,8 +65,8 @@ class VRAEGenerationMixin(GenerationMixin):
             )
         if kwargs.get("decoder_inputs_embeds") is not None:
             raise ValueError("`generate` goes on from tokens: pass `decoder_input_ids`, not `decoder_inputs_embeds`.")
-        if kwargs.get("past_key_values") is not None:
-            kwargs["past_key_values"] = copy_of(kwargs["past_key_values"], self._is_stateful)
+        if kwargs.get(CACHE) is not None:
+            kwargs[CACHE] = copy_of(kwargs[CACHE], self._is_stateful)
         if kwargs.get("decoder_input_ids") is not None:
             self._prepare_beginning(kwargs)
         cache_implementation = self._option(kwargs, "cache_implementation")
@@ -160,7 +162,7 @@ class VRAEGenerationMixin(GenerationMixin):
             )
         outputs = self._prefill(input_ids, generation_config, model_kwargs)
         decoder, seen = self.model.decoder, outputs.encoder_last_hidden_state[:, 0]
-        step = decoder.stepper(seen, outputs.past_key_values)
+        step = decoder.stepper(seen, outputs[CACHE])
         head = PackedLinear.here(self.lm_head.weight, len(input_ids)) if is_plain(self.lm_head) else self.lm_head
 
         def next_scores(tokens):
@@ -214,20 +216,21 @@ class VRAEGenerationMixin(GenerationMixin):
             if not mask.all():
                 kwargs["decoder_attention_mask"] = mask
         mask = kwargs.get("decoder_attention_mask")
-        if mask is not None and mask.shape == beginning.shape and kwargs.get("past_key_values") is None:
+        if mask is not None and mask.shape == beginning.shape and kwargs.get(CACHE) is None:
             empty = int((~mask.bool().any(0)).long().cumprod(0).sum())
             kwargs["decoder_input_ids"], kwargs["decoder_attention_mask"] = beginning[:, empty:], mask[:, empty:]
 
-    def prepare_inputs_for_generation(self, input_ids, next_sequence_length=None, past_key_values=None, **kwargs):
-        if past_key_values is not None and next_sequence_length is None:
-            next_sequence_length = input_ids.shape[1] - past_key_values.get_seq_length()
+    def prepare_inputs_for_generation(self, input_ids, next_sequence_length=None, **kwargs):
+        cache = kwargs.get(CACHE)
+        if cache is not None and next_sequence_length is None:
+            next_sequence_length = input_ids.shape[1] - cache.get_seq_length()
             if next_sequence_length < 1:
                 raise ValueError(
-                    f"`past_key_values` have read {past_key_values.get_seq_length()} tokens, so `decoder_input_ids` "
-                    f"must be those and at least one more, got {input_ids.shape[1]}. Pass the whole `sequences` that "
-                    "the earlier call returned."
+                    f"`{CACHE}` has read {cache.get_seq_length()} tokens, so `decoder_input_ids` must be those and at "
+                    f"least one more, got {input_ids.shape[1]}. Pass the whole `sequences` that the earlier call "
+                    "returned."
                 )
-        return super().prepare_inputs_for_generation(input_ids, next_sequence_length, past_key_values, **kwargs)
+        return super().prepare_inputs_for_generation(input_ids, next_sequence_length, **kwargs)
 
     @classmethod
     def _supports_default_dynamic_cache(cls) -> bool:
@@ -236,8 +239,8 @@ class VRAEGenerationMixin(GenerationMixin):
     def _prepare_cache_for_generation(self, generation_config, model_kwargs, *args, **kwargs):
         """Assisted decoding wants the cache, which can be rolled back, before the first step."""
         super()._prepare_cache_for_generation(generation_config, model_kwargs, *args, **kwargs)
-        cache = model_kwargs.get("past_key_values")
+        cache = model_kwargs.get(CACHE)
         if cache is None and generation_config.use_cache is not False and not self._is_stateful:
-            cache = model_kwargs["past_key_values"] = self.model.decoder.new_cache()
+            cache = model_kwargs[CACHE] = self.model.decoder.new_cache()
             if generation_config.is_assistant:
                 cache.activate_past_recording()

@@ -4,6 +4,7 @@ import torch
 from transformers.generation import GenerationMixin
 from transformers.utils import logging
 
+from .cache_name import CACHE, rename_cache
 from .generation import copy_of
 from .modeling_latent import check_token_ids
 
@@ -43,8 +44,9 @@ class VRNNGenerationMixin(GenerationMixin):
             if inputs is None and kwargs.get("inputs_embeds") is None:
                 inputs = torch.full((len(latents), 1), self.config.bos_token_id, device=self.device)
             kwargs["latents"] = latents.to(self.device)
-        if kwargs.get("past_key_values") is not None:
-            kwargs["past_key_values"] = copy_of(kwargs["past_key_values"], recurrent=True)
+        rename_cache(kwargs)
+        if kwargs.get(CACHE) is not None:
+            kwargs[CACHE] = copy_of(kwargs[CACHE], recurrent=True)
         elif inputs is not None:
             check_token_ids("inputs", inputs, self.config.vocab_size)
             self._warn_of_marks(inputs, self._mask(inputs, None, kwargs.get("attention_mask")))

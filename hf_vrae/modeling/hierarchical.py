@@ -190,7 +190,7 @@ class HierarchicalDecoder(VRAERecurrentDecoder):
         latents: torch.FloatTensor,
         input_ids: torch.LongTensor | None = None,
         attention_mask: torch.Tensor | None = None,
-        past_key_values: RecurrentCache | None = None,
+        cache: RecurrentCache | None = None,
         inputs_embeds: torch.FloatTensor | None = None,
         use_cache: bool = False,
         output_hidden_states: bool = False,
@@ -202,8 +202,8 @@ class HierarchicalDecoder(VRAERecurrentDecoder):
         if inputs_embeds is None:
             inputs_embeds = self.read_dropped(input_ids)  # [B, T, E]
         mask = torch.ones_like(inputs_embeds[..., 0]) if attention_mask is None else attention_mask
-        if use_cache or past_key_values is not None and past_key_values.get_seq_length() > 0:
-            outputs, cache, states = self._walk_on(latents, inputs_embeds, tokens, mask.bool(), past_key_values)
+        if use_cache or cache is not None and cache.get_seq_length() > 0:
+            outputs, cache, states = self._walk_on(latents, inputs_embeds, tokens, mask.bool(), cache)
             hidden_states = states if output_hidden_states else None
             return outputs, cache if use_cache else None, hidden_states
         order, back, lengths = left_align(mask)

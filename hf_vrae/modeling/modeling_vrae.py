@@ -15,9 +15,10 @@ import torch
 from torch import nn
 from transformers import AutoModel, AutoModelForCausalLM
 from transformers.cache_utils import Cache
-from transformers.modeling_outputs import ModelOutput
+from transformers.modeling_outputs import Seq2SeqLMOutput
 from transformers.utils import can_return_tuple
 
+from .cache_name import CACHE, takes_cache
 from .conditioning import ConditionEmbedding, join
 from .configuration_vrae import VRAEConfig
 from .decoders import make_decoder
@@ -39,33 +40,28 @@ from .recurrent import left_align
 
 
 @dataclass
-class VRAEOutput(ModelOutput):
-    """
+class VRAEOutput(Seq2SeqLMOutput):
+    """transformers' output of a sequence-to-sequence model, whose attentions are None here, and what a VAE adds to it.
+
     Args:
         loss: mean over the examples of reconstruction + kl_weight * KL, in nats a sequence; in training what the
             configuration makes of it: the KL that is charged for, further terms, or the importance-weighted bound.
         logits: [B, T, V], of the token that follows each decoder position.
+        cache: decoder state after the last token, for the next call; see `cache_name.py`.
+        decoder_hidden_states: embeddings [B, T, E] and each layer's outputs [B, T, H].
+        encoder_last_hidden_state, encoder_hidden_states: see [`VRAEEncoderOutput`].
         reconstruction_loss: mean of -log p(x|z), summed over tokens, in nats a sequence.
         kl: mean of KL(q(z|x) || p(z)), neither weighted nor clamped, in nats a sequence.
         last_hidden_state: decoder outputs, [B, T, H]; of the model without head only.
-        past_key_values: decoder state after the last token, for the next call.
-        decoder_hidden_states: embeddings [B, T, E] and each layer's outputs [B, T, H].
-        encoder_last_hidden_state, encoder_hidden_states: see [`VRAEEncoderOutput`].
         latents: the z that was decoded, [B, D]; of the model without head with c behind it, [B, D + C].
         posterior_mean, posterior_logvar: of q(z|x), float32 [B, D]; None where z was given. The second is not there in
             training with several samples, nor are both with `label_classifier`; `logits` are not in training with
             labels.
     """
 
-    loss: torch.FloatTensor | None = None
-    logits: torch.FloatTensor | None = None
     reconstruction_loss: torch.FloatTensor | None = None
     kl: torch.FloatTensor | None = None
     last_hidden_state: torch.FloatTensor | None = None
-    past_key_values: Cache | None = None
-    decoder_hidden_states: tuple[torch.FloatTensor, ...] | None = None
-    encoder_last_hidden_state: torch.FloatTensor | None = None
-    encoder_hidden_states: tuple[torch.FloatTensor, ...] | None = None
     latents: torch.FloatTensor | None = None
     posterior_mean: torch.FloatTensor | None = None
     posterior_logvar: torch.FloatTensor | None = None
@@ -122,6 +118,7 @@ class VRAEModel(VRAEPreTrainedModel):
         if not self.config.latent_size or "decoder.embed_tokens.weight" in self.get_expanded_tied_weights_keys():
             self.decoder.set_embed_tokens(value)
 
+    @takes_cache
     @can_return_tuple
     def forward(
         self,
@@ -131,7 +128,7 @@ class VRAEModel(VRAEPreTrainedModel):
         decoder_attention_mask: torch.Tensor | None = None,
         latents: torch.FloatTensor | None = None,
         encoder_outputs: VRAEEncoderOutput | None = None,
-        past_key_values: Cache | None = None,
+        cache: Cache | None = None,
         inputs_embeds: torch.FloatTensor | None = None,
         decoder_inputs_embeds: torch.FloatTensor | None = None,
         use_cache: bool | None = None,
@@ -166,18 +163,18 @@ class VRAEModel(VRAEPreTrainedModel):
                 "What the decoder reads (`decoder_input_ids`, `decoder_inputs_embeds`, or `labels`) must have a row "
                 f"for each of the {len(seen)} latents, got {rows}."
             )
-        hidden, past_key_values, decoder_hidden_states = self.decoder(
+        hidden, cache, decoder_hidden_states = self.decoder(
             seen,
             decoder_input_ids,
             decoder_attention_mask,
-            past_key_values,
+            cache,
             decoder_inputs_embeds,
             self.config.use_cache if use_cache is None else use_cache,
             output_hidden_states,
         )
         return VRAEOutput(
             last_hidden_state=hidden,
-            past_key_values=past_key_values,
+            **{CACHE: cache},
             decoder_hidden_states=decoder_hidden_states,
             encoder_last_hidden_state=encoder_outputs.last_hidden_state,
             encoder_hidden_states=encoder_outputs.hidden_states,
@@ -270,6 +267,7 @@ class VRAEForSequenceGeneration(VRAEPreTrainedModel, ConditionalModel, VRAEGener
         part = self.model.decoder if self.config.tables_are_apart else self.model.encoder
         return part.embed_tokens
 
+    @takes_cache
     @can_return_tuple
     def forward(
         self,
@@ -279,7 +277,7 @@ class VRAEForSequenceGeneration(VRAEPreTrainedModel, ConditionalModel, VRAEGener
         decoder_attention_mask: torch.Tensor | None = None,
         latents: torch.FloatTensor | None = None,
         encoder_outputs: VRAEEncoderOutput | None = None,
-        past_key_values: Cache | None = None,
+        cache: Cache | None = None,
         inputs_embeds: torch.FloatTensor | None = None,
         decoder_inputs_embeds: torch.FloatTensor | None = None,
         labels: torch.LongTensor | None = None,
@@ -301,7 +299,7 @@ class VRAEForSequenceGeneration(VRAEPreTrainedModel, ConditionalModel, VRAEGener
             latents: z to decode in place of an input, [B, D]. By default a sample of q(z|x) in training and with
                 `labels` (in evaluation always the same noise), and the mean of q(z|x) otherwise.
             encoder_outputs: an earlier output of the encoder, whose `last_hidden_state` [B, 1, D] is decoded as is.
-            past_key_values: decoder state to go on from.
+            cache: decoder state to go on from.
             labels: `w1 .. wn </s>` with -100 where there is none, [B, S].
             output_attentions: must not be asked for: none are kept.
             logits_to_keep: compute only the last so many logits; 0 is all.
@@ -350,7 +348,7 @@ class VRAEForSequenceGeneration(VRAEPreTrainedModel, ConditionalModel, VRAEGener
             decoder_attention_mask=decoder_attention_mask,
             latents=latents,
             encoder_outputs=encoder_outputs,
-            past_key_values=past_key_values,
+            cache=cache,
             inputs_embeds=inputs_embeds,
             decoder_inputs_embeds=decoder_inputs_embeds,
             use_cache=use_cache,
@@ -386,7 +384,7 @@ class VRAEForSequenceGeneration(VRAEPreTrainedModel, ConditionalModel, VRAEGener
             logits=logits,
             reconstruction_loss=reconstruction,
             kl=kl,
-            past_key_values=outputs.past_key_values,
+            **{CACHE: outputs.get(CACHE)},
             decoder_hidden_states=outputs.decoder_hidden_states,
             encoder_last_hidden_state=outputs.encoder_last_hidden_state,
             encoder_hidden_states=outputs.encoder_hidden_states,

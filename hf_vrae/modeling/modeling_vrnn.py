@@ -12,9 +12,10 @@ from dataclasses import dataclass
 
 import torch
 from torch import nn
-from transformers.modeling_outputs import ModelOutput
+from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.utils import can_return_tuple
 
+from .cache_name import CACHE, takes_cache
 from .configuration_vrnn import VRNNConfig
 from .distributions import DiagonalGaussian, generators_of_rows, kl_per_dimension
 from .generation import RecurrentCache
@@ -39,28 +40,25 @@ MAX_AT_ONCE = 2**24  # emission features, of a particle, a sequence and a step e
 
 
 @dataclass
-class VRNNOutput(ModelOutput):
-    """
+class VRNNOutput(CausalLMOutputWithPast):
+    """transformers' output of a causal language model, whose attentions are None here, and what a VRNN adds to it.
+
     Args:
         loss: mean over the sequences of reconstruction + kl_weight * KL in nats, in training what the configuration
             makes of it: the KL that is charged for, or the importance-weighted or particle filter's bound.
         logits: [B, T, V], of the token that follows each position, with the prior's z there (its mean, or a sample).
-        reconstruction_loss: mean of -sum_t log p(x_t | z_t, h_{t-1}), in nats a sequence.
-        kl: mean of sum_t KL(q(z_t | x_t, h_{t-1}) || p(z_t | h_{t-1})), neither weighted nor clamped.
-        past_key_values: the state after the last token, and the z of the next one.
+        cache: the state after the last token, and the z of the next one; see `cache_name.py`.
         hidden_states: the embedded inputs [B, T, E] and h_t [B, T, H]; where they are of the path that was sampled,
             in training with `labels` and of frames, left-aligned phi_x(x_t) [B, T, P] in place of the former.
+        reconstruction_loss: mean of -sum_t log p(x_t | z_t, h_{t-1}), in nats a sequence.
+        kl: mean of sum_t KL(q(z_t | x_t, h_{t-1}) || p(z_t | h_{t-1})), neither weighted nor clamped.
         latents: the z of each token that follows a position, [B, T, D]; with `labels` the path that was sampled.
             None where `latent_size` is 0.
         posterior_mean, posterior_logvar: of q along that path, float32 [B, T, D]; only with `labels`.
     """
 
-    loss: torch.FloatTensor | None = None
-    logits: torch.FloatTensor | None = None
     reconstruction_loss: torch.FloatTensor | None = None
     kl: torch.FloatTensor | None = None
-    past_key_values: RecurrentCache | None = None
-    hidden_states: tuple[torch.FloatTensor, ...] | None = None
     latents: torch.FloatTensor | None = None
     posterior_mean: torch.FloatTensor | None = None
     posterior_logvar: torch.FloatTensor | None = None
@@ -435,13 +433,14 @@ class VRNNForSequenceGeneration(VRNNPreTrainedModel, VRNNGenerationMixin):
         self.lm_head = nn.Linear(config.feature_size, config.vocab_size, bias=False)
         self.post_init()
 
+    @takes_cache
     @can_return_tuple
     def forward(
         self,
         input_ids: torch.LongTensor | None = None,
         attention_mask: torch.Tensor | None = None,
         inputs_embeds: torch.FloatTensor | None = None,
-        past_key_values: RecurrentCache | None = None,
+        cache: RecurrentCache | None = None,
         latents: torch.FloatTensor | None = None,
         labels: torch.LongTensor | None = None,
         use_cache: bool | None = None,
@@ -456,7 +455,7 @@ class VRNNForSequenceGeneration(VRNNPreTrainedModel, VRNNGenerationMixin):
             input_ids: `<s> w1 .. wn </s>`, [B, T]; or `inputs_embeds` [B, T, E] in its place. The first real token
                 only starts the row: it is neither predicted nor read.
             attention_mask: nonzero where a token is real, [B, T] or, with a cache, [B, past + T].
-            past_key_values: state to go on from.
+            cache: state to go on from.
             latents: z of the token in column t + 1 at [:, t], [B, S, D]; further ones are the prior's.
             labels: the input tokens, with -100 where none is scored, [B, T]. With them the bound of log p(x) is
                 computed, its path sampled from the posterior (in evaluation always with the same noise).
@@ -477,7 +476,7 @@ class VRNNForSequenceGeneration(VRNNPreTrainedModel, VRNNGenerationMixin):
             inputs_embeds = self.model.embed_tokens(input_ids)  # [B, T, E]
         if latents is not None:
             self._check_latents(latents, len(inputs_embeds))
-        past = 0 if past_key_values is None else past_key_values.get_seq_length()
+        past = 0 if cache is None else cache.get_seq_length()
         check_mask("attention_mask", attention_mask, inputs_embeds, past)
         # `generate` looks for padding itself and passes no mask where it found none: a <pad> it drew is a token.
         mask = self._mask(input_ids if num_observed is None else None, inputs_embeds, attention_mask)
@@ -487,13 +486,13 @@ class VRNNForSequenceGeneration(VRNNPreTrainedModel, VRNNGenerationMixin):
             fields = self._bound(self._align(inputs_embeds, mask, labels))
             if self.training:
                 return self._output(output_hidden_states, **fields)
-            past_key_values, use_cache = None, False
-        path = self._read(inputs_embeds, mask, past_key_values, latents, num_observed, latent_noise)
+            cache, use_cache = None, False
+        path = self._read(inputs_embeds, mask, cache, latents, num_observed, latent_noise)
         fields.setdefault("latents", path.z)
         fields["logits"] = self.lm_head(path.features[:, -logits_to_keep:])
         fields["hidden_states"] = inputs_embeds, path.hidden
         if self.config.use_cache if use_cache is None else use_cache:
-            fields["past_key_values"] = path.cache
+            fields[CACHE] = path.cache
         return self._output(output_hidden_states, **fields)
 
     @staticmethod

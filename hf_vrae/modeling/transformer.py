@@ -11,6 +11,7 @@ from transformers.masking_utils import create_bidirectional_mask, create_causal_
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from .cache_name import CACHE, takes_cache
 from .kernels import Dropout, is_plain
 
 
@@ -43,11 +44,11 @@ class Attention(nn.Module):
         self.qkv = nn.Linear(hidden_size, 3 * hidden_size)
         self.out = nn.Linear(hidden_size, hidden_size)
 
-    def forward(self, hidden: torch.Tensor, attention_mask=None, past_key_values: Cache | None = None) -> torch.Tensor:
+    def forward(self, hidden: torch.Tensor, attention_mask=None, cache: Cache | None = None) -> torch.Tensor:
         """[B, T, H] of hidden [B, T, H]."""
         query, key, value = (self.heads(x) for x in self.qkv(hidden).chunk(3, dim=-1))
-        if past_key_values is not None:
-            key, value = past_key_values.update(key, value, self.layer_idx)
+        if cache is not None:
+            key, value = cache.update(key, value, self.layer_idx)
         return self.attend(query, key, value, attention_mask)
 
     def attend(self, query, key, value, attention_mask=None) -> torch.Tensor:
@@ -92,8 +93,9 @@ class TransformerLayer(GradientCheckpointingLayer):
         self.feed_forward = nn.Sequential(*layers)
         self.dropout = Dropout(dropout, config.kernels, config.variational_dropout)
 
-    def forward(self, x: torch.Tensor, memory: torch.Tensor | None, attention_mask=None, past_key_values=None):
-        x = x + self.dropout(self.attention(self.attention_norm(x), attention_mask, past_key_values))
+    @takes_cache
+    def forward(self, x: torch.Tensor, memory: torch.Tensor | None, attention_mask=None, cache=None):
+        x = x + self.dropout(self.attention(self.attention_norm(x), attention_mask, cache))
         if memory is not None:
             x = x + self.dropout(self.memory_attention(self.memory_norm(x), memory))
         return x + self.dropout(self.feed_forward(self.feed_forward_norm(x)))
@@ -128,7 +130,7 @@ class Transformer(nn.Module):
         inputs: torch.Tensor,
         positions: torch.LongTensor,
         attention_mask: torch.Tensor | None = None,
-        past_key_values: Cache | None = None,
+        cache: Cache | None = None,
         memory: torch.Tensor | None = None,
         output_hidden_states: bool = False,
     ) -> tuple[torch.Tensor, list[torch.Tensor]]:
@@ -137,7 +139,7 @@ class Transformer(nn.Module):
             inputs: [B, T, E].
             positions: of each input, [B, T] or [1, T].
             attention_mask: nonzero where a position is real, [B, S]; all by default.
-            past_key_values: keys and values of what was read before; those of `inputs` are added.
+            cache: keys and values of what was read before; those of `inputs` are added.
             memory: [B, M, H].
             output_hidden_states: whether to return each layer's outputs.
 
@@ -150,12 +152,12 @@ class Transformer(nn.Module):
         check_positions(positions, self.positions.num_embeddings)
         x = self.dropout(self.projection(inputs) + self.positions(positions))
         if self.is_causal:
-            mask = create_causal_mask(self.config, x, attention_mask, past_key_values)
+            mask = create_causal_mask(self.config, x, attention_mask, cache)
         else:
             mask = create_bidirectional_mask(self.config, x, attention_mask)
         hidden_states = []
         for layer in self.layers:
-            x = layer(x, memory, attention_mask=mask, past_key_values=past_key_values)
+            x = layer(x, memory, attention_mask=mask, **{CACHE: cache})  # by the name that checkpointing knows
             hidden_states.append(x)
         hidden_states[-1] = self.norm(x)
         return hidden_states[-1], hidden_states if output_hidden_states else []

@@ -13,6 +13,7 @@ from transformers import (
     set_seed,
 )
 
+from hf_vrae.modeling.cache_name import CACHE
 from hf_vrae.modeling.encoders import VRAEEncoderOutput
 from hf_vrae.modeling.generation import RecurrentCache
 from tests.models import LANGUAGE_MODELS, VARIANTS, make_model
@@ -182,8 +183,28 @@ def test_continuation_from_a_cache(model, mode):
         assert torch.equal(further.sequences, whole.sequences)
     assert state.get_seq_length() == 5
     assert all(torch.equal(a, b) for a, b in zip(kept, tensors_of(state), strict=True))
-    with pytest.raises(ValueError, match="have read 5 tokens.*at least one more, got 3"):
+    with pytest.raises(ValueError, match="has read 5 tokens.*at least one more, got 3"):
         model.generate(latents=z, decoder_input_ids=beginning, past_key_values=state, **LENGTH)
+
+
+def test_a_cache_has_the_name_of_either_version_of_transformers():
+    model, beginning = make_model(), torch.tensor([[2, 5, 6]] * 2)
+    z = torch.randn(2, model.config.latent_size)
+    options = {"latents": z, "eos_token_id": None, "pad_token_id": 0, "return_dict_in_generate": True}
+    first = model.generate(decoder_input_ids=beginning, max_new_tokens=3, **options)
+    whole = model.generate(decoder_input_ids=first.sequences, max_new_tokens=4, **options).sequences
+    last = {"latents": z, "decoder_input_ids": first.sequences[:, -1:]}
+    logits = model(latents=z, decoder_input_ids=first.sequences).logits[:, -1:]
+    for name in ("cache", "past_key_values"):
+        state = {name: first[CACHE]}
+        further = model.generate(decoder_input_ids=first.sequences, max_new_tokens=4, **state, **options)
+        assert torch.equal(further.sequences, whole)
+        torch.testing.assert_close(model(**last, **{name: first[CACHE].copy()}).logits, logits)
+    both = {"cache": first[CACHE], "past_key_values": first[CACHE]}
+    with pytest.raises(ValueError, match="two names of one thing"):
+        model(**last, **both)
+    with pytest.raises(ValueError, match="two names of one thing"):
+        model.generate(decoder_input_ids=first.sequences, **both, **options)
 
 
 def test_scores_are_log_probabilities_of_the_choice(model):

@@ -8,6 +8,7 @@ from torch import nn
 from transformers import AutoModel, AutoModelForCausalLM
 
 from hf_vrae import VRNNConfig, VRNNForFrameGeneration, VRNNForSequenceGeneration
+from hf_vrae.modeling.cache_name import CACHE
 from hf_vrae.modeling.generation_vrnn import logger
 from hf_vrae.modeling.vrnn import over_samples
 from tests.models import HEADS
@@ -390,9 +391,10 @@ def test_generation_goes_on_from_a_cache():
     options = {"eos_token_id": None, "return_dict_in_generate": True}
     whole = model.generate(ids, max_new_tokens=6, **options)
     part = model.generate(ids, max_new_tokens=2, **options)
-    cache = part.past_key_values
-    more = model.generate(part.sequences, past_key_values=cache, max_new_tokens=4, **options)
-    assert torch.equal(more.sequences, whole.sequences)
+    cache = part[CACHE]
+    for name in ("cache", "past_key_values"):
+        more = model.generate(part.sequences, max_new_tokens=4, **{name: cache}, **options)
+        assert torch.equal(more.sequences, whole.sequences)
     assert cache.get_seq_length() == 4  # what was passed in stays as it is
 
 
