@@ -264,7 +264,7 @@ class Conductor(nn.Module):
         rows, count = z.shape[:2]
         parent = as_weight_of(self.initial_state, parent)
         own, below = z.tensor_split([self.latent_size], dim=2)
-        before = nn.functional.pad(own, (0, 0, 1, -1)).to(parent.dtype)  # z_{s-1}; nothing before the first
+        before = torch.cat([torch.zeros_like(own[:, :1]), own[:, :-1]], dim=1).to(parent.dtype)  # z_{s-1}
         c, _ = run_layer(self.rnn, before, self.first_state(parent), constant=parent)  # [R, N, H]
         node = torch.cat([c, own.to(c.dtype)], dim=-1)  # [R, N, U]
         moments = self.prior(c) if self.latent_size else (own, own)
