@@ -299,7 +299,7 @@ class VRAEForSequenceGeneration(VRAEPreTrainedModel, ConditionalModel, VRAEGener
             latents: z to decode in place of an input, [B, D]. By default a sample of q(z|x) in training and with
                 `labels` (in evaluation always the same noise), and the mean of q(z|x) otherwise.
             encoder_outputs: an earlier output of the encoder, whose `last_hidden_state` [B, 1, D] is decoded as is.
-            cache: decoder state to go on from.
+            cache: decoder state to go on from; or, by its name before transformers 5.24, `past_key_values`.
             labels: `w1 .. wn </s>` with -100 where there is none, [B, S].
             output_attentions: must not be asked for: none are kept.
             logits_to_keep: compute only the last so many logits; 0 is all.

@@ -455,7 +455,7 @@ class VRNNForSequenceGeneration(VRNNPreTrainedModel, VRNNGenerationMixin):
             input_ids: `<s> w1 .. wn </s>`, [B, T]; or `inputs_embeds` [B, T, E] in its place. The first real token
                 only starts the row: it is neither predicted nor read.
             attention_mask: nonzero where a token is real, [B, T] or, with a cache, [B, past + T].
-            cache: state to go on from.
+            cache: state to go on from; or, by its name before transformers 5.24, `past_key_values`.
             latents: z of the token in column t + 1 at [:, t], [B, S, D]; further ones are the prior's.
             labels: the input tokens, with -100 where none is scored, [B, T]. With them the bound of log p(x) is
                 computed, its path sampled from the posterior (in evaluation always with the same noise).
