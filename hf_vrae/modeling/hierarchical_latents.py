@@ -19,7 +19,7 @@ from .configuration_hierarchical import HierarchicalVRAEConfig
 from .distributions import DiagonalGaussian
 from .kernels import as_weight_of
 from .posteriors import GaussianPosterior
-from .recurrent import LAYERS, run_layer
+from .recurrent import LAYERS, one_step_back, run_layer
 
 MAX_AT_ONCE = 2**22  # conductor outputs held at once where a prior is evaluated: 16 MiB in float32
 
@@ -264,7 +264,7 @@ class Conductor(nn.Module):
         rows, count = z.shape[:2]
         parent = as_weight_of(self.initial_state, parent)
         own, below = z.tensor_split([self.latent_size], dim=2)
-        before = torch.cat([torch.zeros_like(own[:, :1]), own[:, :-1]], dim=1).to(parent.dtype)  # z_{s-1}
+        before = one_step_back(own).to(parent.dtype)  # z_{s-1}
         c, _ = run_layer(self.rnn, before, self.first_state(parent), constant=parent)  # [R, N, H]
         node = torch.cat([c, own.to(c.dtype)], dim=-1)  # [R, N, U]
         moments = self.prior(c) if self.latent_size else (own, own)

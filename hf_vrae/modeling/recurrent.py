@@ -315,6 +315,11 @@ def take_time(inputs: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
     return taken.view(*index.shape, inputs.shape[-1])
 
 
+def one_step_back(inputs: torch.Tensor) -> torch.Tensor:
+    """At each step that of the one before, 0 at the first: [B, T, F] of `inputs` [B, T, F]."""
+    return torch.cat([torch.zeros_like(inputs[:, :1]), inputs[:, :-1]], dim=1)
+
+
 def select_time(inputs: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
     """Pick time step `index` [B] out of `inputs` [B, S, F]: [B, F]."""
     return take_time(inputs, index.clamp(min=0).unsqueeze(1)).squeeze(1)

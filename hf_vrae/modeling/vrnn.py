@@ -18,7 +18,7 @@ from .configuration_vrnn import VRNNConfig
 from .distributions import DiagonalGaussian
 from .kernels import Dropout, PackedLinear, as_weight_of, at_least_float32, is_plain, weight_and_bias
 from .posteriors import MAX_LOGVAR, MIN_LOGVAR
-from .recurrent import LAYERS, drop_weights, run_layer, stepwise_product, take_time
+from .recurrent import LAYERS, drop_weights, one_step_back, run_layer, stepwise_product, take_time
 from .recurrent_latent import sample_path
 
 
@@ -287,7 +287,7 @@ class VRNNLayer(nn.Module):
         z = z.flatten(0, 1)  # [K * B, T, D]
         features_z = self.of_latents(z)
         hidden, _ = run_layer(self.rnn, torch.cat([read.repeat(samples, 1, 1), *features_z], dim=-1))
-        before = torch.cat([torch.zeros_like(hidden[:, :1]), hidden[:, :-1]], dim=1)
+        before = one_step_back(hidden)
         prior = self.prior(before)
         features = self.dropout(self.emission_features(torch.cat([*features_z, before], dim=-1)))
         return Trajectory(z, self.posterior(seen, before, prior), prior, features, hidden)
