@@ -85,14 +85,15 @@ def conditions_of(model, batch: dict) -> dict[str, torch.Tensor]:
 
 
 def each_label(model, count: int, batch: dict) -> dict:
-    """Conditions for so many samples: the values of each label in turn, and what else a batch has."""
+    """Conditions for so many samples: all combinations of the labels' values in turn, and what else a batch has."""
     if model.config.model_type == "vrnn":
         return {}
     under = {name: batch[name][torch.arange(count) % len(batch[name])] for name in WORDS[1:] if name in batch}
-    names = model.config.condition_labels
-    if names:
-        under["labels"] = {name: [values[i % len(values)] for i in range(count)] for name, values in names.items()}
-    return under
+    labels, each = {}, 1  # for how many samples a value holds: the first label changes at each
+    for name, values in (model.config.condition_labels or {}).items():
+        labels[name] = [values[i // each % len(values)] for i in range(count)]
+        each *= len(values)
+    return under | {"labels": labels} if labels else under
 
 
 def draw_latents(model, count: int, generator: torch.Generator | None = None, **under) -> torch.Tensor:
@@ -152,7 +153,8 @@ def _of_all_words(options: dict) -> dict:
 
 def sample_texts(model, tokenizer, count: int, seed: int | None = None, labels=None, **options) -> list[dict]:
     """New sequences: z from the prior, decoded; of a conditional model under `labels`, as in `generate`, or by default
-    each value in turn. All that is drawn goes by `seed`, where it is given, and else by torch's own stream."""
+    each combination of values in turn. All that is drawn goes by `seed`, where it is given, and else by torch's own
+    stream."""
     if count < 1:
         raise ValueError(f"`count` must be at least 1, got {count}.")
     if model.config.model_type == "vrnn":  # its latents are drawn as the text grows

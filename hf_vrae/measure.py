@@ -108,6 +108,8 @@ def evaluate_file(
     use_all_of_the_cpu(accelerator)
     with accelerator.main_process_first():
         data = _rows(task, path, max_samples, **reading)
+    if num_text_samples is not None and len(data) < 2:  # at once, not after the likelihoods
+        raise ValueError(f"The text metrics compare texts, at least two; the data has {len(data)}. Leave them out.")
     collator = task.collator()
     metrics = {}
     if disentanglement and accelerator.is_main_process:  # first: it says at once where its extra is missing
@@ -200,7 +202,7 @@ def walk_frames(
             to move, several times.
         do_sample: draw each frame too.
         labels: of a conditional model, what is decoded stands under, as in its `generate`; by default samples under
-            each value in turn, and others under the sequences' own.
+            each combination of values in turn, and others under the sequences' own.
     """
     task = task_of(model, None)
     _check_options(task, reading)

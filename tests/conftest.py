@@ -6,6 +6,8 @@ import os
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_DATASETS_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
+if "PYTEST_XDIST_WORKER" in os.environ:  # `pytest -n`: a core each, in what they start too; read at torch's import
+    os.environ["OMP_NUM_THREADS"] = "1"
 
 import datasets
 import pytest

@@ -109,6 +109,13 @@ def test_labels_are_of_all_rows_or_of_each(tokenizer, learn_prior):
             reconstruct_texts(model, tokenizer, TEXTS, source_labels=wrong)
 
 
+def test_samples_stand_under_every_combination_of_labels():
+    model = make_model(condition_labels={"kind": ["a", "b"], "mood": ["p", "q", "r", "s"]})
+    labels = latent.each_label(model, 9, {})["labels"]
+    assert labels["kind"] == list("ababababa") and labels["mood"] == list("ppqqrrssp")
+    assert latent.each_label(make_model(), 9, {}) == {}
+
+
 def test_samples_repeat_by_seed_and_begin_as_asked(pair, monkeypatch):
     model, tokenizer = pair
     for options in ({}, {"do_sample": True}):

@@ -13,7 +13,7 @@ def make_batches(
 
     Args:
         lengths: of each sequence, [N].
-        batch_size: sequences a batch; the last one of all may be smaller.
+        batch_size: sequences a batch; what is left over, sequences of any length, is a smaller one.
         seed, epoch: what the order depends on.
         group_by_length: shuffle, sort by length within pools of 100 batches, cut, shuffle the batches; else only
             shuffle.
@@ -22,9 +22,11 @@ def make_batches(
     order = rng.permutation(len(lengths))
     if not group_by_length:
         return np.split(order, range(batch_size, len(order), batch_size))
-    batches = []
-    for start in range(0, len(order), batch_size * POOL):
-        pool = order[start : start + batch_size * POOL]
+    # Taken out before sorting: after it the longest would be left over in every epoch.
+    full, left = np.split(order, [len(order) - len(order) % batch_size])
+    batches = [left] if len(left) else []
+    for start in range(0, len(full), batch_size * POOL):
+        pool = full[start : start + batch_size * POOL]
         pool = pool[np.argsort(lengths[pool], kind="stable")]
         batches += np.split(pool, range(batch_size, len(pool), batch_size))
     return [batches[i] for i in rng.permutation(len(batches))]

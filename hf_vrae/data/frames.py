@@ -315,14 +315,17 @@ def _steps(path: str, encoding: str) -> pa.Table:
     """A .csv with a row a step."""
 
     # A sensor may be silent for its first 10,000 rows; and its "NaN" is no word, but a label's is.
-    def read(keep_default_na: bool) -> pa.Table:
-        steps = load_file(path, encoding, **IN_ONE_GO, keep_default_na=keep_default_na)
+    def read(keep_default_na: bool = True, **how) -> pa.Table:
+        steps = load_file(path, encoding, **IN_ONE_GO, keep_default_na=keep_default_na, **how)
         return steps.with_format("arrow")[:].combine_chunks()
 
-    steps = read(keep_default_na=True)
+    steps = read()
     numbers = _of_numbers(steps)
     if len(numbers) == len(steps.column_names):
-        return steps
+        if len(numbers) > 1:
+            return steps
+        steps = read(skip_blank_lines=False)  # of a single column, where an empty cell is a blank line
+        return steps[: np.flatnonzero(steps[0].is_valid())[-1] + 1]  # but the last lines are none
     as_they_stand = read(keep_default_na=False)
     return pa.table({name: (steps if name in numbers else as_they_stand)[name] for name in steps.column_names})
 

@@ -30,6 +30,13 @@ def test_grouping_by_length_leaves_little_padding():
     assert real(make_batches(LENGTHS, 16, 0, 0)) > 0.95 > 0.6 > real(make_batches(LENGTHS, 16, 0, 0, False))
 
 
+def test_what_is_left_over_is_of_any_length():
+    """It weighs more in its smaller batch, or is left out where that has less than a sequence a part."""
+    lengths = np.arange(1000)
+    left = [next(b for b in make_batches(lengths, 64, 0, epoch) if len(b) == 40) for epoch in range(9)]
+    assert len(set(np.concatenate(left))) > 200 and abs(np.concatenate(left).mean() - 500) < 60
+
+
 def test_parts_of_a_batch_are_the_batch():
     batch = np.arange(100, 113)
     for processes, steps in ((1, 1), (2, 1), (1, 4), (2, 3)):

@@ -28,6 +28,7 @@ from hf_vrae.evaluation.text import (
     distinct_n,
     exact_match,
     forward_perplexity,
+    generated,
     interpolation_smoothness,
     reconstruction_quality,
     rouge,
@@ -227,7 +228,7 @@ def test_texts_of_several_scales_are_theirs_whatever_is_beside_them(tokenizer, p
     assert way["max_step"] == interpolation_smoothness(decoded)["max_step"]
 
 
-def test_samples_are_repeatable_and_leave_random_state_and_mode_alone(trained, tokenizer):
+def test_samples_are_repeatable_and_leave_random_state_and_mode_alone(trained, tokenizer, monkeypatch):
     trained.train()
     state = torch.get_rng_state()
     texts = draw_samples(trained, tokenizer, 9, batch_size=4, seed=3)
@@ -240,6 +241,12 @@ def test_samples_are_repeatable_and_leave_random_state_and_mode_alone(trained, t
     torch.set_rng_state(state)
     draw_samples(trained, tokenizer, 2)
     assert torch.equal(torch.get_rng_state(), state) and trained.training
+    # Words are drawn by other numbers than z: the same ones would tie x to z beyond p(x|z).
+    seen = {}
+    monkeypatch.setattr(trained, "generate", lambda latents, **options: seen.update(z=latents, x=torch.randn(2, 40)))
+    monkeypatch.setattr(generated, "decode", lambda tokenizer, ids: [])
+    draw_samples(trained, tokenizer, 1)
+    assert not torch.isclose(seen["x"].flatten()[:, None], seen["z"].flatten()).any()
 
 
 def test_forward_perplexity_by_its_definition(trained, tokenizer, pairs):
@@ -345,6 +352,8 @@ def test_the_script_measures_text(trained, tokenizer, tmp_path, monkeypatch, cap
     assert script([*command, "--judge", "model"]) == 1 and "--text_metrics" in capsys.readouterr().err
     assert script([*command, "--text_metrics", "--num_text_samples", "1"]) == 1
     assert "`num_text_samples` must be at least 2" in capsys.readouterr().err
+    assert script([*command, "--text_metrics", "--max_samples", "1"]) == 1
+    assert "compare texts, at least two; the data has 1" in capsys.readouterr().err
 
 
 def test_few_samples_are_spread_over_the_file(trained, tokenizer, tmp_path):

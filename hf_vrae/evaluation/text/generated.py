@@ -161,9 +161,10 @@ def draw_samples(
     options = {"do_sample": True, **OF_ALL_WORDS, **options}
     texts = []
     if model.config.is_encoder_decoder:
-        under = conditions or {}
+        under, generator = conditions or {}, torch.Generator().manual_seed(seed)
         with in_evaluation_mode(model):
-            latents = draw_latents(model, count, torch.Generator().manual_seed(seed), **under)  # [N, D]
+            latents = draw_latents(model, count, generator, **under)  # [N, D]
+        seed = int(torch.randint(2**62, (), generator=generator))  # the words by other numbers than z
         parts = [slice(start, start + batch_size) for start in range(0, count, batch_size)]
         starts = [{"latents": latents[part], **{name: rows[part] for name, rows in under.items()}} for part in parts]
     else:  # one latent a token, drawn as the text grows
