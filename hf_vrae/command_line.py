@@ -4,6 +4,7 @@ import argparse
 import logging
 import sys
 from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 
 from huggingface_hub.errors import StrictDataclassError
@@ -31,8 +32,9 @@ def run_script(main: Callable[[], None]) -> None:
     ours.propagate = False
     here = True  # until it is known which process this is
     try:
-        # Only `Accelerator` would look at the variable itself, and each process would train on its own.
-        state = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"))
+        # Only `Accelerator` would look at the variable itself, and each process would train on its own. While the main
+        # one tokenizes the others wait, and NCCL gives up after ten minutes.
+        state = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"), timeout=timedelta(hours=2))
         here = state.is_local_main_process
         ours.setLevel(logging.INFO if state.is_main_process else logging.ERROR)
         main()

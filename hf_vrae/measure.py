@@ -41,7 +41,7 @@ from .latent import (
     sample_frames,
     with_labels_of,
 )
-from .training.accelerator import use_all_of_the_cpu
+from .training.accelerator import main_process_first, use_all_of_the_cpu
 from .training.run import describe_run
 from .training.tasks import FrameTask, TextTask, cut, task_of
 
@@ -106,7 +106,7 @@ def evaluate_file(
         raise ValueError(f"`num_samples` and `batch_size` must be above 0, got {num_samples} and {batch_size}.")
     accelerator = Accelerator()
     use_all_of_the_cpu(accelerator)
-    with accelerator.main_process_first():
+    with main_process_first(accelerator):
         data = _rows(task, path, max_samples, **reading)
     if num_text_samples is not None and len(data) < 2:  # at once, not after the likelihoods
         raise ValueError(f"The text metrics compare texts, at least two; the data has {len(data)}. Leave them out.")
@@ -255,11 +255,13 @@ def measure_labels(
     """
     if transfer_train is not None and not path:
         raise ValueError("`transfer_train` moves the texts of --data, which is not given.")
+    if tokenizer is None:
+        raise ValueError("`transfer_train` and `label_agreement` are of texts, and this is a model of frames.")
     results, state = {}, PartialState()
     use_all_of_the_cpu(state)
     options["reading"] = {name: value for name, value in reading.items() if name in TextTask.options}
     if transfer_train is not None and state.is_main_process:
-        how = options | {"max_length": max_length}
+        how = options | {"max_length": max_length, "max_samples": num_text_samples}
         results["transfer"] = transfer_file(
             model, tokenizer, transfer_train, path, label or "label", label_values, **how
         )

@@ -59,7 +59,7 @@ def main():
     refuse_unread(parser, args, dict.fromkeys(("indices", "label"), (tokenizer is None, "a model of frames")))
     if tokenizer is None:
         output = Path((args.output or "").removesuffix(".npz") + ".npz")
-        if not args.output or output == Path(args.data or ""):
+        if not args.output or output.resolve() == Path(args.data or "").resolve():
             raise ValueError("`output` names the .npz that frames are written to, another one than `data`. Give one.")
         names = "texts file indices label count steps spherical examples without strength".split()
         said = {name: value for name in names if (value := getattr(args, name)) not in (None, [])}

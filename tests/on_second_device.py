@@ -11,6 +11,7 @@ import traceback
 import torch
 from accelerate import Accelerator, PartialState
 
+from hf_vrae.latent import sample_frames
 from hf_vrae.training.arguments import parse_recipe
 from hf_vrae.training.loop import TrainingLoop
 from hf_vrae.training.run import run
@@ -57,11 +58,14 @@ def said(model, batch):
     given = {name: tensor for name, tensor in batch.items() if name != "labels"}
     frames = model.config.input_size is not None
     torch.manual_seed(1)
-    bound = model.log_importance_weights(3, **(batch if frames else given))
+    bound = model.log_importance_weights(3, generator=torch.Generator(), **(batch if frames else given))
     if not frames and model.config.model_type == "vrnn":
         given = {"input_ids": given["input_ids"][:, :1]}
     decoded = model.generate(**given, max_length=7)
-    return bound.cpu(), (decoded.sequences if frames else decoded).cpu()
+    if frames:
+        begun = sample_frames(model, [5, 3], beginning=torch.zeros(2, model.config.input_size).numpy())["sample"]
+        return bound.cpu(), decoded.sequences.cpu(), torch.as_tensor(begun)
+    return bound.cpu(), decoded.cpu()
 
 
 def check_model(model, batch):

@@ -82,6 +82,8 @@ def test_frames_are_written_where_it_is_said(desk, capsys, tmp_path):
         ("evaluate --model model --output nowhere/results.json", "`output` must be a file in a folder that is there"),
         ("evaluate --model model --text_metrics --judge frames", "`judge` reads texts, and 'frames' is a model of"),
         ("evaluate --model model --data good.txt --transfer_train table.csv", "no column of ['a', 'b'] holds strings"),
+        ("evaluate --model frames --data good.txt --transfer_train table.csv", "are of texts, and this is a model of"),
+        ("generate frames reconstruct --data {}/a.npz --output a.npz", "another one than `data`"),
         ("evaluate --model model --label_values a b", "`label_values` is of --transfer_train, which is not"),
         ("evaluate --model model --normal 1", "`normal` is of --anomaly, which is not asked for"),
         ("evaluate --model model --num_text_samples 3", "`num_text_samples` is of --text_metrics and of what is by"),
@@ -108,7 +110,7 @@ def test_frames_are_written_where_it_is_said(desk, capsys, tmp_path):
     ],
 )
 def test_a_mistake_is_one_clear_line(command, message, desk, capsys, tmp_path):
-    name, *words = command.split()
+    name, *words = command.format(tmp_path).split()
     small = TINY.split() if name == "train" else []
     assert script([f"scripts/{name}.py", *small, *words]) == 1
     said = capsys.readouterr().err.splitlines()

@@ -23,6 +23,9 @@ PLACES = {
 UNFIT_DECODERS = ("xlm", "xlnet", "roberta", "xlm-roberta", "xlm-roberta-xl", "camembert", "data2vec-text",
                   "roberta-prelayernorm", "xmod", "mamba", "mamba2", "falcon_mamba", "openai-gpt", "rwkv", "lfm2",
                   "qwen3_next", "jamba", "bamba", "recurrent_gemma", "minimax", "xlstm")  # fmt: skip
+# Whose models of transformers read padding too, or want more than embeddings and a mask.
+UNFIT_ENCODERS = ("canine", "clip_text_model", "convbert", "fnet", "ibert", "mobilebert", "nystromformer", "reformer",
+                  "yoso")  # fmt: skip
 DEFAULT_PLACES = {
     "rnn": ["initial_state", "input", "output"],
     "transformer": ["memory", "input"],
@@ -195,6 +198,12 @@ class VRAEConfig(LatentSequenceConfig):
             raise ValueError(
                 f"`decoder_config` of `model_type` {config.model_type} makes no decoder: step by step, from "
                 "embeddings, transformers' model gives other logits than in one pass. Take gpt2, for example."
+            )
+        if name == "encoder_config" and config.model_type in UNFIT_ENCODERS:
+            raise ValueError(
+                f"`encoder_config` of `model_type` {config.model_type} makes no encoder: transformers' model takes no "
+                "embeddings with a mask, or what it makes of a text changes with the padding beside it. Take bert, "
+                "for example."
             )
         if config.is_encoder_decoder:
             raise ValueError(f"`{name}` is of an encoder with a decoder, {config.model_type}; one of them is wanted.")

@@ -41,6 +41,16 @@ class VRAEEncoderOutput(ModelOutput):
     summary: torch.FloatTensor | None = None
 
 
+def as_encoder_output(outputs) -> VRAEEncoderOutput:
+    """What a caller gave as `encoder_outputs`: a tuple, or what any encoder gives, its `last_hidden_state` the z."""
+    if isinstance(outputs, VRAEEncoderOutput):
+        return outputs
+    if isinstance(outputs, ModelOutput):
+        names = VRAEEncoderOutput.__dataclass_fields__.keys() & outputs.keys()
+        return VRAEEncoderOutput(**{name: outputs[name] for name in names})
+    return VRAEEncoderOutput(*outputs)
+
+
 class VRAEEncoder(nn.Module):
     """Parameterises q(z|x) by a summary of x: a subclass makes its layers, and gives `summarise`."""
 

@@ -7,7 +7,7 @@ from transformers import LogitsProcessorList
 from transformers.generation import GenerationMixin
 
 from .cache_name import CACHE, rename_cache
-from .encoders import VRAEEncoderOutput
+from .encoders import VRAEEncoderOutput, as_encoder_output
 from .generation import Draw, Guidance, copy_of, decode
 from .kernels import PackedLinear, is_plain
 from .modeling_conditional import CONDITIONS
@@ -34,8 +34,8 @@ class VRAEGenerationMixin(GenerationMixin):
         labels.
 
         Args:
-            latents: z to decode, [B, D]. For several z of one input draw them first, `model.encode(**x).sample((n,))`:
-                `num_return_sequences` decodes one z several times.
+            latents: z to decode, [B, D]. For several z of one input draw them first,
+                `model.encode(**x).sample((n,)).flatten(0, 1)`: `num_return_sequences` decodes one z several times.
             decoder_input_ids: a beginning to go on from, [B, S] or [1, S]; padding in it is skipped.
             cache: the state an earlier call returned, or `past_key_values` as it was called before transformers 5.24;
                 `decoder_input_ids` are then all its tokens.
@@ -101,7 +101,8 @@ class VRAEGenerationMixin(GenerationMixin):
         rows = 1 if beginning is None else len(beginning)  # each beginning has a z of its own
         if kwargs.get("encoder_outputs") is not None:
             self._check_decoded_as_is(labels, *conditions.values())
-            kwargs["encoder_outputs"] = copy.copy(kwargs["encoder_outputs"])  # `generate` repeats rows in place
+            # A copy: `generate` repeats rows in place.
+            kwargs["encoder_outputs"] = as_encoder_output(copy.copy(kwargs["encoder_outputs"]))
         elif self.config.condition_width:
             given = {name: kwargs.get(name) for name in ("input_ids", "attention_mask", "inputs_embeds")}
             with torch.no_grad():

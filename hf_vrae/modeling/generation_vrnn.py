@@ -34,7 +34,8 @@ class VRNNGenerationMixin(GenerationMixin):
 
         Args:
             latents: z of each token but the first in place of the prior's, [B, S, D]; further ones are the prior's.
-            inputs, args, kwargs: as in transformers.
+            inputs, args, kwargs: as in transformers. With a cache, `inputs` are the tokens that it has read and at
+                least one more, whose z is the prior's, as it was when `generate` chose that token.
         """
         if inputs is None:
             inputs = kwargs.pop("input_ids", None)
@@ -42,6 +43,8 @@ class VRNNGenerationMixin(GenerationMixin):
             given = kwargs.get("inputs_embeds") if inputs is None else inputs
             self._check_latents(latents, None if given is None else len(given))
             if inputs is None and kwargs.get("inputs_embeds") is None:
+                if self.config.bos_token_id is None:
+                    raise ValueError("`latents` alone begin with `bos_token_id`, which is None. Pass `inputs` too.")
                 inputs = torch.full((len(latents), 1), self.config.bos_token_id, device=self.device)
             kwargs["latents"] = latents.to(self.device)
         rename_cache(kwargs)
@@ -52,12 +55,18 @@ class VRNNGenerationMixin(GenerationMixin):
             self._warn_of_marks(inputs, self._mask(inputs, None, kwargs.get("attention_mask")))
         given = kwargs.get("inputs_embeds") if inputs is None else inputs
         kwargs["num_observed"] = 1 if given is None else given.shape[1]
+        if kwargs.get(CACHE) is not None and (read := kwargs[CACHE].get_seq_length()) >= kwargs["num_observed"]:
+            raise ValueError(
+                f"`{CACHE}` has read {read} tokens, so `inputs` must be those and at least one more, got "
+                f"{0 if given is None else given.shape[1]}. Pass the whole sequences that the earlier call returned."
+            )
         return super().generate(inputs, *args, **kwargs)
 
     def _warn_of_marks(self, input_ids: torch.LongTensor, mask: torch.Tensor) -> None:
         """A tokenizer that writes `<s> w1 .. wn </s>`, as training wants it, leaves nothing to go on with."""
-        first = input_ids.gather(1, mask.long().argmax(1, keepdim=True))
-        if (first != self.config.bos_token_id).any() or (input_ids[:, -1] == self.config.eos_token_id).any():
+        first, last = input_ids.gather(1, mask.long().argmax(1, keepdim=True)), input_ids[:, -1]
+        begin, end = self.config.bos_token_id, self.config.eos_token_id
+        if (begin is not None and (first != begin).any()) or (end is not None and (last == end).any()):
             logger.warning_once(
                 "A sequence to go on with should be `<s> w1 .. wn`: its first token only starts it and is not read, "
                 "and behind `</s>` nothing was ever learnt. Tokenize `<s> w1 .. wn` with `add_special_tokens=False`; "

@@ -104,6 +104,8 @@ class HierarchicalVRAEForFrameGeneration(HierarchicalVRAEPreTrainedModel, Scales
         """
         if (input_features is None) == (latents is None):
             raise ValueError("Pass one of `input_features`, whose posterior mean is decoded, and `latents`.")
+        if segment_ids is not None:
+            segment_ids = segment_ids.to(self.device)
         if latents is None:
             if attention_mask is None:
                 attention_mask = torch.ones_like(input_features[..., 0], dtype=torch.long)
@@ -112,7 +114,7 @@ class HierarchicalVRAEForFrameGeneration(HierarchicalVRAEPreTrainedModel, Scales
         longest = int(torch.as_tensor(lengths).max()) if lengths is not None else max_length or longest
         count = -(-longest // self.config.segment_length)
         if segment_ids is not None:
-            segment_ids = segment_ids.to(self.device).expand(len(latents), -1)
+            segment_ids = segment_ids.expand(len(latents), -1)
             if attention_mask is not None and attention_mask.shape == segment_ids.shape:
                 segment_ids = segment_ids.gather(1, left_align(attention_mask.to(self.device))[0])
             changes = segment_ids[:, 1:] != segment_ids[:, :-1]  # [B, T - 1]

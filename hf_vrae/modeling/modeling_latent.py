@@ -78,6 +78,11 @@ class LatentSequenceModel(PreTrainedModel):
 
     def _check_fields(self, batch: dict) -> None:
         """Refuse what [`forward`] does not take either: a misspelt name would go unread."""
+        if "token_type_ids" in batch:  # by default BERT's tokenizer gives them
+            raise TypeError(
+                "`token_type_ids` tell apart the texts of a pair, and here each stands alone. Set "
+                '`tokenizer.model_input_names = ["input_ids", "attention_mask"]`, which is saved with it.'
+            )
         known = inspect.signature(type(self).forward).parameters
         for name in batch.keys() - known.keys():
             names = [*known, "num_samples", "latents", "generator", "posterior"]
@@ -440,7 +445,7 @@ def check_samples(latents: torch.Tensor, shape: tuple[int, ...]) -> None:
 def token_nll(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     """-log p(label) in nats, 0 where the label is -100: [B, T] of logits [B, T, V] and labels [B, T]."""
     return nn.functional.cross_entropy(
-        at_least_float32(logits).flatten(0, 1), labels.flatten(), ignore_index=IGNORE_INDEX, reduction="none"
+        at_least_float32(logits).flatten(0, 1), labels.flatten().long(), ignore_index=IGNORE_INDEX, reduction="none"
     ).view_as(labels)
 
 

@@ -22,7 +22,7 @@ from .cache_name import CACHE, takes_cache
 from .conditioning import ConditionEmbedding, join
 from .configuration_vrae import VRAEConfig
 from .decoders import make_decoder
-from .encoders import VRAEEncoderOutput, make_encoder
+from .encoders import VRAEEncoderOutput, as_encoder_output, make_encoder
 from .generation_vrae import VRAEGenerationMixin
 from .kernels import IGNORE_INDEX, at_least_float32, draw, linear_cross_entropy, linear_nll
 from .modeling_conditional import ConditionalModel
@@ -151,8 +151,8 @@ class VRAEModel(VRAEPreTrainedModel):
                 )
             self._check_latents(latents)
             encoder_outputs = VRAEEncoderOutput(last_hidden_state=join(latents, condition).unsqueeze(1))
-        elif not isinstance(encoder_outputs, VRAEEncoderOutput):
-            encoder_outputs = VRAEEncoderOutput(*encoder_outputs)
+        else:
+            encoder_outputs = as_encoder_output(encoder_outputs)
         seen = encoder_outputs.last_hidden_state[:, 0] if latents is None else join(latents, condition)
         self._check_latents(seen, self.config.condition_width)
         if decoder_input_ids is None and decoder_inputs_embeds is None:
@@ -321,7 +321,8 @@ class VRAEForSequenceGeneration(VRAEPreTrainedModel, ConditionalModel, VRAEGener
         if labels is not None:
             check_token_ids("labels", labels, self.config.vocab_size, ignore=IGNORE_INDEX)
             use_cache = False
-            if decoder_input_ids is None and decoder_inputs_embeds is None:
+            given_to_decoder = decoder_input_ids is not None or decoder_inputs_embeds is not None
+            if not given_to_decoder:
                 decoder_input_ids = self.prepare_decoder_input_ids_from_labels(labels)
                 decoder_attention_mask = labels != IGNORE_INDEX
             if encoder_outputs is None and latents is None:
@@ -330,6 +331,11 @@ class VRAEForSequenceGeneration(VRAEPreTrainedModel, ConditionalModel, VRAEGener
                 )
                 posterior = self.model.encoder.distribution(encoder_outputs.mean, encoder_outputs.logvar)
                 if self.training and self.config.num_train_samples > 1:
+                    if given_to_decoder:
+                        raise ValueError(
+                            "`num_train_samples` above 1 makes what the decoder reads of `labels`. Leave out "
+                            "`decoder_input_ids` and `decoder_inputs_embeds`, or train with one sample."
+                        )
                     return VRAEOutput(**self._importance_weighted_loss(posterior, labels, c))
                 posterior, latents = self._draw_latents(posterior, labels, c)
             if self.training and self.sampling_probability > 0 and decoder_input_ids is not None:

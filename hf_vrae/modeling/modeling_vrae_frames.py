@@ -17,7 +17,7 @@ from transformers.utils import can_return_tuple
 
 from .conditioning import join
 from .configuration_vrae import VRAEConfig
-from .encoders import VRAEEncoderOutput
+from .encoders import VRAEEncoderOutput, as_encoder_output
 from .generation import GeneratedFrames
 from .modeling_conditional import ConditionalModel
 from .modeling_frames import FrameModel, ScoredFrames, move_on
@@ -134,8 +134,8 @@ class VRAEForFrameGeneration(VRAEPreTrainedModel, ConditionalModel, FrameModel):
                     c, input_features, attention_mask, output_hidden_states, **boundaries
                 )
                 posterior = self.model.encoder.distribution(encoder_outputs.mean, encoder_outputs.logvar)
-            elif not isinstance(encoder_outputs, VRAEEncoderOutput):
-                encoder_outputs = VRAEEncoderOutput(*encoder_outputs)
+            else:
+                encoder_outputs = as_encoder_output(encoder_outputs)
             c, latents = self._taken_apart(encoder_outputs.last_hidden_state[:, 0])
         if labels is not None and posterior is not None:
             if self.training and self.config.num_train_samples > 1:
@@ -290,7 +290,9 @@ class VRAEForFrameGeneration(VRAEPreTrainedModel, ConditionalModel, FrameModel):
         batch = {"input_features": input_features, "attention_mask": attention_mask}
         conditions = {"class_ids": class_ids, "attributes": attributes, "condition": condition}
         if conditional:
-            latents = self._decoded_of(labels, latents, batch | conditions)
+            of_rows = beginning if lengths is None else torch.as_tensor(lengths).flatten()
+            rows = 1 if of_rows is None else len(of_rows)
+            latents = self._decoded_of(labels, latents, batch | conditions, rows)
         else:
             self.condition(labels=labels, **conditions)  # says what is wrong
             latents = self.encode(**batch).mode if latents is None else latents

@@ -245,7 +245,8 @@ class VRNNPreTrainedModel(LatentSequenceModel):
         count, time = observed.phi_x.shape[:2]
         device = observed.phi_x.device
         if not isinstance(generator, list):
-            return draw(samples, count, time, size, generator=generator, device=device, dtype=torch.float32)
+            place = device if generator is None else generator.device
+            return draw(samples, count, time, size, generator=generator, device=place, dtype=torch.float32).to(device)
         drawn = torch.zeros(samples, count, time, size)
         for row, (length, own) in enumerate(zip(observed.lengths.tolist(), generator, strict=True)):
             drawn[:, row, :length] = draw(samples, length, size, generator=own, dtype=torch.float32)
@@ -483,10 +484,15 @@ class VRNNForSequenceGeneration(VRNNPreTrainedModel, VRNNGenerationMixin):
         fields = {}
         if labels is not None:
             check_token_ids("labels", labels, self.config.vocab_size, ignore=IGNORE_INDEX)
+            if latents is not None or cache is not None:
+                raise ValueError(
+                    f"With `labels` the bound is of whole sequences, its z drawn from the posterior: leave out "
+                    f"`latents` and `{CACHE}`, or `labels`."
+                )
             fields = self._bound(self._align(inputs_embeds, mask, labels))
             if self.training:
                 return self._output(output_hidden_states, **fields)
-            cache, use_cache = None, False
+            use_cache = False
         path = self._read(inputs_embeds, mask, cache, latents, num_observed, latent_noise)
         fields.setdefault("latents", path.z)
         fields["logits"] = self.lm_head(path.features[:, -logits_to_keep:])

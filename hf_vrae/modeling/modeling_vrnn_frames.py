@@ -123,10 +123,12 @@ class VRNNForFrameGeneration(VRNNPreTrainedModel, FrameModel):
             latents = latents.to(self.device, self.dtype)
         rows = len(latents) if latents is not None else 1 if beginning is None else len(beginning)
         if lengths is not None and latents is None and beginning is None:
-            rows = len(lengths)
+            rows = torch.as_tensor(lengths).numel()
         layer, seen = self.model.layer, None
         if beginning is not None:
-            values = self._scaled(beginning, None, "beginning").values
+            values = self._scaled(beginning.to(self.device), None, "beginning").values
+            if len(values) not in (1, rows):
+                raise ValueError(f"`beginning` must be [{rows} or 1, S, F], got {list(beginning.shape)}.")
             begun = lengths_of_beginnings(values)
             seen = layer.what_the_posterior_sees(self.model.embed(self.model.embed_frames(values)), begun)
             seen, begun = seen.expand(rows, -1, -1), begun.unsqueeze(1).expand(rows, 1)

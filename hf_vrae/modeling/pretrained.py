@@ -14,15 +14,15 @@ def make_body(config, name: str) -> nn.Module:
     # "sdpa" is what a model takes by default, where it can.
     attention = None if config._attn_implementation == "sdpa" else config._attn_implementation
     body = AutoModel.from_config(own, attn_implementation=attention, dtype=torch.get_default_dtype())
-    for child, _ in list(body.named_children()):
-        if child == "pooler":  # of BERT's family: nobody reads it, so that it would have no gradient
-            setattr(body, child, None)
+    if isinstance(getattr(body, "pooler", None), nn.Module):
+        body.pooler = nn.Identity()  # of BERT's family: nobody reads it, so that it would have no gradient
     return body
 
 
 def most_positions(body: nn.Module) -> int | None:
     """How long a sequence the body has positions for; None where any."""
     most = getattr(body.config, "max_position_embeddings", None)
+    most = None if most is not None and most < 1 else most  # XLNet's -1
     table = getattr(getattr(body, "embeddings", None), "position_embeddings", None)
     padding = getattr(table, "padding_idx", None)  # RoBERTa's family counts from behind the position of padding
     return most if most is None or padding is None else most - padding - 1

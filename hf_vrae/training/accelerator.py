@@ -1,9 +1,11 @@
 """The Accelerator of a run, and what a CPU gives only where it is asked to."""
 
+import contextlib
 import ctypes
 import logging
 import os
 import platform
+from collections.abc import Iterator
 
 import torch
 from accelerate import Accelerator, PartialState
@@ -46,6 +48,19 @@ def precision_here(asked: str | None) -> str:
     return precision
 
 
+@contextlib.contextmanager
+def main_process_first(state: PartialState | Accelerator) -> Iterator[None]:
+    """What the main process does in here the others do after it. An error lets them go on too, which accelerate's own
+    does not: they raise it for themselves, or the launcher ends them."""
+    if not state.is_main_process:
+        state.wait_for_everyone()
+    try:
+        yield
+    finally:
+        if state.is_main_process:
+            state.wait_for_everyone()
+
+
 def use_all_of_the_cpu(accelerator: Accelerator) -> None:
     """What a CPU gives only where it is asked to, a quarter of the speed and a tenth on two cores.
 
@@ -58,7 +73,8 @@ def use_all_of_the_cpu(accelerator: Accelerator) -> None:
     launched = accelerator.num_processes > 1 or "ACCELERATE_MIXED_PRECISION" in os.environ
     if launched and os.environ.get("OMP_NUM_THREADS") == "1":
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-        torch.set_num_threads(max(1, cores // accelerator.num_processes))
+        here = int(os.environ.get("LOCAL_WORLD_SIZE", accelerator.num_processes))  # processes of this machine
+        torch.set_num_threads(max(1, cores // here))
     if platform.libc_ver()[0] == "glibc":
         libc, never = ctypes.CDLL(None), 2**31 - 1
         libc.mallopt(M_MMAP_THRESHOLD, never)

@@ -21,6 +21,7 @@ RUN_FILES = (
     "curves.png",
     "recipe.yaml",
     "README.md",
+    "nan_batch.json",
 )
 """What a run writes into its folder beside checkpoints and the model itself."""
 MODEL_FILES = (
@@ -85,7 +86,8 @@ def find_run(output_dir: str | Path, overwrite: bool) -> list[Path]:
             f"`output_dir` {str(folder)!r} already holds a run. Name another folder, go on with that run by "
             "--resume_from_checkpoint latest, or delete it by --overwrite_output_dir."
         )
-    return files + folders
+    parts = [*folder.glob("partial-checkpoint-*"), *(folder / "judges").glob("*/model")]
+    return files + folders + (parts if files or folders else [])
 
 
 def prepare_output_dir(output_dir: str | Path, overwrite: bool) -> None:
@@ -106,13 +108,15 @@ def save_checkpoint(accelerator: Accelerator, model, task, state: dict, output_d
     target = Path(output_dir) / f"checkpoint-{state['step']}"
     partial = target.with_name(f"partial-{target.name}")
     if accelerator.is_main_process:
-        shutil.rmtree(partial, ignore_errors=True)
+        for left in partial.parent.glob("partial-checkpoint-*"):  # where a run was killed in here
+            shutil.rmtree(left, ignore_errors=True)
     accelerator.wait_for_everyone()
     try:
         accelerator.save_state(partial)  # optimizer, gradient scaler, random states; the model by the hook below
         accelerator.wait_for_everyone()  # each process writes random states of its own
         if accelerator.is_main_process:
-            accelerator.unwrap_model(model).save_pretrained(partial)
+            # By the names of the modules, which `load_weights` reads: transformers has others for some in files.
+            accelerator.unwrap_model(model).save_pretrained(partial, save_original_format=False)
             task.save(partial)
             (partial / "state.json").write_text(json.dumps(state, indent=2))
             shutil.rmtree(target, ignore_errors=True)

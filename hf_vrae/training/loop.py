@@ -328,8 +328,7 @@ class TrainingLoop:
                 self.stop_for_nan(step, row)
             indices = self.batches.of_step(step)
             scored = self.task.scored(self.lengths[indices])
-            norm = row[3] / self.accelerator.num_processes if math.isfinite(row[3]) else 0.0  # a skipped update
-            self.state.pending.append([*row[:3], len(indices), scored, norm])
+            self.state.pending.append([*row[:3], len(indices), scored, row[3] / self.accelerator.num_processes])
         return int(max(row[4] for row in rows)) and (self.stop_signal or signal.SIGTERM)
 
     def stop_for_nan(self, step: int, row: list[float]) -> None:
@@ -356,8 +355,10 @@ class TrainingLoop:
             checkpoint = find_checkpoint(self.output_dir, "latest")
         except ValueError:
             return f"{message} There is no checkpoint yet."
-        first_stage = self.output_dir.name == "autoencoder" and (self.output_dir.parent / "recipe.yaml").is_file()
-        recipe = (self.output_dir.parent if first_stage else self.output_dir) / "recipe.yaml"
+        recipe = self.output_dir / "recipe.yaml"
+        for part, depth in (("autoencoder", 1), ("judges/*/model", 3)):  # of a run, which goes on with it
+            if self.output_dir.match(part) and (whole := self.output_dir.parents[depth - 1] / "recipe.yaml").is_file():
+                recipe = whole
         return (
             f"{message} The last checkpoint is {checkpoint}. Go on with: accelerate launch scripts/train.py "
             f"--config {recipe} --resume_from_checkpoint latest"
@@ -367,7 +368,8 @@ class TrainingLoop:
 
     def log_training(self, bar) -> None:
         """A line of metrics for the updates since the last one, per sequence, and the same in the bar."""
-        loss, reconstruction, kl, sequences, scored, norms = np.sum(self.state.pending, axis=0).tolist()
+        loss, reconstruction, kl, sequences, scored, _ = np.sum(self.state.pending, axis=0).tolist()
+        norms = [row[-1] for row in self.state.pending if math.isfinite(row[-1])]  # of updates that were not skipped
         now, speed = time.perf_counter(), f"{self.task.unit}_per_second"
         step = self.state.step - 1  # the last update that was made
         values = {
@@ -376,7 +378,7 @@ class TrainingLoop:
             "kl": kl / sequences,
             "kl_weight": self.kl_weight(step),
             "learning_rate": self.learning_rate(step),
-            "grad_norm": norms / len(self.state.pending),
+            "grad_norm": sum(norms) / max(len(norms), 1),
             speed: scored / (now - self.clock),
         }
         if self.args.aggressive:
@@ -491,17 +493,21 @@ class TrainingLoop:
         """Restore everything from a checkpoint but what the arguments say anew of the optimizer, and drop the lines
         that later steps wrote."""
         folder = find_checkpoint(self.output_dir, self.args.resume_from_checkpoint)
-        said = [
-            {name: group[name] for name in ("weight_decay", "betas", "momentum") if name in group}
-            for group in self.optimizer.param_groups
-        ]
+        anew = "weight_decay", "betas", "momentum", "decoupled_weight_decay"  # the last is all that adam has not
+        said = [{name: group[name] for name in anew if name in group} for group in self.optimizer.param_groups]
+        names = [set(group) for group in self.optimizer.param_groups]
         with damage_named(folder):
             state = TrainingState(**json.loads((folder / "state.json").read_text()))
             if state.fingerprint != self.state.fingerprint:
                 raise ValueError(f"The training data are not those of {str(folder)!r}: a run resumes on its own data.")
+            if self.accelerator.scaler is not None and not (folder / "scaler.pt").is_file():
+                raise ValueError(
+                    f"`mixed_precision` fp16 goes on with the gradients' scale of a checkpoint, and {str(folder)!r} "
+                    "was not trained in fp16. Resume as it was, or begin anew at that model: --model_name_or_path."
+                )
             self.accelerator.load_state(folder)
-        for group, options in zip(self.optimizer.param_groups, said, strict=True):
-            if not options.keys() <= group.keys():
+        for group, options, own in zip(self.optimizer.param_groups, said, names, strict=True):
+            if group.keys() != own:
                 raise ValueError(f"`optim` {self.args.optim} is not the optimizer of the checkpoint {str(folder)!r}.")
             group.update(options)
         reason = None

@@ -135,7 +135,7 @@ def start_from(name_or_path: str, wanted: LatentSequenceConfig, given: Iterable[
             f"The channels of the model {name_or_path!r} are {order}, in this order, and this run's are {own}. Name "
             "them in that order with `feature_columns`."
         )
-    for name in (*DATA_COLUMNS, "condition_column"):
+    for name in (*DATA_COLUMNS, "condition_column", "segment_separator_ids"):
         if getattr(wanted, name, None):
             setattr(config, name, getattr(wanted, name))
     for name in type(wanted).__dataclass_fields__.keys() & set(OF_THE_LOSS):

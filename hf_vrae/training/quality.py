@@ -27,8 +27,8 @@ JUDGE = """--model_type vrae --latent_size 0 --kl_schedule constant --word_dropo
 
 
 def peak_memory(device: torch.device) -> float:
-    """The most memory held so far, MiB: on a GPU what torch had allocated there, on a CPU all of this process, the
-    libraries' own half a GiB included."""
+    """The most memory held so far, MiB: on a GPU what torch had allocated there since the run began, on a CPU all of
+    this process, the libraries' own half a GiB included, and runs before in the same process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20
     import resource  # not on every platform

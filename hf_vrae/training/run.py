@@ -16,7 +16,7 @@ from accelerate.utils import set_seed
 from datasets import DatasetDict
 
 from ..evaluation.likelihood import evaluate
-from .accelerator import make_accelerator
+from .accelerator import main_process_first, make_accelerator
 from .arguments import Recipe, TrainArguments
 from .checkpoints import checkpoints, find_checkpoint, find_run, prepare_output_dir
 from .combinations import check_model
@@ -42,6 +42,8 @@ def run(recipe: Recipe) -> dict:
     recipe.check_data()
     asked, args = recipe, recipe.training
     accelerator = make_accelerator(args)
+    if accelerator.device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(accelerator.device)
     output_dir = Path(args.output_dir)
     if accelerator.is_main_process and not args.resume_from_checkpoint:
         find_run(output_dir, args.overwrite_output_dir)  # which may refuse
@@ -52,18 +54,19 @@ def run(recipe: Recipe) -> dict:
         if args.resume_from_checkpoint and not is_in_first_stage(args):
             find_checkpoint(output_dir, args.resume_from_checkpoint)
         autoencoder = autoencoder_arguments(args)
+        if not args.resume_from_checkpoint:
+            prepare(dataclasses.replace(recipe, training=autoencoder), accelerator)
         begin(recipe, accelerator)
         args = pretrain_autoencoder(recipe, autoencoder)
         recipe = dataclasses.replace(recipe, training=args)
     if args.report_to != "none":
         accelerator.init_trackers("hf_vrae", config=recipe.flat())
 
-    with accelerator.main_process_first():  # the others then find the results in the cache
-        task, data = (FrameTask if recipe.data.of_frames else TextTask).prepare(recipe)
+    task, data = prepare(recipe, accelerator)
     set_seed(args.seed)
     model = task.make_model(recipe, data["train"])
     if not first_stage:
-        begin(recipe, accelerator)  # now that all can be had: else a misspelt file would have cost a trained model
+        begin(recipe, accelerator)
     loop = TrainingLoop(model, task, data["train"], data["validation"], args, accelerator)
     resumed = accelerator.is_main_process and asked.training.resume_from_checkpoint
     if resumed and not loop.is_over():
@@ -109,13 +112,22 @@ def run(recipe: Recipe) -> dict:
     return results
 
 
+def prepare(recipe: Recipe, accelerator: Accelerator) -> tuple[TextTask | FrameTask, DatasetDict]:
+    """The task of a run, and its data."""
+    with main_process_first(accelerator):  # the others then find the results in the cache
+        return (FrameTask if recipe.data.of_frames else TextTask).prepare(recipe)
+
+
 def begin(recipe: Recipe, accelerator: Accelerator) -> None:
-    """Make `output_dir` this run's own, unless it goes on with what is there."""
+    """Make `output_dir` this run's own, unless it goes on with what is there. What else may refuse comes before: a
+    misspelt file would have cost a trained model."""
     args = recipe.training
     if accelerator.is_main_process and not args.resume_from_checkpoint:
         prepare_output_dir(args.output_dir, args.overwrite_output_dir)
         recipe.save(Path(args.output_dir) / "recipe.yaml")
     accelerator.wait_for_everyone()
+    if not Path(args.output_dir).is_dir():
+        raise ValueError(f"`output_dir` {args.output_dir!r} must be on a disk that all machines of the run share.")
 
 
 def any_data(recipe: Recipe) -> dict:

@@ -280,7 +280,13 @@ class FrameTask:
                     f"{reach:g}. Leave `scale_features` out."
                 )
         conditions = self.conditions.fields(train, recipe.model.label_classifier)
-        return make_model(recipe, input_size=num_channels(train), **self.columns, **scaling, **conditions)
+        model = make_model(recipe, input_size=num_channels(train), **self.columns, **scaling, **conditions)
+        if wanted is not None and wanted != (scaled := model.config.input_scale is not None):
+            raise ValueError(
+                f"`scale_features` is {wanted}, and the model {recipe.training.model_name_or_path!r} was trained "
+                f"{'with' if scaled else 'without'} scaling. Leave it out, or train a new model."
+            )
+        return model
 
     def collator(self, pad_to_multiple_of: int = 1) -> FrameCollator:
         return FrameCollator(pad_to_multiple_of)

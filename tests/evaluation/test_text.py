@@ -397,6 +397,21 @@ def test_texts_are_moved_between_two_labels_of_a_file(trained, tokenizer, tmp_pa
     for scores in results["strengths"].values():
         assert scores["num_texts"] == 20 and scores["perplexity"] > 1
     assert results["strengths"]["50"]["source_bleu"] <= results["strengths"]["0"]["source_bleu"]
+    command = [
+        "scripts/evaluate.py",
+        "--model",
+        str(tmp_path / "model"),
+        "--data",
+        paths[1],
+        "--transfer_train",
+        paths[0],
+    ]
+    for part in trained, tokenizer:
+        part.save_pretrained(tmp_path / "model")
+    command += "--label_values q s --num_text_samples 6 --num_samples 1 --max_samples 9 --output".split()
+    assert script([*command, str(tmp_path / "results.json")]) == 0
+    moved = json.loads((tmp_path / "results.json").read_text())["transfer"]["strengths"]
+    assert {scores["num_texts"] for scores in moved.values()} == {6}
     with pytest.raises(ValueError, match="two labels of column 'label'"):
         transfer_file(trained, tokenizer, *paths)
     with pytest.raises(ValueError, match="'label' does not condition this model"):

@@ -526,6 +526,13 @@ def test_frames_are_of_the_length_of_their_input_under_each_of_several_labels():
     torch.testing.assert_close(both.sequences[1:], alone.sequences)
 
 
+def test_one_label_for_all_frames_that_are_generated():
+    model = make_frame_model(**GUIDED)
+    for lengths, beginning in (([3, 4], None), ([3, 4], torch.randn(2, 1, 3)), (None, torch.randn(2, 1, 3))):
+        made = model.generate(labels="a", lengths=lengths, max_length=4, beginning=beginning)
+        assert made.lengths.tolist() == (lengths or [4, 4]) and not torch.equal(*made.sequences[:, 1:3])
+
+
 def test_labels_beside_ids_of_another_shape_are_refused():
     model = make_model(condition_labels=LABELS)
     beside = {"latents": torch.randn(3, 6), "labels": {"mood": "question"}}

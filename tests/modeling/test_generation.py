@@ -12,11 +12,12 @@ from transformers import (
     TextIteratorStreamer,
     set_seed,
 )
+from transformers.modeling_outputs import BaseModelOutput
 
 from hf_vrae.modeling.cache_name import CACHE
 from hf_vrae.modeling.encoders import VRAEEncoderOutput
 from hf_vrae.modeling.generation import RecurrentCache
-from tests.models import LANGUAGE_MODELS, VARIANTS, make_model
+from tests.models import LANGUAGE_MODELS, VARIANTS, make_frame_model, make_frames, make_model
 
 MODES = {
     "greedy": {},
@@ -251,6 +252,20 @@ def test_latents_in_place_of_an_input_only(model, batch):
     if model.config.latent_size:
         with pytest.raises(ValueError, match="finite numbers; row 2 has NaN"):
             model.generate(latents=torch.zeros(4, model.config.latent_size).index_fill(0, torch.tensor(2), torch.nan))
+
+
+def test_encoder_outputs_of_any_kind():
+    """Of another encoder the last hidden state is z."""
+    model, z = make_model().eval(), torch.randn(3, 6)
+    wanted = model.generate(latents=z, max_length=9)
+    for given in (BaseModelOutput(z.unsqueeze(1)), (z.unsqueeze(1),), VRAEEncoderOutput(z.unsqueeze(1))):
+        assert torch.equal(model.generate(encoder_outputs=given, max_length=9), wanted)
+    frames = make_frame_model().eval()
+    batch = {name: tensor for name, tensor in make_frames(frames).items() if name != "input_features"}
+    ones = torch.ones(len(batch["labels"]), 1, frames.config.latent_size)
+    wanted = frames(latents=ones[:, 0], **batch).reconstruction_loss
+    for given in (BaseModelOutput(ones), (ones,), VRAEEncoderOutput(ones)):
+        torch.testing.assert_close(frames(encoder_outputs=given, **batch).reconstruction_loss, wanted)
 
 
 def test_assisted_decoding_is_greedy_decoding_where_the_cache_rolls_back(model, batch):

@@ -400,6 +400,8 @@ def test_rows_that_do_not_fit(model, batch):
         model.log_importance_weights(0, **batch)
     with pytest.raises(TypeError, match="`num_sample` is of no batch of a .* Did you mean `num_samples`"):
         model.log_importance_weights(num_sample=3, **batch)
+    with pytest.raises(TypeError, match="`token_type_ids` tell apart the texts of a pair.*model_input_names"):
+        model.encode(**batch, token_type_ids=batch["input_ids"])
     with pytest.raises(TypeError, match="`label` is of no batch of a .* Did you mean `labels`"):
         model.encode(label=1, **batch)
     with pytest.raises(

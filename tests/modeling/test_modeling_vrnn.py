@@ -396,6 +396,9 @@ def test_generation_goes_on_from_a_cache():
         more = model.generate(part.sequences, max_new_tokens=4, **{name: cache}, **options)
         assert torch.equal(more.sequences, whole.sequences)
     assert cache.get_seq_length() == 4  # what was passed in stays as it is
+    for ids in (part.sequences[:, :4], part.sequences[:, :2]):
+        with pytest.raises(ValueError, match=rf"has read 4 tokens, so `inputs` must be .* got {ids.shape[1]}\."):
+            model.generate(ids, max_new_tokens=4, **{CACHE: cache}, **options)
 
 
 def test_given_latents_decide():
@@ -491,6 +494,10 @@ def test_refusals():
         model.evaluation_terms(2, None, svi_steps=1, **batch)
     with pytest.raises(ValueError, match="labels"):
         model(batch["input_ids"], labels=batch["labels"][:, 1:])
+    with pytest.raises(ValueError, match="With `labels` the bound is of whole sequences"):
+        model(**batch, latents=torch.randn(3, 6, 3))
+    with pytest.raises(ValueError, match=r"`beginning` must be \[3 or 1, S, F\], got \[2, 1, 4\]"):
+        make_model("frames").generate(latents=torch.randn(3, 5, 3), max_length=5, beginning=torch.randn(2, 1, 4))
     frames = make_batch("frames")
     with pytest.raises(ValueError, match="`labels` must score the input's frames"):
         make_model("frames")(**frames | {"labels": frames["labels"][:, 1:]})
@@ -533,6 +540,13 @@ def test_frames_with_padding_in_front_are_reconstructed_as_without():
 def test_a_prompt_of_a_model_without_a_mark_of_padding():
     model = make_model(pad_token_id=None)
     assert model.generate(torch.tensor([[2, 5, 6]]), max_new_tokens=3, eos_token_id=None).shape == (1, 6)
+
+
+def test_marks_that_a_model_lacks():
+    model = make_model(bos_token_id=None, eos_token_id=None)
+    assert model.generate(torch.tensor([[2, 5, 6]]), max_new_tokens=3).shape == (1, 6)
+    with pytest.raises(ValueError, match="`bos_token_id`, which is None"):
+        model.generate(latents=torch.randn(2, 3, 3), max_new_tokens=3)
 
 
 def test_attentions_are_asked_for_by_name_and_refused():

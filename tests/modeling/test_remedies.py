@@ -334,6 +334,12 @@ def test_free_bits_above_what_a_family_keeps_are_read(options, batch):
     assert not torch.equal(made[0][0], made[1][0]) or not torch.equal(made[0][1], made[1][1])
 
 
+def test_the_bound_of_several_samples_makes_what_the_decoder_reads(batch):
+    model = make_model(num_train_samples=3).train()
+    with pytest.raises(ValueError, match="`num_train_samples` above 1 makes what the decoder reads of `labels`"):
+        model(**batch, labels=labels_of(model, batch), decoder_input_ids=batch["input_ids"][:, :-1])
+
+
 def test_the_bound_of_several_samples_on_a_sphere_has_a_quiet_gradient(batch):
     """z turns with the mean, so that log q(z) has no gradient in it: the draws nearly agree on the rest."""
     model = make_model(posterior="vmf", num_train_samples=8, concentration=50.0, initializer_range=0.1, **DRY)

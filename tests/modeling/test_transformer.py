@@ -166,6 +166,22 @@ def test_frames_without_autoregression(batch):
     torch.testing.assert_close(*predictions)
 
 
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"model_type": "xlnet", "d_model": 16, "n_layer": 1, "n_head": 2, "d_inner": 16},  # of no last position
+        {**BERT, "model_type": "squeezebert", "embedding_size": 16}  # reads its pooler
+        | {f"{part}_groups": 1 for part in ("q", "k", "v", "post_attention", "intermediate", "output")},
+    ],
+    ids=lambda config: config["model_type"],
+)
+def test_padding_changes_nothing_in_encoders_of_transformers(config, batch):
+    model = make_model(encoder_config=config).eval()
+    rows = zip(batch["input_ids"], batch["attention_mask"].sum(1), strict=True)
+    alone = [model.encode(ids[None, :length]).mean for ids, length in rows]
+    torch.testing.assert_close(model.encode(**batch).mean, torch.cat(alone), atol=1e-5, rtol=1e-4)
+
+
 def test_sequences_longer_than_there_are_positions(batch):
     kinds = ({f"{part}_type": kind} for kind in ("transformer", "independent") for part in ("encoder", "decoder"))
     ours = [{**kind, "max_position_embeddings": 6} for kind in kinds]
@@ -208,6 +224,7 @@ def test_sequences_longer_than_there_are_positions(batch):
         ({"decoder_config": {"model_type": "openai-gpt"}}, "gives other logits than in one pass"),
         ({"decoder_config": {"model_type": "lfm2"}}, "gives other logits than in one pass"),
         ({"encoder_config": {"model_type": "t5"}}, "`encoder_config` is of an encoder with a decoder"),
+        ({"encoder_config": {"model_type": "fnet"}}, "`encoder_config` of `model_type` fnet makes no encoder"),
         ({"decoder_config": GPT2, "decoder_type": "independent"}, "not of type independent"),
         ({"decoder_config": GPT2, "input_size": 3}, "are of models of words"),
         ({"encoder_type": "transformer", "latent_size": 0}, "a language model without encoder"),

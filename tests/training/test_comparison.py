@@ -363,6 +363,8 @@ def test_an_autoencoder_first_is_part_of_the_run_and_of_its_resumption(tiny, tmp
     for path in checkpoints(tmp_path / "resumed"):
         shutil.rmtree(path)
     files = {path: path.stat().st_mtime_ns for path in (tmp_path / "resumed").iterdir()}
+    with pytest.raises(ValueError, match="There is no file 'misspelt.txt'"):
+        run(tiny(f"{flags} --overwrite_output_dir --train_file misspelt.txt", "resumed"))
     for name, message in (("latest", "holds no checkpoint"), ("nowhere", "'latest' or a checkpoint folder")):
         with pytest.raises(ValueError, match=message):
             run(tiny(f"{flags} --resume_from_checkpoint {name}", "resumed"))

@@ -5,7 +5,6 @@ import json
 import os
 import shutil
 import signal
-import threading
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -14,7 +13,14 @@ import pytest
 import torch
 from accelerate import Accelerator
 from safetensors.torch import load_file
-from transformers import AutoModel, AutoTokenizer, GPT2Config, GPT2LMHeadModel
+from transformers import (
+    AutoModel,
+    AutoTokenizer,
+    GPT2Config,
+    GPT2LMHeadModel,
+    MixtralConfig,
+    MixtralForCausalLM,
+)
 from transformers.tokenization_utils_base import VERY_LARGE_INTEGER
 
 from hf_vrae import VRAEForSequenceGeneration
@@ -22,9 +28,9 @@ from hf_vrae.hub import load
 from hf_vrae.measure import evaluate_file
 from hf_vrae.modeling import distributions
 from hf_vrae.training import loop as loop_module
-from hf_vrae.training.accelerator import make_accelerator, use_all_of_the_cpu
+from hf_vrae.training.accelerator import main_process_first, make_accelerator, use_all_of_the_cpu
 from hf_vrae.training.arguments import parse_recipe
-from hf_vrae.training.checkpoints import checkpoints
+from hf_vrae.training.checkpoints import checkpoints, find_run
 from hf_vrae.training.loop import Interrupted, TrainingLoop
 from hf_vrae.training.optimization import learning_rate_schedule, make_optimizer
 from hf_vrae.training.run import autoencoder_arguments, run
@@ -75,7 +81,19 @@ def test_threads_that_a_user_names_are_kept_and_a_launchers_are_shared_out(monke
     use_all_of_the_cpu(shared)
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")
     use_all_of_the_cpu(alone)
-    assert named == [3, 6]
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "1")  # the other process is on another machine
+    use_all_of_the_cpu(shared)
+    assert named == [3, 6, 6]
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_an_error_of_the_main_process_leaves_no_other_waiting(first):
+    order = []
+    state = SimpleNamespace(is_main_process=first, wait_for_everyone=lambda: order.append("wait"))
+    with pytest.raises(ValueError, match="mine"), main_process_first(state):
+        order.append("work")
+        raise ValueError("mine")
+    assert order == (["work", "wait"] if first else ["wait", "work"])
 
 
 def test_training_lowers_the_bound(tiny):
@@ -167,10 +185,15 @@ def test_runs_repeat_themselves_and_seeds_differ(tiny, tmp_path):
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_an_interrupted_run_saves_itself_and_goes_on(number, tiny, tmp_path):
-    handler = signal.getsignal(number)
-    timer = threading.Timer(1.5, os.kill, (os.getpid(), number))
-    timer.start()
+def test_an_interrupted_run_saves_itself_and_goes_on(number, tiny, tmp_path, monkeypatch):
+    handler, update = signal.getsignal(number), TrainingLoop.update
+
+    def interrupted(self, *args):
+        if self.state.step == 5:
+            os.kill(os.getpid(), number)
+        return update(self, *args)
+
+    monkeypatch.setattr(TrainingLoop, "update", interrupted)
     with pytest.raises(Interrupted, match="Interrupted at step .*--resume_from_checkpoint latest") as caught:
         run(tiny("--max_steps 100000 --save_steps 100000"))
     assert caught.value.signal_number == number and signal.getsignal(number) is handler
@@ -178,8 +201,8 @@ def test_an_interrupted_run_saves_itself_and_goes_on(number, tiny, tmp_path):
     step = json.loads((saved / "state.json").read_text())["step"]
     assert saved.name == f"checkpoint-{step}" and AutoModel.from_pretrained(saved)
     # The command that the message gives, up to the end of this test's patience.
-    recipe = tiny(f"--max_steps {step + 2} --resume_from_checkpoint latest")
-    assert run(recipe)["run"]["steps"] == step + 2
+    recipe = tiny("--max_steps 8 --resume_from_checkpoint latest")
+    assert step == 6 and run(recipe)["run"]["steps"] == 8
 
 
 def test_a_loss_that_is_no_number_stops_the_run(tiny, tmp_path, monkeypatch):
@@ -198,6 +221,8 @@ def test_a_loss_that_is_no_number_stops_the_run(tiny, tmp_path, monkeypatch):
     batch = json.loads((tmp_path / "run" / "nan_batch.json").read_text())
     assert batch["step"] == 9 and len(batch["indices"]) == len(batch["texts"]) == 16
     assert [path.name for path in checkpoints(tmp_path / "run")] == ["checkpoint-6"]
+    (tmp_path / "run" / "partial-checkpoint-9").mkdir()  # as a run leaves it that is killed there
+    assert {"nan_batch.json", "partial-checkpoint-9"} < {path.name for path in find_run(tmp_path / "run", True)}
     good = AutoModel.from_pretrained(tmp_path / "run" / "checkpoint-6")
     assert all(torch.isfinite(parameter).all() for parameter in good.parameters())
 
@@ -691,6 +716,41 @@ def test_a_frozen_pretrained_decoder(tiny, tmp_path, tokenizer):
     assert weights(tmp_path / "resumed") == weights(tmp_path / "whole")
     with pytest.raises(ValueError, match="are parts of a vrae of words"):
         run(tiny(flags + "--builtin frames", "frames"))
+
+
+def test_checkpoints_have_the_names_of_the_modules(tiny, tmp_path, tokenizer):
+    """transformers would write those of a mixture of experts as they were published, which no module of it has."""
+    sizes = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = MixtralConfig(
+        vocab_size=len(tokenizer), num_key_value_heads=2, num_local_experts=2, num_experts_per_tok=1,
+        pad_token_id=0, bos_token_id=2, eos_token_id=3, **sizes,
+    )  # fmt: skip
+    MixtralForCausalLM(config).save_pretrained(tmp_path / "experts")
+    tokenizer.save_pretrained(tmp_path / "experts")
+    flags = f"--decoder_name_or_path {tmp_path / 'experts'} --max_steps 4 --save_steps 2"
+    run(tiny(flags, "whole"))
+    assert AutoModel.from_pretrained(tmp_path / "whole/checkpoint-2").config.vocab_size == len(tokenizer)
+    shutil.copytree(tmp_path / "whole", tmp_path / "resumed")
+    shutil.rmtree(tmp_path / "resumed/checkpoint-4")
+    run(tiny(flags + " --resume_from_checkpoint latest", "resumed"))
+    assert weights(tmp_path / "resumed") == weights(tmp_path / "whole")
+
+
+def test_another_optimizer_or_precision_does_not_go_on(tiny, tmp_path, monkeypatch):
+    """But Adam goes on for AdamW: they have the same moments."""
+    run(tiny("--optim adamw --weight_decay 0.1 --max_steps 6"))
+    for flags, decoupled in (("adam", False), ("adamw", True)):
+        loops = []
+        monkeypatch.setattr(TrainingLoop, "run", lambda self, loops=loops: (loops.append(self), 1 / 0))
+        with pytest.raises(ZeroDivisionError):
+            run(tiny(f"--optim {flags} --resume_from_checkpoint latest --max_steps 9"))
+        assert loops[0].optimizer.param_groups[0]["decoupled_weight_decay"] is decoupled
+    for flags in ("lamb", "sgd"):
+        with pytest.raises(ValueError, match=f"`optim` {flags} is not the optimizer of the checkpoint"):
+            run(tiny(f"--optim {flags} --resume_from_checkpoint latest --max_steps 9"))
+    monkeypatch.setattr(loop_module, "use_plain_model_files", lambda accelerator: setattr(accelerator, "scaler", 1))
+    with pytest.raises(ValueError, match="`mixed_precision` fp16 goes on with .* was not trained in fp16"):
+        run(tiny("--optim adamw --resume_from_checkpoint latest --max_steps 9"))
 
 
 def test_own_files_by_another_tokenizer(tiny, tmp_path, corpus):

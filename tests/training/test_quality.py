@@ -1,6 +1,7 @@
 """What a run measures of its model beside the likelihood."""
 
 import json
+import re
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from hf_vrae.data.grammar import generate_corpus
 from hf_vrae.data.tokenization import train_tokenizer
 from hf_vrae.training import accelerator, quality
 from hf_vrae.training.arguments import parse_recipe
+from hf_vrae.training.loop import Interrupted, TrainingLoop
 from hf_vrae.training.run import run
 from tests.scripts import fresh_accelerator
 from tests.training.conftest import TINY
@@ -40,6 +42,17 @@ def test_of_text(family, tmp_path):
     samples = (tmp_path / "run/judges/reverse_ppl/train.txt").read_text().splitlines()
     real = (tmp_path / "run/judges/reference_reverse_ppl/train.txt").read_text().splitlines()
     assert len(samples) == len(real) == 40
+
+
+def test_what_is_interrupted_in_a_judge_goes_on_as_the_run(tiny, tmp_path, monkeypatch):
+    flush = TrainingLoop.flush
+    monkeypatch.setattr(TrainingLoop, "flush", lambda self: flush(self) or 15 * (self.output_dir.name == "model"))
+    recipe = f"--config {tmp_path / 'run' / 'recipe.yaml'} --resume_from_checkpoint latest"
+    with pytest.raises(Interrupted, match=re.escape(recipe)):
+        run(tiny("--num_quality_samples 5"))
+    monkeypatch.setattr(TrainingLoop, "flush", flush)
+    fresh_accelerator()
+    assert run(parse_recipe(recipe.split()))["reverse_ppl"] > 1
 
 
 def test_of_frames(tiny):

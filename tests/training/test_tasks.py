@@ -92,6 +92,15 @@ def test_resumption_is_exact_and_its_time_is_of_the_whole_run(family, flags, rec
     assert described["steps_per_second"] == pytest.approx(4 / described["training_seconds"])
 
 
+def test_a_model_to_start_from_takes_the_separators_of_the_run(recipe, tmp_path):
+    run(recipe("hierarchical", "--segment_separators .", "first"))
+    for asked, name in (("--segment_separators ?", "second"), ("", "third")):
+        run(recipe("hierarchical", f"--model_name_or_path {tmp_path / 'first'} {asked}", name))
+    ends = [json.loads((tmp_path / name / "config.json").read_text()) for name in ("first", "second", "third")]
+    first, second, third = (config["segment_separator_ids"] for config in ends)
+    assert first == third != second
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_trained_model_of_frames_is_measured_and_walked_in(family, recipe, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
@@ -186,6 +195,10 @@ def test_a_grid_of_values_is_scaled_to_it_and_counted_in_bits(recipe, tmp_path, 
     with_lengths = run(recipe("vrnn", f"{common} --head categorical --predict_length True", "with_lengths"))
     assert "bits_per_value" not in with_lengths  # which also pays for the length
     assert run(recipe("vrae", f"{common} --head gaussian --scale_features False", "raw")).get("units") is None
+    begins = f"{common} --head gaussian --model_name_or_path {tmp_path / 'raw'}"
+    assert run(recipe("vrae", f"{begins} --scale_features False", "second")).get("units") is None
+    with pytest.raises(ValueError, match="`scale_features` is True, and the model .* was trained without scaling"):
+        run(recipe("vrae", f"{begins} --scale_features True", "third"))
 
 
 @pytest.mark.parametrize("family", FAMILIES)
