@@ -76,6 +76,21 @@ class LatentSequenceModel(PreTrainedModel):
             )
         return loaded
 
+    def _check_schedules(self) -> None:
+        """Refuse of what schedules set that for which a bound of several samples has no term."""
+        resampling = getattr(self.config, "resampling", False)
+        for name, value, usual in (
+            ("kl_capacity", self.kl_capacity, None),
+            ("sampling_probability", self.sampling_probability, 0.0),
+            ("kl_weight", self.kl_weight if resampling else 1.0, 1.0),
+        ):
+            if value != usual:
+                bound = f"{self.config.num_train_samples}{' with `resampling`' if resampling else ''}"
+                raise ValueError(
+                    f"`{name}` {value} says nothing to the bound of `num_train_samples` {bound}. Leave it at {usual}, "
+                    "or train with one sample."
+                )
+
     def _check_fields(self, batch: dict) -> None:
         """Refuse what [`forward`] does not take either: a misspelt name would go unread."""
         if "token_type_ids" in batch:  # by default BERT's tokenizer gives them
@@ -351,6 +366,7 @@ class OneLatentModel(LatentSequenceModel):
 
         `kl_weight` is that of log q - log p in each weight.
         """
+        self._check_schedules()
         z = posterior.rsample((self.config.num_train_samples,))  # [K, B, D]
         p = self._prior_beside(posterior, condition)
         log_likelihood, weighted_nll = self._weighable_log_likelihood(join(z, condition), target)

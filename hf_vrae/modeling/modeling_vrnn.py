@@ -325,6 +325,8 @@ class VRNNPreTrainedModel(LatentSequenceModel):
         configured in training."""
         config = self.config
         samples = config.num_train_samples if self.training else 1
+        if samples > 1:
+            self._check_schedules()
         rows = len(observed.phi_x)
         noise = self._noise(samples, observed, None if self.training else generators_of_rows(rows))
         if config.resampling and self.training:

@@ -11,6 +11,7 @@ from hf_vrae import VRAEForSequenceGeneration
 from hf_vrae.modeling.distributions import DiagonalGaussian
 from hf_vrae.modeling.inference import refine
 from hf_vrae.modeling.kernels import Dropout
+from tests.modeling.test_modeling_vrnn import make_model as make_vrnn
 from tests.models import LANGUAGE_MODELS, make_model
 
 DRY = {"dropout": 0.0, "word_dropout": 0.0}  # nothing random but z
@@ -338,6 +339,25 @@ def test_the_bound_of_several_samples_makes_what_the_decoder_reads(batch):
     model = make_model(num_train_samples=3).train()
     with pytest.raises(ValueError, match="`num_train_samples` above 1 makes what the decoder reads of `labels`"):
         model(**batch, labels=labels_of(model, batch), decoder_input_ids=batch["input_ids"][:, :-1])
+
+
+@pytest.mark.parametrize("make", [make_model, make_vrnn], ids=["vrae", "vrnn"])
+def test_schedules_that_the_bound_of_several_samples_does_not_know(make, batch):
+    model = make(num_train_samples=3).train()
+    words = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100)
+    labels = labels_of(model, batch) if make is make_model else words
+    for name, value in (("kl_capacity", 3.0), ("sampling_probability", 0.5)):
+        setattr(model, name, value)
+        with pytest.raises(
+            ValueError, match=f"`{name}` {value} says nothing to the bound of `num_train_samples` 3\\."
+        ):
+            model(**batch, labels=labels)
+        delattr(model, name)
+    assert model(**batch, labels=labels).loss.isfinite()
+    model = make_vrnn(num_train_samples=3, resampling=True).train()
+    model.kl_weight = 0.5
+    with pytest.raises(ValueError, match="`kl_weight` 0.5 says nothing to the bound .* 3 with `resampling`"):
+        model(**batch, labels=words)
 
 
 def test_the_bound_of_several_samples_on_a_sphere_has_a_quiet_gradient(batch):
