@@ -63,6 +63,9 @@ def said(model, batch):
         given = {"input_ids": given["input_ids"][:, :1]}
     decoded = model.generate(**given, max_length=7)
     if frames:
+        if model.config.model_type == "hierarchical_vrae":  # boundaries of another device than the frames
+            segments = torch.arange(given["input_features"].shape[1]).expand(len(given["input_features"]), -1) // 3
+            model.generate(**given | {"segment_ids": segments}, max_length=7)
         begun = sample_frames(model, [5, 3], beginning=torch.zeros(2, model.config.input_size).numpy())["sample"]
         return bound.cpu(), decoded.sequences.cpu(), torch.as_tensor(begun)
     return bound.cpu(), decoded.cpu()

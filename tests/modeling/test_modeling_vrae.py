@@ -366,6 +366,12 @@ def test_labels_are_of_the_steps_that_are_read(training, batch):
         model(**batch, decoder_attention_mask=batch["attention_mask"])
 
 
+def test_labels_of_32_bits(batch):
+    model = make_model().eval()
+    labels = model.labels_from_input_ids(**batch)
+    assert model(**batch, labels=labels.int()).loss == model(**batch, labels=labels).loss
+
+
 def test_bad_token_ids(batch):
     model = make_model()
     labels = labels_of(model, batch)

@@ -109,6 +109,19 @@ def test_the_loss_of_a_line_is_that_of_its_updates(tiny, tmp_path):
         assert row["loss"] == pytest.approx(row["reconstruction"] + 0.5 * row["kl"], rel=1e-5)
 
 
+def test_the_gradient_norm_of_a_line_is_of_the_updates_that_were_taken():
+    """Float16's gradient scaler skips one that overflows."""
+    written = {}
+    loop = SimpleNamespace(
+        state=SimpleNamespace(pending=[[2, 2, 0, 2, 5, float("inf")], [2, 2, 0, 2, 5, 4.0]], step=2), clock=0,
+        task=SimpleNamespace(unit="tokens"), kl_weight=lambda step: 1, learning_rate=lambda step: 1,
+        args=SimpleNamespace(aggressive=False), kl_schedule=SimpleNamespace(kind="linear"),
+        write=lambda kind, values: written.update(values),
+    )  # fmt: skip
+    TrainingLoop.log_training(loop, SimpleNamespace(set_postfix_str=lambda text: None))
+    assert written["grad_norm"] == 4 and written["loss"] == 1
+
+
 def same_noise(monkeypatch):
     """Take the randomness out, so that updates that should be equal can be compared."""
     monkeypatch.setattr(distributions, "_standard_normal", lambda shape, like, generator: torch.zeros(shape))
