@@ -104,6 +104,11 @@ def draw_latents(model, count: int, generator: torch.Generator | None = None, **
     return p.sample((), generator=generator)
 
 
+def seed_behind(generator: torch.Generator) -> int:
+    """A seed for words, by other numbers than a generator gave z: the same ones would tie x to z beyond p(x|z)."""
+    return int(torch.randint(2**62, (), generator=generator))
+
+
 @torch.no_grad()
 def encode_texts(model, tokenizer, texts: list[str], batch_size: int = 64, labels=None) -> torch.Tensor:
     """Posterior means of texts, or of a vMF posterior directions, [N, D]: what stands for a text in latent space.
@@ -167,8 +172,8 @@ def sample_texts(model, tokenizer, count: int, seed: int | None = None, labels=N
     generator = None if seed is None else torch.Generator().manual_seed(seed)
     under = each_label(model, count, {}) if labels is None else {"labels": for_all(labels, count)}
     latents = draw_latents(model, count, generator, **under)
-    if generator is not None:  # the words by other numbers than z
-        seed = int(torch.randint(2**62, (), generator=generator))
+    if generator is not None:
+        seed = seed_behind(generator)
     with stream(seed, model.device):
         texts, said = decode_latents(model, tokenizer, latents, **under, **options), under.get("labels")
     if said and not isinstance(said, dict):

@@ -2,7 +2,7 @@
 
 import hashlib
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -322,12 +322,19 @@ def _steps(path: str, encoding: str) -> pa.Table:
     steps = read()
     numbers = _of_numbers(steps)
     if len(numbers) == len(steps.column_names):
-        if len(numbers) > 1:
-            return steps
-        steps = read(skip_blank_lines=False)  # of a single column, where an empty cell is a blank line
-        return steps[: np.flatnonzero(steps[0].is_valid())[-1] + 1]  # but the last lines are none
+        return steps if len(numbers) > 1 else _with_blank_lines(path, encoding, steps, read)
     as_they_stand = read(keep_default_na=False)
     return pa.table({name: (steps if name in numbers else as_they_stand)[name] for name in steps.column_names})
+
+
+def _with_blank_lines(path: str, encoding: str, steps: pa.Table, read: Callable[..., pa.Table]) -> pa.Table:
+    """The steps of a single column with its empty cells, which are blank lines; before the header and at the end of a
+    file these are none."""
+    with open(path, encoding=encoding) as lines:
+        before = next(i for i, line in enumerate(lines) if line.strip())
+    whole = read(skip_blank_lines=False, skiprows=before)
+    ends = [1 + max(np.flatnonzero(table[0].is_valid()), default=-1) for table in (whole, steps)]
+    return whole[: ends[0] + len(steps) - ends[1]]  # a NaN that is written at the end stays
 
 
 def _of_numbers(table: pa.Table) -> list[str]:

@@ -134,6 +134,21 @@ class RecurrentCache(Cache):
         return copied
 
 
+def num_unread(cache: Cache, length: int, name: str) -> int:
+    """How many of so many tokens, passed by this name, a cache has not read.
+
+    Raises:
+        ValueError: where it has read all.
+    """
+    read = cache.get_seq_length()
+    if read >= length:
+        raise ValueError(
+            f"`{CACHE}` has read {read} tokens, so `{name}` must be those and at least one more, got {length}. Pass "
+            "the whole `sequences` that the earlier call returned."
+        )
+    return length - read
+
+
 def copy_of(cache: Cache, recurrent: bool) -> Cache:
     """A cache of the same tensors whose updates leave this one as it is; of a recurrent decoder, or of another.
 

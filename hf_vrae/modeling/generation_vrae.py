@@ -8,7 +8,7 @@ from transformers.generation import GenerationMixin
 
 from .cache_name import CACHE, rename_cache
 from .encoders import VRAEEncoderOutput, as_encoder_output
-from .generation import Draw, Guidance, copy_of, decode
+from .generation import Draw, Guidance, copy_of, decode, num_unread
 from .kernels import PackedLinear, is_plain
 from .modeling_conditional import CONDITIONS
 from .modeling_latent import check_finite, check_ids
@@ -225,13 +225,7 @@ class VRAEGenerationMixin(GenerationMixin):
     def prepare_inputs_for_generation(self, input_ids, next_sequence_length=None, **kwargs):
         cache = kwargs.get(CACHE)
         if cache is not None and next_sequence_length is None:
-            next_sequence_length = input_ids.shape[1] - cache.get_seq_length()
-            if next_sequence_length < 1:
-                raise ValueError(
-                    f"`{CACHE}` has read {cache.get_seq_length()} tokens, so `decoder_input_ids` must be those and at "
-                    f"least one more, got {input_ids.shape[1]}. Pass the whole `sequences` that the earlier call "
-                    "returned."
-                )
+            next_sequence_length = num_unread(cache, input_ids.shape[1], "decoder_input_ids")
         return super().prepare_inputs_for_generation(input_ids, next_sequence_length, **kwargs)
 
     @classmethod

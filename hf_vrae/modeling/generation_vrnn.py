@@ -5,7 +5,7 @@ from transformers.generation import GenerationMixin
 from transformers.utils import logging
 
 from .cache_name import CACHE, rename_cache
-from .generation import copy_of
+from .generation import copy_of, num_unread
 from .modeling_latent import check_token_ids
 
 logger = logging.get_logger(__name__)
@@ -55,11 +55,8 @@ class VRNNGenerationMixin(GenerationMixin):
             self._warn_of_marks(inputs, self._mask(inputs, None, kwargs.get("attention_mask")))
         given = kwargs.get("inputs_embeds") if inputs is None else inputs
         kwargs["num_observed"] = 1 if given is None else given.shape[1]
-        if kwargs.get(CACHE) is not None and (read := kwargs[CACHE].get_seq_length()) >= kwargs["num_observed"]:
-            raise ValueError(
-                f"`{CACHE}` has read {read} tokens, so `inputs` must be those and at least one more, got "
-                f"{0 if given is None else given.shape[1]}. Pass the whole sequences that the earlier call returned."
-            )
+        if kwargs.get(CACHE) is not None:
+            num_unread(kwargs[CACHE], kwargs["num_observed"], "inputs")
         return super().generate(inputs, *args, **kwargs)
 
     def _warn_of_marks(self, input_ids: torch.LongTensor, mask: torch.Tensor) -> None:

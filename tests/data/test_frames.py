@@ -112,8 +112,15 @@ def test_tables_of_steps(write):
     everything = load_frames(path, sequence_column="who")["train"]
     assert_are(everything, [[[0, 1, np.nan], [1, 3, 6]], [[0, 2, 5], [1, 4, 7]]])
     assert_are(load_frames(path, feature_columns=["b"])["train"], [[[np.nan], [5], [6], [7]]])
-    for end in ("", "\n", "\n\n"):  # an empty cell of the only column is a blank line
-        assert_are(load_frames(write("c.csv", "x\n0\n\n2\n" + end))["train"], [[[0], [np.nan], [2]]])
+    for begin, end in (
+        ("", ""),
+        ("", "\n"),
+        ("", "\n\n"),
+        ("\n", "\n"),
+    ):  # an empty cell of the only column is a blank line
+        assert_are(load_frames(write("c.csv", begin + "x\n0\n\n2\n" + end))["train"], [[[0], [np.nan], [2]]])
+    assert_are(load_frames(write("d.csv", "x\n0\nNaN\n"))["train"], [[[0], [np.nan]]])
+    assert_are(load_frames(write("e.csv", "x\nNaN\nNaN\n"))["train"], [[[np.nan], [np.nan]]])
     named = write(
         "n.csv", "who,a,label\nNA,1,None\nNA,NaN,None\nx,3,walk\ny,4,\n"
     )  # names are words, numbers are none

@@ -9,7 +9,7 @@ from tqdm.auto import tqdm
 
 from ...data.collators import AutoencodingCollator, CausalCollator
 from ...data.tokenization import decode
-from ...latent import OF_ALL_WORDS, draw_latents, interpolate, is_on_sphere, stream
+from ...latent import OF_ALL_WORDS, draw_latents, interpolate, is_on_sphere, seed_behind, stream
 from ..information import in_evaluation_mode
 from ..likelihood import noise_generators, perplexity
 from .strings import bleu_signature, compare, interpolation_smoothness, sample_quality
@@ -164,7 +164,7 @@ def draw_samples(
         under, generator = conditions or {}, torch.Generator().manual_seed(seed)
         with in_evaluation_mode(model):
             latents = draw_latents(model, count, generator, **under)  # [N, D]
-        seed = int(torch.randint(2**62, (), generator=generator))  # the words by other numbers than z
+        seed = seed_behind(generator)
         parts = [slice(start, start + batch_size) for start in range(0, count, batch_size)]
         starts = [{"latents": latents[part], **{name: rows[part] for name, rows in under.items()}} for part in parts]
     else:  # one latent a token, drawn as the text grows
