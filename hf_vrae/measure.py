@@ -86,17 +86,20 @@ def evaluate_file(
     task = task_of(model, tokenizer, max_length)
     if task.unit != "tokens" and (num_text_samples is not None or judge is not None):
         raise ValueError("`num_text_samples` and `judge` are of text, and this is a model of frames. Leave them out.")
+    if task.unit != "tokens" and max_length is not None:
+        raise ValueError("`max_length` cuts texts, and this is a model of frames. Leave it out; `window` cuts frames.")
     if num_text_samples is not None:
         bleu_signature()  # says at once, not after the likelihoods, if the extra is missing
         if num_text_samples < 2:
             raise ValueError(f"`num_text_samples` must be at least 2, for self-BLEU, got {num_text_samples}.")
     elif judge is not None:
         raise ValueError("`judge` reads the samples of the text metrics: pass --text_metrics too.")
-    if probe_label in (*task.conditions.labels, *task.conditions.attributes):
-        raise ValueError(
-            f"`probe_label` {probe_label!r} conditions the model, whose encoder is told it. Probe another column, or "
-            "a model without that condition."
-        )
+    for name, column in (("probe_label", probe_label), ("anomaly_label", anomaly_label)):
+        if column in (*task.conditions.labels, *task.conditions.attributes):
+            raise ValueError(
+                f"`{name}` {column!r} conditions the model, which is told it. Name another column, or take a model "
+                "without that condition."
+            )
     if disentanglement and path is not None:
         raise ValueError(
             f"`disentanglement` needs the true factors, which only the built-in corpus has; got the file {path!r}. "
@@ -116,10 +119,13 @@ def evaluate_file(
         metrics["disentanglement"] = evaluate_disentanglement(model, data, collator, batch_size, seed)
     if probe_label is not None and accelerator.is_main_process:
         train = task.ready(_read(task, probe_train, "train", **reading), "train")
-        parts = (_labelled(value_names(d, probe_label), representations(model, d, collator)) for d in (train, data))
+        parts = (
+            _labelled(value_names(d, probe_label, "probe_label"), representations(model, d, collator))
+            for d in (train, data)
+        )
         metrics["probe"] = probe(*(part for both in parts for part in both))
     if anomaly_label is not None:
-        labels = value_names(data, anomaly_label)
+        labels = value_names(data, anomaly_label, "anomaly_label")
         check_normal(_labelled(labels)[-1], normal)  # at once, not after the likelihoods
     options = {"svi_steps": svi_steps, "per_sequence": True}
     metrics |= evaluate(model, data, collator, num_samples, batch_size, seed, accelerator, **options)
@@ -205,13 +211,15 @@ def walk_frames(
             each combination of values in turn, and others under the sequences' own.
     """
     task = task_of(model, None)
+    if reading.get("guidance_scale") is not None:
+        raise ValueError("`guidance_scale` of frames is an option of the model's `generate` alone. Leave it out.")
     _check_options(task, reading)
     if labels is not None and not (model.config.model_type == "vrae" and model.config.condition_labels):
         raise ValueError("`labels` are of a model with `condition_labels`, which this one has not. Leave them out.")
     if mode != "sample" and max_length is not None:
         raise ValueError(f"`max_length` is of samples: a {mode} is as long as its sequences. Leave it out.")
     if mode == "sample":
-        max_length = max_length or 100
+        max_length = 100 if max_length is None else max_length
         under = each_label(model, count, {}) if labels is None else {"labels": labels}
         return sample_frames(model, [max_length] * count, do_sample, **under)
     data = task.ready(_read(task, path, **reading))
@@ -399,6 +407,12 @@ def label_agreement(
         rows = generate_corpus()["train"]
     else:
         rows = load_text(test_file=train_path, **(reading or {}))["test"]
+    if label not in rows.column_names:
+        where = f"the file {train_path!r}" if train_path else "the built-in corpus, taken where no file is named,"
+        raise ValueError(
+            f"`label_agreement` learns the label {label!r} from a column of that name, and {where} has "
+            f"{rows.column_names}. Name another file."
+        )
     pairs = zip(rows["text"][:], label_names(rows, label), strict=True)
     pairs = [(text.strip(), name) for text, name in pairs if (text or "").strip() and name in names[label]]
     classifier = train_text_classifier([text for text, _ in pairs], [name for _, name in pairs])

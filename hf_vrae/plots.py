@@ -61,7 +61,8 @@ def plot_training_curves(metrics_file: str | Path, picture: str | Path | None = 
     else:
         curve(information, validation, "mutual_information", "mutual information", color="tab:purple", **dots)
         information.set(title="What the latent says", ylabel="mutual information, nats")
-        information.set_ylim(bottom=0)
+        told = [row["mutual_information"] for row in validation]  # an estimate, which may be below 0
+        information.set_ylim(min([0, *told]), 1.05 * max([0.1, *told]))
     units = information.twinx()
     curve(units, validation, "active_units", "active units (right)", color="tab:orange", linestyle="--", **dots)
     # Room above, so that all units active is a line and not the frame; whole numbers only.

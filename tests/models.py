@@ -90,10 +90,18 @@ FRAME_VARIANTS = {head: {"head": head} for head in HEADS} | {
 }
 
 
+SIZES_OF_HEADS = {
+    "nade": {"nade_hidden_size": 6},
+    "gaussian_mixture": {"num_mixtures": 2},
+    "logistic_mixture": {"num_mixtures": 2, "num_levels": 5},
+    "categorical": {"num_levels": 5},
+}
+
+
 def make_frame_model(**options) -> VRAEForFrameGeneration:
     """As [`make_model`], of frames with three channels."""
-    sizes = {"input_size": 3, "embedding_size": 8, "latent_size": 4, "num_levels": 5, "num_mixtures": 2}
-    hidden = {"encoder_hidden_size": 8, "decoder_hidden_size": 8, "initializer_range": 0.5, "nade_hidden_size": 6}
+    sizes = {"input_size": 3, "embedding_size": 8, "latent_size": 4} | SIZES_OF_HEADS.get(options.get("head"), {})
+    hidden = {"encoder_hidden_size": 8, "decoder_hidden_size": 8, "initializer_range": 0.5}
     return VRAEForFrameGeneration(VRAEConfig(**(sizes | hidden | options))).eval()
 
 
@@ -142,8 +150,8 @@ def make_hierarchical_model(**options) -> HierarchicalVRAEForSequenceGeneration:
 
 def make_hierarchical_frame_model(**options) -> HierarchicalVRAEForFrameGeneration:
     """As [`make_frame_model`]."""
-    sizes = {"input_size": 3, "embedding_size": 8, "latent_size": 4, "num_levels": 5, "num_mixtures": 2} | HIERARCHY
-    hidden = {"encoder_hidden_size": 8, "decoder_hidden_size": 8, "initializer_range": 0.5}
+    sizes = {"input_size": 3, "embedding_size": 8, "latent_size": 4} | SIZES_OF_HEADS.get(options.get("head"), {})
+    hidden = {"encoder_hidden_size": 8, "decoder_hidden_size": 8, "initializer_range": 0.5} | HIERARCHY
     return HierarchicalVRAEForFrameGeneration(HierarchicalVRAEConfig(**(sizes | hidden | options))).eval()
 
 

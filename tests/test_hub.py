@@ -11,6 +11,7 @@ import pytest
 import torch
 from huggingface_hub import ModelCard
 
+from hf_vrae import VRNNConfig, VRNNForFrameGeneration
 from hf_vrae.hub import load, push_folder, write_model_card
 from tests.hub_server import Hub
 from tests.models import (
@@ -60,6 +61,11 @@ assert model.generate(latents=z, max_length=9, do_sample=True).shape[0] == 3
 print(model(ids, labels=ids[:, 1:]).loss.item())
 model = AutoModel.from_pretrained("hierarchical-frames", trust_remote_code=True).eval()
 print(model(x, labels=x).loss.item())
+import pickle
+for name in ("frames", "hierarchical-frames", "vrnn-frames"):
+    model = AutoModel.from_pretrained(name, trust_remote_code=True)
+    assert type(pickle.loads(pickle.dumps(model))) is type(AutoModel.from_pretrained(name, trust_remote_code=True))
+    assert not model.can_generate()
 """
 
 
@@ -268,6 +274,7 @@ def test_a_stranger_loads_every_kind_of_model_from_its_folder(tmp_path):
     expected.append(hierarchical(ids, labels=ids[:, 1:]).loss.item())
     hierarchical = make_hierarchical_frame_model(segment_length=3)
     hierarchical.save_pretrained(tmp_path / "hierarchical-frames")
+    VRNNForFrameGeneration(VRNNConfig(input_size=3, latent_size=2)).save_pretrained(tmp_path / "vrnn-frames")
     expected.append(hierarchical(x, labels=x).loss.item())
     folders = [name.replace(" ", "-") for name in kinds]
     printed = python(STRANGER + STRANGER_TO_FRAMES, *folders, cwd=tmp_path)

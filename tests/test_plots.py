@@ -39,6 +39,13 @@ def test_curves_are_drawn_of_whatever_a_run_left(kinds, tmp_path):
         assert set(units.lines[0].get_ydata()) == {3} and units.get_ylim()[1] > 3  # below the frame
 
 
+def test_curves_of_an_estimate_below_0_are_not_upside_down(tmp_path):
+    rows = [{"kind": "eval", "step": s} | EVAL | {"mutual_information": -0.005} for s in range(1, 5)]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    bottom, top = plot_training_curves(tmp_path / "metrics.jsonl").axes[2].get_ylim()
+    assert bottom <= -0.005 < 0 < top
+
+
 def test_curves_show_the_capacity_where_that_is_the_schedule(tmp_path):
     rows = [{"kind": "train", "step": s, **TRAIN, "kl_capacity": s / 2} for s in range(1, 5)]
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))

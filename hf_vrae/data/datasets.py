@@ -82,7 +82,10 @@ def load_file(path: str, encoding: str = "utf-8", **options) -> Dataset:
     if not file.is_file():
         raise ValueError(f"There is no file {path!r}. Relative paths start at {Path.cwd()}.")
     if file.suffix not in _READERS:
-        raise ValueError(f"The file {path!r} must end in one of {', '.join(_READERS)}; got {file.suffix!r}.")
+        raise ValueError(
+            f"The file {path!r} must end in one of {', '.join(_READERS)}, or of frames in .npz or .npy; got "
+            f"{file.suffix!r}. Convert it first, as recipes/prepare.py does."
+        )
     if file.stat().st_size == 0:
         raise ValueError(f"The file {path!r} is empty.")
     reader, usual = _READERS[file.suffix]
@@ -187,15 +190,16 @@ def _with_text(data: Dataset, column: str | None, split: str) -> Dataset:
     return data.remove_columns([name for name in ("text",) if name in data.column_names]).rename_column(column, "text")
 
 
-def attribute_values(data: Dataset, column: str) -> list:
+def attribute_values(data: Dataset, column: str, option: str = "label") -> list:
     """What each row has in a column of names or numbers; a class is given by its name, what is missing by None.
+    Messages say that `option` named the column.
 
     Raises:
         ValueError: where there is no such column, or it holds something else.
     """
     named = {name: f for name, f in data.features.items() if isinstance(f, (ClassLabel, Value)) and name != "text"}
     if column not in named:
-        raise ValueError(f"`label` must be a column of names or numbers, one of {sorted(named)}; got {column!r}.")
+        raise ValueError(f"`{option}` must be a column of names or numbers, one of {sorted(named)}; got {column!r}.")
     values, kind = data[column][:], named[column]
     if isinstance(kind, ClassLabel):
         return [None if value is None or value < 0 else kind.names[value] for value in values]
@@ -207,9 +211,9 @@ def attribute_values(data: Dataset, column: str) -> list:
     return [int(value) if whole and value is not None else value for value in values]
 
 
-def value_names(data: Dataset, column: str) -> list[str | None]:
+def value_names(data: Dataset, column: str, option: str = "label") -> list[str | None]:
     """The same by name, as labels have them."""
-    return [value_name(value) for value in attribute_values(data, column)]
+    return [value_name(value) for value in attribute_values(data, column, option)]
 
 
 def value_name(value) -> str | None:

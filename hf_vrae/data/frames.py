@@ -1,5 +1,6 @@
 """From files and data sets to sequences of vectors: reading, windows, scaling, checks."""
 
+import contextlib
 import hashlib
 import logging
 from collections.abc import Callable, Iterator
@@ -136,8 +137,16 @@ def csv_channels(
     path: str, sequence_column: str | None = None, segment_column: str | None = None, encoding: str = "utf-8"
 ) -> list[str]:
     """The channels of a .csv of which none are named: its columns of numbers, but "label" and these two."""
-    marks = {"label", sequence_column, segment_column}
-    channels = [name for name in _of_numbers(_steps(path, encoding)) if name not in marks]
+    marks, steps = {"label", sequence_column, segment_column}, _steps(path, encoding)
+    numbers = _of_numbers(steps)
+    channels = [name for name in numbers if name not in marks]
+    for name in (name for name in steps.column_names if name not in marks.union(numbers)):
+        values, words = _words(steps[name])
+        if words and len(words) < len(values) / 2:
+            raise ValueError(
+                f"Column {name!r} of {path!r} is of numbers but for {words[0]!r}: leave the cell empty where a value "
+                "is missing, or name the channels with `feature_columns`."
+            )
     if not channels:
         raise ValueError(f"The file {path!r} has no column of numbers for a channel.")
     logger.info("%s: channels %s", path, channels)
@@ -320,6 +329,11 @@ def _steps(path: str, encoding: str) -> pa.Table:
         return steps.with_format("arrow")[:].combine_chunks()
 
     steps = read()
+    if all(map(_is_numeral, steps.column_names)) and not all(name.isdigit() for name in steps.column_names):
+        raise ValueError(
+            f"The first row of {path!r} must name the columns, and it is of numbers: {steps.column_names[:3]}. Write "
+            "a header above it."
+        )
     numbers = _of_numbers(steps)
     if len(numbers) == len(steps.column_names):
         return steps if len(numbers) > 1 else _with_blank_lines(path, encoding, steps, read)
@@ -337,6 +351,21 @@ def _with_blank_lines(path: str, encoding: str, steps: pa.Table, read: Callable[
     return whole[: ends[0] + len(steps) - ends[1]]  # a NaN that is written at the end stays
 
 
+def _is_numeral(text: str) -> bool:
+    """Whether a text is a number, also where pandas has set a count behind it, since the column before is named so."""
+    for part in (text, text.rpartition(".")[0]):
+        with contextlib.suppress(ValueError):
+            float(part)
+            return True
+    return False
+
+
+def _words(column: pa.ChunkedArray) -> tuple[list[str], list[str]]:
+    """What a column that is not of numbers holds, and of this what is no number."""
+    values = [str(value) for value in column.to_pylist() if value is not None and str(value).strip()]
+    return values, [value for value in values if not _is_numeral(value)]
+
+
 def _of_numbers(table: pa.Table) -> list[str]:
     return [field.name for field in table.schema if _is_number(field.type)]
 
@@ -351,7 +380,11 @@ def _from_steps(
             raise ValueError(f"`{option}` must be a column of {path!r}, {table.column_names}; got {name!r}.")
     numbers = [name for name in _of_numbers(table) if name not in (sequence, segment)]
     if wrong := [name for name in channels if name not in numbers]:
-        raise ValueError(f"`feature_columns` must be columns of numbers of {path!r}, {numbers}; got {wrong}.")
+        words = _words(table[wrong[0]])[1][:1] if wrong[0] in table.column_names else []
+        raise ValueError(
+            f"`feature_columns` must be columns of numbers of {path!r}, {numbers}; got {wrong}"
+            f"{''.join(f', where {wrong[0]!r} holds {word!r}' for word in words)}."
+        )
     ids = table[sequence].combine_chunks().dictionary_encode().indices if sequence else pa.array(np.zeros(len(table)))
     if ids.null_count:
         raise ValueError(f"`sequence_column` {sequence!r} of {path!r} is empty in {ids.null_count} rows. Fill it in.")
@@ -487,13 +520,14 @@ def _view(sequences: pa.ListArray) -> tuple[np.ndarray, np.ndarray]:
     return vectors.flatten().to_numpy().reshape(-1, vectors.type.list_size), sequences.offsets.to_numpy()
 
 
-def check_frames(data: DatasetDict, binary: bool = False, levels: int | None = None) -> None:
+def check_frames(data: DatasetDict, binary: bool = False, levels: int | None = None, unit: str = "sequence") -> None:
     """Refuse what no model of frames can be trained on or scored with.
 
     Args:
         data: the splits.
         binary: values must be 0 or 1, for Bernoulli and NADE heads.
         levels: values must be integers 0 .. levels - 1, for categorical heads.
+        unit: what a row is, in messages.
 
     Raises:
         ValueError: naming the split, the first sequence at fault (by its index) and the channel.
@@ -503,16 +537,16 @@ def check_frames(data: DatasetDict, binary: bool = False, levels: int | None = N
         raise ValueError(f"All splits must have the same number of channels; got {widths}.")
     for split, part in data.items():
         if part.num_rows == 0:
-            raise ValueError(f"The {split} split holds no sequence.")
+            raise ValueError(f"The {split} split holds no {unit}.")
         seen = np.zeros(widths[split], dtype=bool)
         for frames, lengths, first in _blocks(part):
             if not lengths.all():
                 raise ValueError(
-                    f"Every sequence must have a frame, but sequence {first + np.argmin(lengths)} of the {split} "
-                    "split has none. Leave it out."
+                    f"Every {unit} must have a frame, but {unit} {first + np.argmin(lengths)} of the {split} split "
+                    "has none. Leave it out."
                 )
             seen |= (frames == frames).any(axis=0)
-            _check_values(frames, lengths, first, split, binary, levels)
+            _check_values(frames, lengths, first, split, binary, levels, unit)
         if not seen.any():
             raise ValueError(f"The {split} split has no value: all of it is missing.")
         if split == "train" and not seen.all():
@@ -522,7 +556,7 @@ def check_frames(data: DatasetDict, binary: bool = False, levels: int | None = N
             )
 
 
-def _check_values(frames, lengths, first: int, split: str, binary: bool, levels: int | None) -> None:
+def _check_values(frames, lengths, first: int, split: str, binary: bool, levels: int | None, unit: str) -> None:
     bad, rule, remedy = np.isinf(frames), "finite", "Make it NaN if it is missing."
     if binary and not bad.any():
         bad, rule = (frames != 0) & (frames != 1) & (frames == frames), "0 or 1 for this head"
@@ -536,7 +570,7 @@ def _check_values(frames, lengths, first: int, split: str, binary: bool, levels:
         row = int(np.searchsorted(np.cumsum(lengths), frame, side="right"))
         step = frame - lengths[:row].sum()
         raise ValueError(
-            f"Every value must be {rule}, but in the {split} split sequence {first + row} has "
+            f"Every value must be {rule}, but in the {split} split {unit} {first + row} has "
             f"{frames[frame, channel]} in channel {channel}, frame {step}. {remedy}"
         )
 
@@ -585,8 +619,8 @@ def _extremes(train: Dataset) -> tuple[np.ndarray, np.ndarray]:
         channel = np.argmin(low < high)
         value = f"{low[channel]} wherever it is there" if low[channel] <= high[channel] else "missing throughout"
         raise ValueError(
-            f"Scaling needs channels that vary, but channel {channel} of the train split is {value}. Leave the "
-            "channel out, or go without scaling."
+            f"Scaling needs channels that vary, but channel {channel} of the train split is {value}, in float32. "
+            "Leave the channel out, go without scaling, or take an offset from what varies little far from 0."
         )
     return low, high
 

@@ -1,6 +1,7 @@
 """What the configurations of all models share."""
 
 import difflib
+import math
 from dataclasses import field
 from typing import Literal
 
@@ -28,6 +29,12 @@ Head = Literal[
     "bernoulli", "nade", "gaussian", "full_gaussian", "gaussian_mixture", "logistic_mixture", "categorical"
 ]  # `heads` says which
 _SCALED_HEADS = ("gaussian", "full_gaussian", "gaussian_mixture", "logistic_mixture")
+_OF_HEADS = {
+    "num_mixtures": ("gaussian_mixture", "logistic_mixture"),
+    "num_levels": ("categorical", "logistic_mixture"),
+    "nade_hidden_size": ("nade",),
+    "min_scale": _SCALED_HEADS,
+}
 
 DATA_COLUMNS = ("feature_columns", "sequence_column", "segment_column")
 """What a model of frames keeps of how its data were read: it would else be misread in silence."""
@@ -130,20 +137,29 @@ class LatentSequenceConfig(PreTrainedConfig):
 
     def _combinations(self) -> list[tuple[bool, str]]:
         """Whether each combination that makes no sense is there, and why it makes none."""
+        head = None if self.input_size is None else self.head
         return [
             (
                 self.rnn_type != "lstm" and self.forget_bias != 1,
                 f"`forget_bias` {self.forget_bias} is of LSTMs, and `rnn_type` is {self.rnn_type}. Leave it out.",
-            )
+            ),
+            *(
+                (
+                    head not in heads and getattr(self, name) != self.__dataclass_fields__[name].default,
+                    f"`{name}` {getattr(self, name)} is of models of frames with `head` {' or '.join(heads)}; got "
+                    f"`input_size` {self.input_size} and `head` {self.head}. Leave it out.",
+                )
+                for name, heads in _OF_HEADS.items()
+            ),
         ]
 
     def _check_tokens(self):
         for name in ("pad_token_id", "unk_token_id", "bos_token_id", "eos_token_id", "decoder_start_token_id"):
             token_id = getattr(self, name, None)
-            if token_id is not None and token_id >= self.vocab_size:
+            if token_id is not None and not 0 <= token_id < self.vocab_size:
                 raise ValueError(
                     f"`vocab_size` must hold the special tokens, but `{name}` is {token_id} and `vocab_size` is "
-                    f"{self.vocab_size}. Raise `vocab_size`."
+                    f"{self.vocab_size}. Raise `vocab_size`, or set another id, or None."
                 )
         for name in ("input_mean", "input_scale", "predict_length", *DATA_COLUMNS):
             if getattr(self, name):
@@ -161,8 +177,10 @@ class LatentSequenceConfig(PreTrainedConfig):
                     f"{len(entries)}."
                 )
         if self.input_scale is not None:
-            if min(self.input_scale) <= 0:
-                raise ValueError(f"`input_scale` must be above 0, got {min(self.input_scale)}.")
+            for name, least in (("input_mean", -math.inf), ("input_scale", 0)):
+                if wrong := [number for number in getattr(self, name) if not least < number < math.inf]:
+                    rule = "finite numbers" if least else "above 0 and finite"
+                    raise ValueError(f"`{name}` must be {rule}, got {wrong[0]}.")
             if self.head not in _SCALED_HEADS:
                 raise ValueError(
                     f"`head` {self.head} is of values that stand for themselves, which `input_mean` and `input_scale` "
@@ -188,8 +206,8 @@ class LatentSequenceConfig(PreTrainedConfig):
 
     def _check_above_0(self, *names: str):
         for name in names:
-            if getattr(self, name) <= 0:
-                raise ValueError(f"`{name}` must be above 0, got {getattr(self, name)}.")
+            if not 0 < getattr(self, name) < math.inf:  # NaN is neither
+                raise ValueError(f"`{name}` must be above 0 and finite, got {getattr(self, name)}.")
 
 
 __all__ = ["LatentSequenceConfig"]

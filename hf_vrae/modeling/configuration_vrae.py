@@ -329,6 +329,11 @@ class VRAEConfig(LatentSequenceConfig):
             for name, family in families.items()
             if self.posterior != family
         }
+        if self.word_dropout and not self.reads_the_past:
+            unread["word_dropout"] = (
+                "is of what the decoder reads, and without `autoregressive`, or with `decoder_type` independent, it "
+                "reads nothing. Leave it out."
+            )
         return [
             (getattr(self, name) != self.__dataclass_fields__[name].default, f"`{name}` {getattr(self, name)} {why}")
             for name, why in unread.items()

@@ -59,7 +59,9 @@ class VRAEGenerationMixin(GenerationMixin):
             check_finite(latents[:, : self.config.latent_size])
             kwargs.pop("attention_mask", None)
         self._prepare_what_is_decoded(labels, latents, kwargs)
-        if kwargs.get("assistant_model") is not None and kwargs.get("encoder_outputs") is not None:
+        # transformers' own refusal is of what has a state.
+        assisted = kwargs.get("assistant_model") is not None and not self._is_stateful
+        if assisted and kwargs.get("encoder_outputs") is not None:
             raise ValueError(
                 "An `assistant_model` reads the input itself, and no condition: pass `input_ids` in place of "
                 "`latents` or `encoder_outputs`, or take `prompt_lookup_num_tokens`, as under a condition."

@@ -6,7 +6,7 @@ from transformers.utils import logging
 
 from .cache_name import CACHE, rename_cache
 from .generation import copy_of, num_unread
-from .modeling_latent import check_token_ids
+from .modeling_latent import check_finite, check_token_ids
 
 logger = logging.get_logger(__name__)
 
@@ -42,6 +42,7 @@ class VRNNGenerationMixin(GenerationMixin):
         if latents is not None:
             given = kwargs.get("inputs_embeds") if inputs is None else inputs
             self._check_latents(latents, None if given is None else len(given))
+            check_finite(latents)
             if inputs is None and kwargs.get("inputs_embeds") is None:
                 if self.config.bos_token_id is None:
                     raise ValueError("`latents` alone begin with `bos_token_id`, which is None. Pass `inputs` too.")

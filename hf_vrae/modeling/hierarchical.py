@@ -224,7 +224,7 @@ class HierarchicalDecoder(VRAERecurrentDecoder):
 
     def _run_apart(self, inputs, nodes, segments: Segments, output_hidden_states: bool):
         """All segments as rows of one batch, each from its first state and the learnt start: outputs [K * B, T, H]."""
-        (batch, time), width = segments.ids.shape, int(segments.lengths.max())
+        (batch, time), width = segments.ids.shape, max(1, int(segments.lengths.max()))  # 0 of texts without a label
         steps = torch.arange(time, device=inputs.device)
         offset = steps - segments.starts.gather(1, segments.ids)  # [B, T]
         inputs = self.dropout(torch.where((offset == 0).unsqueeze(-1), self.start().to(inputs.dtype), inputs))

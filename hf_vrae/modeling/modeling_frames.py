@@ -37,6 +37,11 @@ class ScoredFrames(NamedTuple):
 class FrameModel(LatentSequenceModel):
     """A model of frames. A subclass calls `_make_head` where it makes its layers, and gives the rest of a family."""
 
+    @classmethod
+    def can_generate(cls) -> bool:
+        """Not by transformers' `generate`, which is of tokens, and its `generation_config`."""
+        return False
+
     def _make_head(self, size: int) -> None:
         """What reads p(x_t | ...), and whether x_t is the last, from a hidden vector of this size."""
         if self.config.input_size is None:
@@ -116,6 +121,15 @@ class FrameModel(LatentSequenceModel):
         said, _ = move_on(target._replace(values=self.head(features).sample()))
         chosen = torch.rand(target.mask.shape, device=frames.device) < self.sampling_probability
         return torch.where(chosen.unsqueeze(-1), said, frames)
+
+
+class FrameGenerationMixin:
+    """What each `generate` of frames does in the end.
+
+    By this word among its direct bases transformers knows a class that came with a checkpoint and has a `generate` of
+    its own; without it, it would put its mixin of tokens there (`add_generation_mixin_to_remote_model`), in a class
+    that no pickle finds again.
+    """
 
     def _generate(
         self,

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import torch
 
 from .generation import GeneratedFrames
+from .modeling_frames import FrameGenerationMixin
 from .modeling_hierarchical import HierarchicalVRAEModel, HierarchicalVRAEPreTrainedModel, ScalesOfLatents
 from .modeling_vrae_frames import VRAEForFrameGeneration
 from .recurrent import left_align
@@ -27,7 +28,9 @@ class SegmentedFrames(NamedTuple):
     segment_ids: torch.LongTensor | None
 
 
-class HierarchicalVRAEForFrameGeneration(HierarchicalVRAEPreTrainedModel, ScalesOfLatents, VRAEForFrameGeneration):
+class HierarchicalVRAEForFrameGeneration(
+    HierarchicalVRAEPreTrainedModel, ScalesOfLatents, VRAEForFrameGeneration, FrameGenerationMixin
+):
     """The VRAE with latents at several scales over sequences of vectors.
 
     Its segments are of `segment_length` frames, or are what `segment_ids` [B, T] in a batch say: steps with the same
@@ -110,9 +113,10 @@ class HierarchicalVRAEForFrameGeneration(HierarchicalVRAEPreTrainedModel, Scales
             if attention_mask is None:
                 attention_mask = torch.ones_like(input_features[..., 0], dtype=torch.long)
             latents = self.encode(input_features, attention_mask, segment_ids).mode
-        longest = max_length or 1 if attention_mask is None else int(attention_mask.sum(1).max())
-        longest = int(torch.as_tensor(lengths).max()) if lengths is not None else max_length or longest
-        count = -(-longest // self.config.segment_length)
+        longest = 1 if attention_mask is None else int(attention_mask.sum(1).max())
+        longest = longest if max_length is None else max_length
+        longest = longest if lengths is None else int(torch.as_tensor(lengths).max())
+        count = max(1, -(-longest // self.config.segment_length))  # `_generate` refuses lengths below 1
         if segment_ids is not None:
             segment_ids = segment_ids.expand(len(latents), -1)
             if attention_mask is not None and attention_mask.shape == segment_ids.shape:

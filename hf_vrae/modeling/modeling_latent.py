@@ -136,6 +136,7 @@ class LatentSequenceModel(PreTrainedModel):
                 init.zeros_(module.shift)
                 init.zeros_(module.running_mean)
                 init.ones_(module.running_var)
+                init.zeros_(module.num_batches_tracked)
                 if module.scale is not None:
                     init.ones_(module.scale)
         elif isinstance(module, (LSTM, GRU, LayerNormCell)):
@@ -308,6 +309,8 @@ class OneLatentModel(LatentSequenceModel):
             num_steps, generator, differentiable: as in [`refine`].
             condition: c, [B, C], of a conditional model.
         """
+        if self.config.latent_size == 0:
+            raise ValueError("`svi_steps` refines a posterior, and `latent_size` 0 has none. Set it to 0.")
         if self.config.posterior != "gaussian":
             raise ValueError(
                 f"`svi_steps` would move the posterior out of the family {self.config.posterior}, and its floor of "
@@ -429,7 +432,7 @@ def check_latents(latents: torch.Tensor, latent_size: int) -> None:
 
 def check_finite(latents: torch.Tensor) -> None:
     """Of z given to `generate`: NaN would be decoded, to something."""
-    rows = latents.isfinite().all(-1)
+    rows = latents.isfinite().flatten(1).all(-1)
     if not rows.all():
         raise ValueError(
             f"`latents` must be finite numbers; row {int(rows.long().argmin())} has NaN or infinity. Did the model "

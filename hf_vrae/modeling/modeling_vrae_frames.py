@@ -20,7 +20,7 @@ from .configuration_vrae import VRAEConfig
 from .encoders import VRAEEncoderOutput, as_encoder_output
 from .generation import GeneratedFrames
 from .modeling_conditional import ConditionalModel
-from .modeling_frames import FrameModel, ScoredFrames, move_on
+from .modeling_frames import FrameGenerationMixin, FrameModel, ScoredFrames, move_on
 from .modeling_latent import check_finite
 from .modeling_vrae import VRAEModel, VRAEPreTrainedModel
 
@@ -55,7 +55,7 @@ class VRAEFrameOutput(ModelOutput):
     posterior_logvar: torch.FloatTensor | None = None
 
 
-class VRAEForFrameGeneration(VRAEPreTrainedModel, ConditionalModel, FrameModel):
+class VRAEForFrameGeneration(VRAEPreTrainedModel, ConditionalModel, FrameModel, FrameGenerationMixin):
     """The VRAE over sequences of vectors: encodes series, decodes latents, and bounds log p(x).
 
     Frames come and go in raw units; losses and likelihoods are of scaled ones (see `modeling_frames`).

@@ -9,13 +9,14 @@ from transformers.utils import can_return_tuple
 from .configuration_vrnn import VRNNConfig
 from .distributions import DiagonalGaussian
 from .generation import GeneratedFrames, lengths_of_beginnings
-from .modeling_frames import FrameModel, ScoredFrames
+from .modeling_frames import FrameGenerationMixin, FrameModel, ScoredFrames
+from .modeling_latent import check_finite
 from .modeling_vrnn import Observed, VRNNModel, VRNNOutput, VRNNPreTrainedModel
 from .recurrent import left_align, take_time
 from .vrnn import VRNNStep
 
 
-class VRNNForFrameGeneration(VRNNPreTrainedModel, FrameModel):
+class VRNNForFrameGeneration(VRNNPreTrainedModel, FrameModel, FrameGenerationMixin):
     """The VRNN over sequences of vectors; each frame has a latent of its own.
 
     Frames come and go in raw units; losses and likelihoods are of scaled ones (see `modeling_frames`).
@@ -120,6 +121,7 @@ class VRNNForFrameGeneration(VRNNPreTrainedModel, FrameModel):
             latents = take_time(latents, left_align(attention_mask)[0])
         if latents is not None:
             self._check_latents(latents)
+            check_finite(latents)
             latents = latents.to(self.device, self.dtype)
         rows = len(latents) if latents is not None else 1 if beginning is None else len(beginning)
         if lengths is not None and latents is None and beginning is None:

@@ -46,7 +46,8 @@ class BatchNormPosterior(GaussianPosterior):
     """BN-VAE (Zhu et al. 2020): means normalised over the batch, with a scale that is not learnt and a shift that is.
 
     The mean KL is then at least D (gamma^2 + shift^2) / 2 nats (eq. 7): 5.76 with 32 dimensions and gamma 0.6. The
-    statistics are those of all processes' batches in training, and running ones in evaluation and for a batch of one.
+    statistics are those of all processes' batches in training, and running ones in evaluation and for a batch of one:
+    the mean of the first ten batches', and then a moving one, so that the floor holds there from the first ones on.
 
     Args:
         hidden_size, latent_size: sizes.
@@ -54,7 +55,8 @@ class BatchNormPosterior(GaussianPosterior):
         learn_scale: let the dimensions share it out, with root mean square gamma (DU-VAE, Shen et al. 2021).
     """
 
-    # The recipes of the field start the means at a variance of 1e-8: torch's eps of 1e-5 would leave no floor.
+    # The recipes of the field start the means at a variance of 1e-8: torch's eps of 1e-5 would leave no floor, and its
+    # running variance, which moves from 1, none in the first hundred updates.
     momentum, eps = 0.1, 1e-12
 
     def __init__(self, hidden_size: int, latent_size: int, gamma: float, learn_scale: bool = False):
@@ -64,6 +66,7 @@ class BatchNormPosterior(GaussianPosterior):
         self.scale = nn.Parameter(torch.ones(latent_size)) if learn_scale else None
         self.register_buffer("running_mean", torch.zeros(latent_size))
         self.register_buffer("running_var", torch.ones(latent_size))
+        self.register_buffer("num_batches_tracked", torch.tensor(0))
 
     def moments(self, a: torch.Tensor, b: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         centre, variance = self.running_mean, self.running_var
@@ -74,9 +77,10 @@ class BatchNormPosterior(GaussianPosterior):
             centre = _sum_over_processes(a.sum(0)) / count
             variance = _sum_over_processes((a - centre).square().sum(0)) / count
             with torch.no_grad():
-                self.running_mean.lerp_(centre.to(self.running_mean.dtype), self.momentum)
-                unbiased = variance * count / (count - 1)
-                self.running_var.lerp_(unbiased.to(self.running_var.dtype), self.momentum)
+                self.num_batches_tracked += 1
+                share = (1 / self.num_batches_tracked).clamp(min=self.momentum)
+                for running, now in ((self.running_mean, centre), (self.running_var, variance * count / (count - 1))):
+                    running.lerp_(now.to(running.dtype), share.to(running.dtype))
         scale = self.gamma
         if self.scale is not None:
             scale = self.gamma * self.scale / self.scale.square().mean().sqrt()

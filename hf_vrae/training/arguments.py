@@ -237,6 +237,7 @@ class TrainArguments:
         for name in (
             "max_grad_norm", "weight_decay", "warmup_steps", "kl_warmup_steps", "kl_weight", "kl_start", "free_bits",
             "kl_capacity", "minimum_rate", "mmd_weight", "svi_steps", "autoencoder_epochs", "num_quality_samples",
+            "dataloader_num_workers",
         ):  # fmt: skip
             if getattr(self, name) < 0:
                 raise ValueError(f"`{name}` must not be negative, got {getattr(self, name)}.")

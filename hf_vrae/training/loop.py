@@ -124,18 +124,8 @@ class TrainingLoop:
         self.collator = task.collator(pad_to_multiple_of=multiple)
         self.batches = UpdateBatches(train, self.lengths, self.collator, args, accelerator)
         self.steps_per_epoch = self.batches.steps_per_epoch
-        self.total_steps = (
-            args.max_steps if args.max_steps > 0 else math.ceil(args.num_train_epochs * self.steps_per_epoch)
-        )
-        self.kl_schedule = KLSchedule(
-            args.kl_schedule,
-            self.total_steps,
-            args.kl_weight,
-            args.kl_start,
-            args.kl_warmup_steps,
-            args.kl_cycles,
-            args.kl_capacity,
-        )
+        self.kl_schedule = KLSchedule.of_run(args, self.steps_per_epoch)
+        self.total_steps = self.kl_schedule.total_steps
         # From the end: of all but the cyclical schedule the last step decides.
         if args.eval_strategy != "no" and not any(
             map(self.kl_schedule.has_arrived, reversed(range(self.total_steps)))
@@ -522,6 +512,8 @@ class TrainingLoop:
         self.state = state
         # What was over stays over; what the arguments take away, or ask for first now, is theirs.
         state.aggressive = self.args.aggressive and (state.aggressive or state.encoder_updates == 0)
+        state.rate_multiplier *= self.args.minimum_rate > 0
+        state.lr_decays *= self.args.lr_scheduler_type == "reduce_lr_on_plateau"
         logger.info("going on from %s", folder)
         if self.accelerator.is_main_process:
             for name in ("metrics.jsonl", "samples.jsonl"):

@@ -14,15 +14,20 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
 from datasets import DatasetDict
+from transformers import PreTrainedModel
 
+from ..data.conditions import batch_rows
+from ..evaluation.information import in_evaluation_mode
 from ..evaluation.likelihood import evaluate
 from .accelerator import main_process_first, make_accelerator
 from .arguments import Recipe, TrainArguments
+from .batches import UpdateBatches
 from .checkpoints import checkpoints, find_checkpoint, find_run, prepare_output_dir
 from .combinations import check_model
 from .loop import TrainingLoop
 from .models import configuration
 from .quality import measure_quality, peak_memory
+from .schedules import KLSchedule
 from .tasks import FrameTask, TextTask, cut, lengths
 
 logger = logging.getLogger(__name__)
@@ -55,7 +60,12 @@ def run(recipe: Recipe) -> dict:
             find_checkpoint(output_dir, args.resume_from_checkpoint)
         autoencoder = autoencoder_arguments(args)
         if not args.resume_from_checkpoint:
-            prepare(dataclasses.replace(recipe, training=autoencoder), accelerator)
+            before = dataclasses.replace(recipe, training=autoencoder)
+            task, data = prepare(before, accelerator)
+            read_longest(task.make_model(before, data["train"]), task, data)
+            batches = UpdateBatches(data["train"], lengths(data["train"]), None, args, accelerator)
+            for stage in (autoencoder, args):
+                KLSchedule.of_run(stage, batches.steps_per_epoch)
         begin(recipe, accelerator)
         args = pretrain_autoencoder(recipe, autoencoder)
         recipe = dataclasses.replace(recipe, training=args)
@@ -65,9 +75,10 @@ def run(recipe: Recipe) -> dict:
     task, data = prepare(recipe, accelerator)
     set_seed(args.seed)
     model = task.make_model(recipe, data["train"])
+    read_longest(model, task, data)
+    loop = TrainingLoop(model, task, data["train"], data["validation"], args, accelerator)
     if not first_stage:
         begin(recipe, accelerator)
-    loop = TrainingLoop(model, task, data["train"], data["validation"], args, accelerator)
     resumed = accelerator.is_main_process and asked.training.resume_from_checkpoint
     if resumed and not loop.is_over():
         asked.save(output_dir / "recipe.yaml")  # by which the next resumption goes on, with what is said anew
@@ -116,6 +127,15 @@ def prepare(recipe: Recipe, accelerator: Accelerator) -> tuple[TextTask | FrameT
     """The task of a run, and its data."""
     with main_process_first(accelerator):  # the others then find the results in the cache
         return (FrameTask if recipe.data.of_frames else TextTask).prepare(recipe)
+
+
+@torch.no_grad()
+def read_longest(model: PreTrainedModel, task: TextTask | FrameTask, data: DatasetDict) -> None:
+    """Let the model read the longest sequence of all splits: what has no room for it says so before it trains."""
+    split = max(data.values(), key=lambda split: lengths(split).max())
+    batch = task.collator()(batch_rows(split).__getitems__([int(lengths(split).argmax())]))
+    with in_evaluation_mode(model):
+        model(**batch)
 
 
 def begin(recipe: Recipe, accelerator: Accelerator) -> None:

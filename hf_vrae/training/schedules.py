@@ -2,7 +2,10 @@
 
 import math
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import TYPE_CHECKING, Literal, get_args
+
+if TYPE_CHECKING:
+    from .arguments import TrainArguments
 
 ScheduleKind = Literal["constant", "linear", "logistic", "geometric", "cyclical", "capacity"]
 
@@ -30,7 +33,8 @@ class KLSchedule:
         capacity: last C of the capacity form, nats a sequence.
 
     Raises:
-        ValueError: for another kind, and where no cycle is as long as its warm-up: the weight would never arrive.
+        ValueError: for another kind, for a weight that would fall, and where no cycle is as long as its warm-up: the
+            weight would never arrive.
     """
 
     kind: ScheduleKind
@@ -41,6 +45,19 @@ class KLSchedule:
     cycles: int = 4
     capacity: float = 0.0
 
+    @classmethod
+    def of_run(cls, args: "TrainArguments", steps_per_epoch: int) -> "KLSchedule":
+        """That of a run whose epochs are so long."""
+        return cls(
+            args.kl_schedule,
+            args.max_steps if args.max_steps > 0 else math.ceil(args.num_train_epochs * steps_per_epoch),
+            args.kl_weight,
+            args.kl_start,
+            args.kl_warmup_steps,
+            args.kl_cycles,
+            args.kl_capacity,
+        )
+
     def __post_init__(self):
         if self.kind not in get_args(ScheduleKind):
             raise ValueError(f"`kind` must be one of {', '.join(get_args(ScheduleKind))}; got {self.kind!r}.")
@@ -48,6 +65,11 @@ class KLSchedule:
         for name, bound in least.items():
             if getattr(self, name) < bound:
                 raise ValueError(f"`{name}` of a KL schedule must be at least {bound}, got {getattr(self, name)}.")
+        if self.kind not in ("constant", "capacity") and self.start > self.weight:
+            raise ValueError(
+                f"`kl_start` {self.start:g} is where the KL weight begins to rise, and `kl_weight` {self.weight:g}, "
+                "where it ends, is below. Lower the one, raise the other, or set `kl_schedule` constant."
+            )
         if self.kind == "cyclical" and self.warmup_steps >= self.period:
             raise ValueError(
                 f"`kl_warmup_steps` {self.warmup:g} is as long as a cycle or longer: {self.total_steps} updates in "

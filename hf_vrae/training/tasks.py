@@ -236,11 +236,14 @@ class FrameTask:
     def prepare(cls, recipe: Recipe) -> tuple["FrameTask", DatasetDict]:
         """The task of a run, and its splits: rows with `input_features` and `length`."""
         columns = _columns(recipe.data)
-        data = dataclasses.replace(recipe.data, **columns)
-        data = _first_rows(_load_frames(data), data)
-        conditions = Conditions.fit(data["train"], *recipe.data.conditions)
-        task = cls(recipe.model.head, recipe.model.num_levels, None, recipe.data.transpose, conditions, columns)
-        check_frames(data, **task.values)
+        asked = dataclasses.replace(recipe.data, **columns)
+        frames = _load_frames(asked)
+        task = cls(recipe.model.head, recipe.model.num_levels, None, asked.transpose, None, columns)
+        # Before rows are taken out, which mixes them: a row at fault is named by its place in the file.
+        check_frames(frames, **task.values, unit="window" if asked.window else "sequence")
+        data = _first_rows(_with_validation(frames, asked), asked)
+        check_frames(data, **task.values)  # what is left may miss a channel
+        conditions = task.conditions = Conditions.fit(data["train"], *asked.conditions)
         if recipe.data.train_window:
             data["train"] = cut_windows(data["train"], recipe.data.train_window)
         data = DatasetDict({name: conditions.add_to(split, name) for name, split in data.items()})
@@ -354,7 +357,7 @@ def _load_text(data: DataArguments) -> DatasetDict:
 
 
 def _load_frames(data: DataArguments) -> DatasetDict:
-    """The frames of every split; without a source named, the built-in ones."""
+    """The frames of every split there is; without a source named, the built-in ones."""
     if not (data.train_file or data.dataset_name):
         count = data.corpus_size or 2_000
         held_out = max(1, count // 10)
@@ -378,7 +381,7 @@ def _load_frames(data: DataArguments) -> DatasetDict:
             f"`stride` {data.stride} below `window` {data.window} cuts windows that overlap: taken out of training "
             "data, some would validate on frames that others train on. Give a `validation_file`."
         )
-    return _with_validation(frames, data)
+    return frames
 
 
 def _columns(data: DataArguments) -> dict:

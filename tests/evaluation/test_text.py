@@ -257,7 +257,9 @@ def test_forward_perplexity_by_its_definition(trained, tokenizer, pairs):
         weights = trained.log_importance_weights(2000, **tokenizer([text], return_tensors="pt")).double()
         nats -= (weights.logsumexp(0) - math.log(2000)).item()
     tokens = sum(len(text.split()) + 1 for text in texts)
-    assert results["num_tokens"] == tokens and results["num_sequences"] == 9
+    assert results["num_tokens"] == tokens and results["num_sequences"] == 9 and results["num_unknown"] == 0
+    strange = [f"{texts[0]} xyzzy xyzzy", texts[1]]
+    assert forward_perplexity(trained, tokenizer, strange)["num_unknown"] == 2
     assert results["nll"] == pytest.approx(nats / 9, rel=0.02)
     assert results["perplexity"] == pytest.approx(math.exp(results["nll"] * 9 / tokens))
     other = forward_perplexity(trained, tokenizer, texts, num_samples=500, batch_size=9)

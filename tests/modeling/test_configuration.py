@@ -1,3 +1,5 @@
+import math
+
 import pytest
 from huggingface_hub.errors import StrictDataclassError
 
@@ -41,7 +43,16 @@ def test_unknown_key_names_the_nearest():
         ({"latent_conditioning": []}, "`latent_conditioning` must name at least one"),
         ({"latent_conditioning": ["input", "input"]}, "names a place twice"),
         ({"encoder_hidden_size": 9, "bidirectional_encoder": True}, "must be even, got 9"),
-        ({"initializer_range": 0}, "`initializer_range` must be above 0, got 0"),
+        ({"initializer_range": 0}, "`initializer_range` must be above 0 and finite, got 0"),
+        ({"initializer_range": math.nan}, "`initializer_range` must be above 0 and finite, got nan"),
+        ({"bos_token_id": -5}, "`vocab_size` must hold the special tokens, but `bos_token_id` is -5"),
+        ({"num_mixtures": 3}, "`num_mixtures` 3 is of models of frames with `head` gaussian_mixture or logistic"),
+        ({"input_size": 2, "num_levels": 9}, "`num_levels` 9 is of .* `head` categorical or logistic_mixture; got"),
+        ({"input_size": 2, "head": "nade", "min_scale": 0.1}, "`min_scale` 0.1 is of .* `head` gaussian or full"),
+        ({"input_size": 1, "input_mean": [math.nan], "input_scale": [1.0]}, "`input_mean` must be finite numbers"),
+        ({"input_size": 1, "input_mean": [0.0], "input_scale": [math.inf]}, "`input_scale` must be above 0 and"),
+        ({"decoder_type": "independent", "word_dropout": 0.5}, "`word_dropout` 0.5 is of what the decoder reads"),
+        ({"input_size": 2, "autoregressive": False, "word_dropout": 0.5}, "`word_dropout` 0.5 is of what the dec"),
         ({"unk_token_id": None, "word_dropout": 0.3}, "`unk_token_id`, which is None"),
         ({"rnn_type": "gru", "forget_bias": 0}, "`forget_bias` 0 is of LSTMs, and `rnn_type` is gru"),
     ],

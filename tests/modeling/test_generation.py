@@ -306,6 +306,9 @@ def test_what_generate_cannot_go_on_from_is_refused(kind):
     embedded = model.model.decoder.embed_tokens(torch.tensor([[2, 5]] * 2))
     with pytest.raises(ValueError, match="pass `decoder_input_ids`"):
         model.generate(latents=z, decoder_inputs_embeds=embedded)
+    stateful = "not supported with stateful models" if kind == "lstm" else "pass `input_ids` in place of `latents`"
+    with pytest.raises(ValueError, match=stateful):
+        model.generate(latents=z, assistant_model=model)
     other = DynamicCache() if kind == "lstm" else RecurrentCache(1, 1)
     for cache in (other, EncoderDecoderCache(DynamicCache(), DynamicCache())):
         with pytest.raises(ValueError, match="must be what an earlier call of this model returned"):

@@ -551,6 +551,20 @@ def test_separators_are_no_frames_and_a_learnt_prior_is_not_refined():
         model.evaluation_terms(2, None, 3, **make_tokens())
 
 
+def test_texts_without_a_label_cost_their_kl():
+    for segments in ({"segment_length": 3}, SEPARATORS["separators"]):
+        model, batch = make_hierarchical_model(**segments), make_tokens()
+        outputs = model(**batch | {"labels": torch.full_like(batch["labels"], -100)})
+        assert outputs.reconstruction_loss == 0 and outputs.loss == outputs.kl > 0
+
+
+def test_a_length_below_one_is_refused_of_frames_too():
+    model = make_hierarchical_frame_model(segment_length=3)
+    for length in (0, -3):
+        with pytest.raises(ValueError, match="needs a length of 1 or more"):
+            model.generate(latents=torch.randn(2, 4), max_length=length)
+
+
 def test_rows_without_a_segment_give_gradients_that_are_numbers():
     """What an encoder gave has NaN in the place of a segment that is not there."""
     model = make_hierarchical_model(segment_length=3).train()

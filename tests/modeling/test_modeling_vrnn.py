@@ -11,7 +11,7 @@ from hf_vrae import VRNNConfig, VRNNForFrameGeneration, VRNNForSequenceGeneratio
 from hf_vrae.modeling.cache_name import CACHE
 from hf_vrae.modeling.generation_vrnn import logger
 from hf_vrae.modeling.vrnn import over_samples
-from tests.models import HEADS
+from tests.models import HEADS, SIZES_OF_HEADS
 
 VARIANTS = {
     "lstm": {},
@@ -243,7 +243,7 @@ def test_the_particle_filter_is_what_the_algorithm_says(kind, kernels, variant):
 @pytest.mark.parametrize("head", HEADS)
 def test_frames_are_generated_as_step_by_step(head, variant):
     """Greedily, behind a beginning with missing values, against the layer's own distributions."""
-    own = {"input_size": 3, "head": head, "num_levels": 5, "num_mixtures": 2, "nade_hidden_size": 6}
+    own = {"input_size": 3, "head": head} | SIZES_OF_HEADS.get(head, {})
     model = make_model("frames", **(own | variant)).double()
     layer, beginning = model.model.layer, torch.randint(0, 2, (2, 4, 3)).double()
     beginning[0, 1, 2] = beginning[1, 2:] = math.nan
@@ -404,6 +404,9 @@ def test_generation_goes_on_from_a_cache():
 def test_given_latents_decide():
     model = make_model()
     z = 3 * torch.randn(4, 6, 3)
+    for kind in ("tokens", "frames"):
+        with pytest.raises(ValueError, match="`latents` must be finite numbers; row 2 has NaN"):
+            make_model(kind).generate(latents=z.index_fill(0, torch.tensor(2), math.nan), max_length=6)
     ids = model.generate(latents=z, max_new_tokens=6, eos_token_id=None)
     assert ids.shape == (4, 7) and len({tuple(row) for row in ids.tolist()}) > 1
     assert torch.equal(model.generate(latents=z, max_new_tokens=6, eos_token_id=None, use_cache=False), ids)

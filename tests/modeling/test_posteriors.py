@@ -24,10 +24,13 @@ def summary(rows=64):
     return torch.randn(rows, 8) * 3 + 1
 
 
-def test_batch_norm_is_torchs_with_a_fixed_scale():
-    posterior, torchs = BatchNormPosterior(8, 4, gamma=0.6), torch.nn.BatchNorm1d(4)
+@pytest.mark.parametrize("batches", [3, 12])
+def test_batch_norm_is_torchs_with_a_fixed_scale(batches):
+    """Up to ten batches its running statistics are torch's cumulative ones, and then its moving ones."""
+    posterior, torchs = BatchNormPosterior(8, 4, gamma=0.6), torch.nn.BatchNorm1d(4, momentum=None)
     torch.nn.init.constant_(torchs.weight, 0.6)
-    for _ in range(3):
+    for i in range(batches):
+        torchs.momentum = None if i < 10 else 0.1
         x = summary()
         wanted = torchs((x @ posterior.weight.t())[:, :4])
         torch.testing.assert_close(posterior(x)[0], wanted, rtol=1e-4, atol=1e-5)
@@ -59,7 +62,10 @@ def test_the_floor_holds_from_the_first_step_of_the_recipes():
     q = posterior.distribution(mean, logvar)
     kl = kl_divergence(q, posterior.distribution(torch.zeros(32), torch.zeros(32))).mean().item()
     assert kl > 5.7
-    posterior.eval()
+    posterior.eval()  # and in evaluation: the running variance does not begin at 1
+    mean, logvar = posterior(torch.randn(64, 256) * 1e-3 + 5)
+    q = posterior.distribution(mean, logvar)
+    assert kl_divergence(q, posterior.distribution(torch.zeros(32), torch.zeros(32))).mean().item() > 5
     assert posterior.bfloat16()(torch.randn(2, 256).bfloat16())[0].isfinite().all()
 
 

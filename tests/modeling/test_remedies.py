@@ -227,6 +227,11 @@ def test_refinement_has_momentum_and_a_limit_for_each_sequence():
     torch.testing.assert_close(twice.logvar, torch.zeros(2, 1))
 
 
+def test_a_model_without_latents_has_no_posterior_to_refine(batch):
+    with pytest.raises(ValueError, match="`svi_steps` refines a posterior, and `latent_size` 0 has none"):
+        make_model(latent_size=0).evaluation_terms(2, None, 3, **batch)
+
+
 @pytest.mark.parametrize("rnn_type", ["lstm", "gru"])
 def test_semi_amortised_training_reaches_the_encoder_through_its_steps(rnn_type, batch):
     model = make_model(svi_steps=2, kernels="plain", rnn_type=rnn_type, **DRY)

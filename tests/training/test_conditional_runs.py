@@ -175,6 +175,12 @@ def test_transfer_and_agreement_of_a_label(tiny, tmp_path, corpus, capsys, monke
     assert "".join(seen[-1]).upper() == "ABCDEFGHIJ" and len({text.isupper() for text in seen[-1]}) == 2
     with pytest.raises(ValueError, match="`probe_label` 'mood' conditions the model"):
         evaluate_file(model, tokenizer, test, probe_label="mood", probe_train=train)
+    with pytest.raises(ValueError, match="`anomaly_label` 'mood' conditions the model"):
+        evaluate_file(model, tokenizer, test, anomaly_label="mood", normal="question")
+    unlabelled = tmp_path / "unlabelled.txt"
+    unlabelled.write_text("a text .\n" * 20)
+    with pytest.raises(ValueError, match="`label_agreement` learns the label 'mood' from a column of that name"):
+        label_agreement(model, tokenizer, str(unlabelled))
     with pytest.raises(ValueError, match="ClassLabel"):
         evaluate_disentanglement(model, corpus["test"].select_columns(["text", "mood"]), None)
     assert script(["scripts/generate.py", folder, "sample", "--labels", "question", "--count", "2"]) == 0

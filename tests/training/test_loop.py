@@ -541,6 +541,39 @@ def test_a_run_is_never_overwritten_unless_asked(tiny, tmp_path):
             run(tiny("--max_steps 2" + overwrite, "tokenizer"))
 
 
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ("--labeled_share 0.2", "`labeled_share` 0.2 is of training data with one label"),
+        ("--kl_schedule cyclical --kl_warmup_steps 100", "`kl_warmup_steps` 100 is as long as a cycle"),
+        ("--kl_start 1 --kl_weight 0.1", "`kl_weight` 0.1, where it ends, is below"),
+        ("--decoder_type transformer --max_position_embeddings 4", "`max_position_embeddings` gives room for 4 steps"),
+        ("--dataloader_num_workers -1", "`dataloader_num_workers` must not be negative"),
+    ],
+)
+def test_what_is_refused_costs_no_model(tiny, tmp_path, flags, message):
+    (tmp_path / "run").mkdir()
+    for name in ("model.safetensors", "results.json", "recipe.yaml"):
+        (tmp_path / "run" / name).write_text("trained")
+    for stages in ("", " --autoencoder_epochs 1"):
+        with pytest.raises(ValueError, match=message):
+            run(tiny(f"--overwrite_output_dir {flags}{stages}"))
+    assert (tmp_path / "run" / "model.safetensors").read_text() == "trained"
+
+
+def test_a_resumption_leaves_behind_what_it_takes_away(tiny, tmp_path):
+    """The weight of a minimum rate that is held no more, and the decays of a plateau that nobody asks for."""
+    run(tiny("--max_steps 4 --save_steps 2 --logging_steps 1 --kl_schedule constant --minimum_rate 40"))
+    file = tmp_path / "run" / "checkpoint-4" / "state.json"
+    state = json.loads(file.read_text())
+    assert state["rate_multiplier"] > 0
+    file.write_text(json.dumps(state | {"lr_decays": 2}))
+    more = "--logging_steps 1 --kl_schedule constant --lr_scheduler_type constant --resume_from_checkpoint latest"
+    run(tiny(f"--max_steps 6 {more} --minimum_rate 0 --learning_rate 0.01"))
+    last = lines(tmp_path / "run", "train")[-1]
+    assert (last["step"], last["kl_weight"], last["learning_rate"]) == (6, 1, 0.01)
+
+
 def test_resuming_what_cannot_be_resumed(tiny, tmp_path):
     with pytest.raises(ValueError, match="holds no checkpoint"):
         run(tiny("--resume_from_checkpoint latest"))

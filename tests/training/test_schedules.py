@@ -46,6 +46,12 @@ def test_a_cycle_shorter_than_its_warmup_is_refused():
     assert KLSchedule("cyclical", 400, cycles=4, warmup=99).has_arrived(399)
 
 
+def test_a_weight_that_would_fall_is_refused():
+    with pytest.raises(ValueError, match="`kl_start` 1 .* `kl_weight` 0.1, where it ends, is below"):
+        KLSchedule("linear", 10, weight=0.1, start=1.0)
+    assert KLSchedule("constant", 10, weight=0.1, start=1.0)(0) == 0.1
+
+
 def test_final_weight_other_than_one():
     schedule = KLSchedule("linear", 10, weight=0.5, warmup=10)
     assert schedule(5) == pytest.approx(0.25) and schedule(10) == 0.5

@@ -183,16 +183,17 @@ def test_a_grid_of_values_is_scaled_to_it_and_counted_in_bits(recipe, tmp_path, 
     values = np.random.default_rng(0).integers(0, 16, (40, 12, 1))
     values[0, :2, 0] = 0, 15
     np.savez("grid.npz", x=values)
-    common = "--train_file grid.npz --validation_file grid.npz --num_levels 16 --max_steps 3"
-    mixture = run(recipe("vrae", f"{common} --head logistic_mixture --num_mixtures 2", "mixture"))
+    common = "--train_file grid.npz --validation_file grid.npz --max_steps 3"
+    levels = f"{common} --num_levels 16"
+    mixture = run(recipe("vrae", f"{levels} --head logistic_mixture --num_mixtures 2", "mixture"))
     config = json.loads((tmp_path / "mixture" / "config.json").read_text())
     assert (config["input_mean"], config["input_scale"]) == ([7.5], [7.5]) and "units" not in mixture
-    categorical = run(recipe("vrnn", f"{common} --head categorical", "categorical"))
+    categorical = run(recipe("vrnn", f"{levels} --head categorical", "categorical"))
     assert json.loads((tmp_path / "categorical" / "config.json").read_text())["input_scale"] is None
     for results in (mixture, categorical):
         assert results["bits_per_value"] == pytest.approx(results["nll_iw_per_step"] / np.log(2))
     assert categorical["bits_per_value"] == pytest.approx(4, abs=0.5)
-    with_lengths = run(recipe("vrnn", f"{common} --head categorical --predict_length True", "with_lengths"))
+    with_lengths = run(recipe("vrnn", f"{levels} --head categorical --predict_length True", "with_lengths"))
     assert "bits_per_value" not in with_lengths  # which also pays for the length
     assert run(recipe("vrae", f"{common} --head gaussian --scale_features False", "raw")).get("units") is None
     begins = f"{common} --head gaussian --model_name_or_path {tmp_path / 'raw'}"
@@ -227,6 +228,30 @@ def test_a_table_of_sensors_with_missing_values(family, recipe, tmp_path):
     start = f"--train_file {tmp_path / 'moved.csv'} --model_name_or_path {tmp_path / 'run'} --feature_columns"
     with pytest.raises(ValueError, match=r"are \['a', 'b'\], in this order, and this run's are \['b', 'a'\]"):
         run(recipe(family, f"{start} b a --sequence_column id", "other"))
+
+
+def test_a_sequence_at_fault_is_named_by_its_place_in_the_file(recipe, tmp_path):
+    """Validation data are taken out of the training data, which mixes these."""
+    x = np.random.default_rng(0).normal(size=(20, 6, 2))
+    x[1, 3, 1] = np.inf
+    np.savez(tmp_path / "x.npz", x=x)
+    with pytest.raises(ValueError, match="sequence 1 has inf in channel 1, frame 3"):
+        run(recipe("vrae", f"--train_file {tmp_path / 'x.npz'}"))
+    with pytest.raises(ValueError, match="window 3 has inf in channel 1, frame 0"):
+        run(recipe("vrae", f"--train_file {tmp_path / 'x.npz'} --window 3"))
+
+
+def test_what_is_of_texts_or_of_no_samples_is_refused_of_frames(recipe, tmp_path):
+    run(recipe("vrae", FRAMES))
+    model, tokenizer = load(str(tmp_path / "run"))
+    with pytest.raises(ValueError, match="`max_length` cuts texts"):
+        evaluate_file(model, tokenizer, max_length=5)
+    with pytest.raises(ValueError, match="`anomaly_label` must be a column of names"):
+        evaluate_file(model, tokenizer, anomaly_label="nowhere")
+    with pytest.raises(ValueError, match="length of 1 or more"):
+        walk_frames(model, "sample", count=2, max_length=0)
+    with pytest.raises(ValueError, match="`guidance_scale` of frames is an option of the model's `generate` alone"):
+        walk_frames(model, "sample", count=2, guidance_scale=2.0)
 
 
 def test_segments_of_a_file_are_those_of_training_and_evaluation(recipe, tmp_path):

@@ -183,8 +183,10 @@ def forward_perplexity(
     """Perplexity of generated texts under a language model of real text: are they fluent? (Zhao et al. 2018)
 
     Reverse perplexity is the same function called the other way round: real texts under a judge that was trained on
-    samples of the model (`train.py --train_file samples.txt`). It rises where samples are dull or leave things out,
-    and falls with the number of samples: state it, and let it be no less than that of the real texts.
+    samples of the model, with the model's own tokens (`train.py --train_file samples.txt --tokenizer_name MODEL`):
+    with new ones every word that samples never have would be one cheap `<unk>`, and the dullest samples the best. It
+    rises where samples are dull or leave things out, and falls with the number of samples: state it, and let it be no
+    less than that of the real texts.
 
     Args:
         judge: has `log_importance_weights`. Of a model with latents this gives an upper bound of its perplexity, the
@@ -197,15 +199,19 @@ def forward_perplexity(
         seed: of the judge's latents.
 
     Returns:
-        `perplexity`, `nll` (nats a sequence), `num_samples`, `num_sequences`, `num_tokens`.
+        `perplexity`, `nll` (nats a sequence), `num_samples`, `num_sequences`, `num_tokens`, and `num_unknown`, how
+        many of these are `<unk>` to the judge.
     """
-    nats, tokens = 0.0, 0
+    nats, tokens, unknown = 0.0, 0, 0
+    marks = tokenizer.pad_token_id, tokenizer.bos_token_id, tokenizer.eos_token_id  # GPT-2's `<unk>` is all of these
+    unk = torch.tensor([*{tokenizer.unk_token_id} - {*marks, None}], dtype=torch.long, device=judge.device)
     with in_evaluation_mode(judge):
         for indices, batch in _batches(judge, tokenizer, texts, batch_size, "Judging"):
             noise = noise_generators(seed, indices)
             weights = judge.log_importance_weights(num_samples, generator=noise, **batch).double()  # [K, B]
             nats += float((math.log(num_samples) - weights.logsumexp(0)).sum())
             tokens += int(batch["attention_mask"].sum()) - len(indices)  # all but `<s>`
+            unknown += int(torch.isin(batch["input_ids"], unk).sum())
     nll = nats / len(texts)
     return {
         "perplexity": perplexity(nll, len(texts), tokens),
@@ -213,6 +219,7 @@ def forward_perplexity(
         "num_samples": num_samples,
         "num_sequences": len(texts),
         "num_tokens": tokens,
+        "num_unknown": unknown,
     }
 
 
