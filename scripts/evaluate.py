@@ -40,8 +40,7 @@ def main():
     parser.add_argument("--transfer_train", help="Labelled .tsv or .csv: also move the texts of --data between labels")
     parser.add_argument("--label", help="Its column; by default 'label', of --label_agreement the model's own")
     parser.add_argument("--label_values", nargs=2, help="The two labels; by default the column's two")
-    help = "Have samples their label? By texts of this file with a column of it, or of the built-in corpus"
-    of_texts = {"nargs": "?", "const": "", "help": help}
+    of_texts = {"nargs": "?", "const": "", "help": "Have samples their label? By this file's or the corpus's texts"}
     parser.add_argument("--label_agreement", dest="agreement_train", **of_texts)
     parser.add_argument("--guidance_scale", type=float, help="Of these samples, and of texts moved by label")
     parser.add_argument("--probe", dest="probe_label", help="Column that a linear classifier tells from the latents")

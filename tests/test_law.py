@@ -175,7 +175,13 @@ SIBLINGS = {
         "modeling_latent",
     },
     "generation_vrnn": {"cache_name", "generation", "modeling_latent"},
-    "modeling_hierarchical_frames": {"generation", "modeling_hierarchical", "modeling_vrae_frames", "recurrent"},
+    "modeling_hierarchical_frames": {
+        "generation",
+        "modeling_frames",
+        "modeling_hierarchical",
+        "modeling_vrae_frames",
+        "recurrent",
+    },
     "configuration_vrnn": {"configuration_common"},
     "heads": {"distributions", "kernels"},
     "modeling_vrnn": {
@@ -197,6 +203,7 @@ SIBLINGS = {
         "distributions",
         "generation",
         "modeling_frames",
+        "modeling_latent",
         "modeling_vrnn",
         "recurrent",
         "vrnn",
