@@ -337,8 +337,11 @@ def test_the_script_measures_text(trained, tokenizer, tmp_path, monkeypatch, cap
     ways = [interpolate_texts(trained, tokenizer, texts[i : i + 2]) for i in (0, 2, 4, 6)]
     of_each = [interpolation_smoothness([point["text"] for point in way]) for way in ways]
     assert (text["interpolation"].pop("num_pairs"), text["interpolation"].pop("num_steps")) == (4, 7)
-    for name in ("mean_step", "max_step"):
-        assert text["interpolation"].pop(name) == pytest.approx(sum(way[name] for way in of_each) / 4)
+    for name in ("mean_step", "max_step", "bleu_to_start", "bleu_to_end"):
+        assert text["interpolation"].pop(name) == pytest.approx(np.mean([way[name] for way in of_each], axis=0))
+    middle = forward_perplexity(trained, tokenizer, [way[3]["text"] for way in ways], seed=42)["perplexity"]
+    perplexities = text["interpolation"].pop("perplexity")
+    assert len(perplexities) == 7 and perplexities[3] == pytest.approx(middle)
     assert not text["interpolation"]
     samples = draw_samples(trained, tokenizer, 8, seed=42)
     assert text["samples"] == sample_quality(samples, texts)

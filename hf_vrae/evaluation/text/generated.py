@@ -48,7 +48,8 @@ def evaluate_text(
         "bleu_signature": bleu_signature(),
     }
     if model.config.is_encoder_decoder and model.config.latent_size:
-        results["interpolation"] = path_smoothness(model, tokenizer, texts, batch_size, conditions=conditions)
+        options = {"conditions": conditions, "judge": judge, "seed": seed}
+        results["interpolation"] = path_smoothness(model, tokenizer, texts, batch_size, **options)
     if judge is not None:
         results["forward_perplexity"] = forward_perplexity(*judge, samples, batch_size=batch_size, seed=seed)
         results["reference_perplexity"] = forward_perplexity(*judge, texts, batch_size=batch_size, seed=seed)
@@ -107,9 +108,12 @@ def path_smoothness(
     num_pairs: int = 50,
     num_steps: int = 7,
     conditions: dict[str, torch.Tensor] | None = None,
+    judge: tuple | None = None,
+    seed: int = 0,
     **options,
-) -> dict[str, float | int]:
-    """How evenly texts change on straight ways from one posterior mean to another, decoded greedily.
+) -> dict[str, float | int | list[float]]:
+    """How evenly texts change on straight ways from one posterior mean to another, decoded greedily, and whether they
+    are texts on the way too.
 
     Args:
         model, tokenizer, batch_size: as in [`reconstruction_quality`].
@@ -117,10 +121,13 @@ def path_smoothness(
         num_pairs: the most ways that are gone.
         num_steps: points of each, both ends included.
         conditions: what each text stands under, by the words of a batch; a way stands under what its start does.
+        judge, seed: as in [`evaluate_text`].
         options: of `generate`.
 
     Returns:
-        `mean_step` and `max_step` of [`interpolation_smoothness`], means over the ways; `num_pairs`, `num_steps`.
+        `mean_step` and `max_step` of [`interpolation_smoothness`], means over the ways, and so of each of their points
+        `bleu_to_start` and `bleu_to_end`, [S]; with a judge `perplexity`, that of all ways' texts at a point, [S];
+        `num_pairs`, `num_steps`.
     """
     count = min(num_pairs, len(texts) // 2)
     means, decoded = [], []
@@ -138,7 +145,11 @@ def path_smoothness(
             under = _conditions_of_rows(model, conditions, begin[part])
             decoded += decode(tokenizer, model.generate(latents=ways[part], do_sample=False, **under, **options))
     of_each = [interpolation_smoothness(decoded[i : i + num_steps]) for i in range(0, len(decoded), num_steps)]
-    results = {name: sum(way[name] for way in of_each) / count for name in ("mean_step", "max_step")}
+    results = {name: np.mean([way[name] for way in of_each], axis=0).tolist() for name in of_each[0]}
+    if judge is not None:
+        points = (decoded[i::num_steps] for i in range(num_steps))
+        of_each = [forward_perplexity(*judge, texts, batch_size=batch_size, seed=seed) for texts in points]
+        results["perplexity"] = [scores["perplexity"] for scores in of_each]
     return {**results, "num_pairs": count, "num_steps": num_steps}
 
 
