@@ -303,6 +303,11 @@ def test_evaluate_loads_the_folder_offline(pairs, tmp_path, monkeypatch):
     results = metric.compute()
     assert results.pop("bleu_signature") == bleu_signature()
     assert results == metrics.compare(*pairs)
+    folder = str(Path(metrics.__file__).parent)
+    samples = evaluate.load(folder, "samples", cache_dir=str(tmp_path))
+    assert samples.compute(predictions=pairs[0], references=pairs[1]) == metrics.sample_quality(*pairs)
+    with pytest.raises(ValueError, match="`config_name` must be samples, or left out .*; got words"):
+        evaluate.load(folder, "words", cache_dir=str(tmp_path))
 
 
 @pytest.mark.parametrize(
