@@ -9,7 +9,7 @@ from datasets import Dataset, DatasetDict
 from torch.distributions import Distribution
 from transformers import PreTrainedTokenizerFast
 
-from .data.conditions import batch_rows, label_names
+from .data.conditions import batch_rows
 from .data.datasets import load_text, spread_places, tokenize, value_names
 from .data.grammar import generate_corpus
 from .evaluation.anomaly import check_normal, detect_anomalies
@@ -413,7 +413,7 @@ def label_agreement(
             f"`label_agreement` learns the label {label!r} from a column of that name, and {where} has "
             f"{rows.column_names}. Name another file."
         )
-    pairs = zip(rows["text"][:], label_names(rows, label), strict=True)
+    pairs = zip(rows["text"][:], value_names(rows, label), strict=True)
     pairs = [(text.strip(), name) for text, name in pairs if (text or "").strip() and name in names[label]]
     classifier = train_text_classifier([text for text, _ in pairs], [name for _, name in pairs])
     options, results, drawn = {"guidance_scale": guidance_scale, **options}, {}, {}

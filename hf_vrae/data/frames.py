@@ -1,6 +1,5 @@
 """From files and data sets to sequences of vectors: reading, windows, scaling, checks."""
 
-import contextlib
 import hashlib
 import logging
 from collections.abc import Callable, Iterator
@@ -329,7 +328,9 @@ def _steps(path: str, encoding: str) -> pa.Table:
         return steps.with_format("arrow")[:].combine_chunks()
 
     steps = read()
-    if all(map(_is_numeral, steps.column_names)) and not all(name.isdigit() for name in steps.column_names):
+    # Behind a name that was there before pandas sets a count.
+    numerals = (_is_numeral(name) or _is_numeral(name.rpartition(".")[0]) for name in steps.column_names)
+    if all(numerals) and not all(name.isdigit() for name in steps.column_names):
         raise ValueError(
             f"The first row of {path!r} must name the columns, and it is of numbers: {steps.column_names[:3]}. Write "
             "a header above it."
@@ -352,12 +353,11 @@ def _with_blank_lines(path: str, encoding: str, steps: pa.Table, read: Callable[
 
 
 def _is_numeral(text: str) -> bool:
-    """Whether a text is a number, also where pandas has set a count behind it, since the column before is named so."""
-    for part in (text, text.rpartition(".")[0]):
-        with contextlib.suppress(ValueError):
-            float(part)
-            return True
-    return False
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
 
 
 def _words(column: pa.ChunkedArray) -> tuple[list[str], list[str]]:
@@ -380,11 +380,9 @@ def _from_steps(
             raise ValueError(f"`{option}` must be a column of {path!r}, {table.column_names}; got {name!r}.")
     numbers = [name for name in _of_numbers(table) if name not in (sequence, segment)]
     if wrong := [name for name in channels if name not in numbers]:
-        words = _words(table[wrong[0]])[1][:1] if wrong[0] in table.column_names else []
-        raise ValueError(
-            f"`feature_columns` must be columns of numbers of {path!r}, {numbers}; got {wrong}"
-            f"{''.join(f', where {wrong[0]!r} holds {word!r}' for word in words)}."
-        )
+        words = _words(table[wrong[0]])[1] if wrong[0] in table.column_names else []
+        where = f", where {wrong[0]!r} holds {words[0]!r}" if words else ""
+        raise ValueError(f"`feature_columns` must be columns of numbers of {path!r}, {numbers}; got {wrong}{where}.")
     ids = table[sequence].combine_chunks().dictionary_encode().indices if sequence else pa.array(np.zeros(len(table)))
     if ids.null_count:
         raise ValueError(f"`sequence_column` {sequence!r} of {path!r} is empty in {ids.null_count} rows. Fill it in.")

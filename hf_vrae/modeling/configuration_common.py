@@ -177,9 +177,9 @@ class LatentSequenceConfig(PreTrainedConfig):
                     f"{len(entries)}."
                 )
         if self.input_scale is not None:
-            for name, least in (("input_mean", -math.inf), ("input_scale", 0)):
+            rules = ("input_mean", -math.inf, "finite numbers"), ("input_scale", 0, "above 0 and finite")
+            for name, least, rule in rules:
                 if wrong := [number for number in getattr(self, name) if not least < number < math.inf]:
-                    rule = "finite numbers" if least else "above 0 and finite"
                     raise ValueError(f"`{name}` must be {rule}, got {wrong[0]}.")
             if self.head not in _SCALED_HEADS:
                 raise ValueError(

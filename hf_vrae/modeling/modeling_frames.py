@@ -131,6 +131,24 @@ class FrameGenerationMixin:
     that no pickle finds again.
     """
 
+    def _lengths(self, rows: int, attention_mask=None, max_length=None, lengths=None) -> torch.LongTensor:
+        """How many frames each row gets, at most where its end is learnt, [B]; for the arguments see [`_generate`]."""
+        if lengths is not None:
+            lengths = torch.as_tensor(lengths, device=self.device)
+        elif max_length is not None:
+            lengths = torch.full((rows,), max_length, device=self.device)
+        elif attention_mask is not None:
+            lengths = attention_mask.sum(1).to(self.device)
+            lengths = lengths.max().expand(rows) if self.config.predict_length else lengths
+        else:
+            raise ValueError("`latents` have no length: pass `max_length`, or `lengths` of each row.")
+        if lengths.shape != (rows,) or lengths.min() < 1:
+            raise ValueError(
+                f"Each of the {rows} rows needs a length of 1 or more: `lengths` must be [{rows}], got "
+                f"{lengths.tolist()}."
+            )
+        return lengths
+
     def _generate(
         self,
         next_features,
@@ -150,20 +168,7 @@ class FrameGenerationMixin:
             max_length, do_sample, lengths, beginning: as in `generate`.
         """
         learnt = self.config.predict_length and lengths is None
-        if lengths is not None:
-            lengths = torch.as_tensor(lengths, device=self.device)
-        elif max_length is not None:
-            lengths = torch.full((rows,), max_length, device=self.device)
-        elif attention_mask is not None:
-            lengths = attention_mask.sum(1).to(self.device)
-            lengths = lengths.max().expand(rows) if learnt else lengths
-        else:
-            raise ValueError("`latents` have no length: pass `max_length`, or `lengths` of each row.")
-        if lengths.shape != (rows,) or lengths.min() < 1:
-            raise ValueError(
-                f"Each of the {rows} rows needs a length of 1 or more: `lengths` must be [{rows}], got "
-                f"{lengths.tolist()}."
-            )
+        lengths = self._lengths(rows, attention_mask, max_length, lengths)
         if beginning is not None:
             beginning = self._scaled(beginning.to(self.device), None, "beginning").values
             if len(beginning) not in (1, rows) or beginning.shape[1] > lengths.min():

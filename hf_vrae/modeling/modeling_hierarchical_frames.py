@@ -113,10 +113,8 @@ class HierarchicalVRAEForFrameGeneration(
             if attention_mask is None:
                 attention_mask = torch.ones_like(input_features[..., 0], dtype=torch.long)
             latents = self.encode(input_features, attention_mask, segment_ids).mode
-        longest = 1 if attention_mask is None else int(attention_mask.sum(1).max())
-        longest = longest if max_length is None else max_length
-        longest = longest if lengths is None else int(torch.as_tensor(lengths).max())
-        count = max(1, -(-longest // self.config.segment_length))  # `_generate` refuses lengths below 1
+        longest = int(self._lengths(len(latents), attention_mask, max_length, lengths).max())
+        count = -(-longest // self.config.segment_length)
         if segment_ids is not None:
             segment_ids = segment_ids.expand(len(latents), -1)
             if attention_mask is not None and attention_mask.shape == segment_ids.shape:

@@ -64,8 +64,7 @@ def run(recipe: Recipe) -> dict:
             task, data = prepare(before, accelerator)
             read_longest(task.make_model(before, data["train"]), task, data)
             batches = UpdateBatches(data["train"], lengths(data["train"]), None, args, accelerator)
-            for stage in (autoencoder, args):
-                KLSchedule.of_run(stage, batches.steps_per_epoch)
+            KLSchedule.of_run(args, batches.steps_per_epoch)
         begin(recipe, accelerator)
         args = pretrain_autoencoder(recipe, autoencoder)
         recipe = dataclasses.replace(recipe, training=args)

@@ -148,8 +148,8 @@ def path_smoothness(
     results = {name: np.mean([way[name] for way in of_each], axis=0).tolist() for name in of_each[0]}
     if judge is not None:
         points = (decoded[i::num_steps] for i in range(num_steps))
-        of_each = [forward_perplexity(*judge, texts, batch_size=batch_size, seed=seed) for texts in points]
-        results["perplexity"] = [scores["perplexity"] for scores in of_each]
+        options = {"batch_size": batch_size, "seed": seed}
+        results["perplexity"] = [forward_perplexity(*judge, texts, **options)["perplexity"] for texts in points]
     return {**results, "num_pairs": count, "num_steps": num_steps}
 
 
