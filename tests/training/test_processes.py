@@ -28,10 +28,13 @@ FLAGS = (
 FRAMES = """--builtin frames --corpus_size 60 --embedding_size 8 --latent_size 3 --dropout 0 --predict_length
 --optim sgd --learning_rate 0.01 --max_grad_norm 1 --max_steps 3 --eval_strategy steps --eval_steps 2 --save_steps 3
 --logging_steps 1 --num_importance_samples 3 --kl_warmup_steps 2"""
-VRNN = "--model_type vrnn --hidden_size 8 --feature_size 8"
+VRNN = f"{FRAMES} --model_type vrnn --hidden_size 8 --feature_size 8"
 # Between them every part of a model that might go without a gradient in one process: it would stop the other.
-OF_FRAMES = {
-    "vrae": "--encoder_hidden_size 8 --decoder_hidden_size 8 --word_dropout 0",
+RUNS = {
+    "vae": FLAGS,
+    "aggressive": f"{FLAGS} --aggressive --posterior batch_norm --minimum_rate 3 --max_steps 3 --eval_steps 2",
+    "semi-supervised": f"{FLAGS} --label_columns tense --label_classifier True --max_labeled_samples 90",
+    "frames": f"{FRAMES} --encoder_hidden_size 8 --decoder_hidden_size 8 --word_dropout 0",
     "vrnn": f"{VRNN} --smoothing_posterior --free_bits 0.1",
     "fivo": f"{VRNN} --residual_posterior --num_train_samples 3 --resampling --kl_schedule constant",
 }
@@ -45,13 +48,14 @@ def noise_of_places(self, draw, samples, size, observed, generator):
     return noise.abs() / 2.1 if draw is torch.rand else noise
 
 
-def train_and_evaluate(folder, flags, base=FLAGS):
+def train_and_evaluate(folder, name, batch_size):
     """Train with the randomness taken out, so that updates can be compared; then evaluate with it."""
     noise, drawn = distributions._standard_normal, VRNNPreTrainedModel._drawn
     distributions._standard_normal = lambda shape, like, generator: torch.zeros(shape)
     VRNNPreTrainedModel._drawn = noise_of_places
     try:
-        run(parse_recipe([*base.split(), "--output_dir", folder, *flags]))
+        flags = f"{RUNS[name]} --per_device_train_batch_size {batch_size}"
+        run(parse_recipe([*flags.split(), "--output_dir", folder]))
     finally:
         distributions._standard_normal, VRNNPreTrainedModel._drawn = noise, drawn
     from hf_vrae.hub import load
@@ -91,58 +95,30 @@ def test_the_script_trains_in_two_processes(tmp_path):
     assert made["num_processes"] == 2
 
 
-@pytest.mark.parametrize(
-    "flags",
-    [
-        "",
-        "--aggressive --posterior batch_norm --minimum_rate 3 --max_steps 3 --eval_steps 2",
-        "--label_columns tense --label_classifier True --max_labeled_samples 90",
-    ],
-    ids=["vae", "aggressive, batch norm, minimum rate", "semi-supervised"],
-)
-def test_two_processes_train_and_evaluate_like_one(flags, tmp_path):
-    two, one, flags = str(tmp_path / "two"), str(tmp_path / "one"), flags.split()
-    launch_two(__file__, two, str(tmp_path / "noise"), "--per_device_train_batch_size", "8", *flags)
-    results = train_and_evaluate(one, ["--per_device_train_batch_size", "16", *flags])
-
-    shared = json.loads((tmp_path / "noise.json").read_text())
-    same_run_and_results(one, two, results, shared)
-    assert shared["run"]["num_processes"] == 2
-    # Each process draws its own noise.
-    draws = [json.loads((tmp_path / f"noise-{rank}.json").read_text()) for rank in range(2)]
-    assert draws[0] != draws[1]
-
-
-def test_frames_train_and_evaluate_in_two_processes_like_in_one(tmp_path):
-    launch_two(__file__, "frames", tmp_path)
-    for name, flags in OF_FRAMES.items():
+def test_two_processes_train_and_evaluate_like_one(tmp_path):
+    launch_two(__file__, tmp_path)
+    for name in RUNS:
         fresh_accelerator()
         one, two = str(tmp_path / f"{name}-one"), str(tmp_path / name)
-        results = train_and_evaluate(one, ["--per_device_train_batch_size", "16", *flags.split()], FRAMES)
+        results = train_and_evaluate(one, name, batch_size=16)
         shared = json.loads((tmp_path / f"{name}.json").read_text())
         same_run_and_results(one, two, results, shared)
+        assert shared["run"]["num_processes"] == 2
+        # Each process draws its own noise.
+        draws = [json.loads((tmp_path / f"{name}-{rank}.json").read_text()) for rank in range(2)]
+        assert draws[0] != draws[1], name
 
 
-def main_of_frames(folder):
+def main(folder):
     """What each of the two processes runs, all models one after the other: starting them takes most of the time."""
-    for name, flags in OF_FRAMES.items():
+    for name in RUNS:
         fresh_accelerator()
-        flags = ["--per_device_train_batch_size", "8", *flags.split()]
-        results = train_and_evaluate(f"{folder}/{name}", flags, FRAMES)
-        if PartialState().is_main_process:
+        results = train_and_evaluate(f"{folder}/{name}", name, batch_size=8)
+        rank = PartialState().process_index
+        Path(folder, f"{name}-{rank}.json").write_text(json.dumps(torch.rand(3).tolist()))
+        if rank == 0:
             Path(folder, f"{name}.json").write_text(json.dumps(results))
 
 
-def main(folder, noise, *flags):
-    """What each of the two processes runs."""
-    results = train_and_evaluate(folder, flags)
-    rank = PartialState().process_index
-    with open(f"{noise}-{rank}.json", "w") as file:
-        json.dump(torch.rand(3).tolist(), file)
-    if rank == 0:
-        with open(f"{noise}.json", "w") as file:
-            json.dump(results, file)
-
-
 if __name__ == "__main__":
-    main_of_frames(*sys.argv[2:]) if sys.argv[1] == "frames" else main(*sys.argv[1:])
+    main(sys.argv[1])
