@@ -95,18 +95,19 @@ def test_the_script_trains_in_two_processes(tmp_path):
     assert made["num_processes"] == 2
 
 
-def test_two_processes_train_and_evaluate_like_one(tmp_path):
+def test_two_processes_train_and_evaluate_like_one(tmp_path, subtests):
     launch_two(__file__, tmp_path)
     for name in RUNS:
-        fresh_accelerator()
-        one, two = str(tmp_path / f"{name}-one"), str(tmp_path / name)
-        results = train_and_evaluate(one, name, batch_size=16)
-        shared = json.loads((tmp_path / f"{name}.json").read_text())
-        same_run_and_results(one, two, results, shared)
-        assert shared["run"]["num_processes"] == 2
-        # Each process draws its own noise.
-        draws = [json.loads((tmp_path / f"{name}-{rank}.json").read_text()) for rank in range(2)]
-        assert draws[0] != draws[1], name
+        with subtests.test(name):
+            fresh_accelerator()
+            one, two = str(tmp_path / f"{name}-one"), str(tmp_path / name)
+            results = train_and_evaluate(one, name, batch_size=16)
+            shared = json.loads((tmp_path / f"{name}.json").read_text())
+            same_run_and_results(one, two, results, shared)
+            assert shared["run"]["num_processes"] == 2
+            # Each process draws its own noise.
+            draws = [json.loads((tmp_path / f"{name}-{rank}.json").read_text()) for rank in range(2)]
+            assert draws[0] != draws[1]
 
 
 def main(folder):
