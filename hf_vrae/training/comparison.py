@@ -59,10 +59,12 @@ COLUMNS_OF_QUALITY = [
     ("generating", "generated_frames_per_second", 0),
     ("peak MiB", "peak_memory_mib", 0),
 ]
-NOTE_OF_QUALITY = (
+NOTE_OF_RECONSTRUCTION = (
     "Reconstruction is greedy, from the posterior's mode: teacher-forced, each step is told the true ones before it, "
-    "free-running what was said there. Reverse PPL is that of the evaluated texts under a small language model that "
-    "learnt from the samples; peak memory that of the process that trained, on a CPU its libraries included."
+    "free-running what was said there; peak memory is that of the process that trained, on a CPU its libraries included."
+)
+NOTE_OF_REVERSE_PPL = (
+    "Reverse PPL is that of the evaluated texts under a small language model that learnt from the samples."
 )
 COLUMNS_OF_FIVO = [("NLL (FIVO)", "nll_fivo", 2), ("PPL (FIVO)", "ppl_fivo", 2)]  # beside them, of text
 # Arguments of a row's folder, and of what is written there on the way: another one makes no other model of it.
@@ -337,7 +339,9 @@ def comparison_notes(rows: Sequence[dict]) -> str:
     if not _of_frames(rows):
         unit = "Nats a sequence where nothing else is said"
     stages = " The minutes are also those of the row that one begins at." if any(r["begins_at"] for r in rows) else ""
-    quality = f" {NOTE_OF_QUALITY}" if distinct["samples"] else ""
+    quality = f" {NOTE_OF_RECONSTRUCTION}" if distinct["samples"] else ""
+    if any("reverse_ppl" in run for run in runs):
+        quality += f" {NOTE_OF_REVERSE_PPL}"
     published = " In brackets: published." if any(row["published"] for row in rows) else ""
     return "; ".join(said) + f".{published} {unit}.{stages}{quality}\n"
 
