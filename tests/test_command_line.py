@@ -62,7 +62,7 @@ def test_frames_are_written_where_it_is_said(desk, capsys, tmp_path):
         ("train --output_dir good.txt", "`output_dir` 'good.txt' is a file"),
         ("train --output_dir notes --overwrite_output_dir", "'notes' holds 'README.md' and no run that it is of"),
         ("train --latent_sise 8", "did you mean '--latent_size'"),
-        ("train --latent_size -1", "`latent_size` must not be negative, got -1"),
+        ("train --latent_size -1", "`latent_size` must be at least 0 and finite, got -1"),
         ("train --latent_conditioning inputs", "latent_conditioning"),
         ("train --resume_from_checkpoint latest", "holds no checkpoint"),
         ("train --mixed_precision fp16", "fp16 needs a GPU"),

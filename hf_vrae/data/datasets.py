@@ -170,7 +170,7 @@ def _with_text(data: Dataset, column: str | None, split: str) -> Dataset:
                 "numbers name the channels with `feature_columns`, or say how to read them with `sequence_column` or "
                 "`window`."
             )
-        column = "text" if "text" in strings or len(strings) != 1 else strings[0]
+        column = "text" if "text" in data.column_names or len(strings) != 1 else strings[0]
         if ";" in column or "\t" in column:
             raise ValueError(
                 f"The {split} split has the one column {column!r}, whose name holds a separator: a .csv is separated "

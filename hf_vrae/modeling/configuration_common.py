@@ -176,16 +176,12 @@ class LatentSequenceConfig(PreTrainedConfig):
                     f"`{name}` must have an entry for each of `input_size` {self.input_size} channels, got "
                     f"{len(entries)}."
                 )
-        if self.input_scale is not None:
-            rules = ("input_mean", -math.inf, "finite numbers"), ("input_scale", 0, "above 0 and finite")
-            for name, least, rule in rules:
-                if wrong := [number for number in getattr(self, name) if not least < number < math.inf]:
-                    raise ValueError(f"`{name}` must be {rule}, got {wrong[0]}.")
-            if self.head not in _SCALED_HEADS:
-                raise ValueError(
-                    f"`head` {self.head} is of values that stand for themselves, which `input_mean` and `input_scale` "
-                    "would change. Leave them out."
-                )
+        self._check_numbers("input_mean", "input_scale")
+        if self.input_scale is not None and self.head not in _SCALED_HEADS:
+            raise ValueError(
+                f"`head` {self.head} is of values that stand for themselves, which `input_mean` and `input_scale` "
+                "would change. Leave them out."
+            )
         if self.tie_word_embeddings:
             raise ValueError("`tie_word_embeddings` ties tables of words, and `input_size` says there are none.")
 
@@ -201,13 +197,19 @@ class LatentSequenceConfig(PreTrainedConfig):
 
     def _check_not_negative(self, *names: str):
         for name in names:
-            if getattr(self, name) < 0:
-                raise ValueError(f"`{name}` must not be negative, got {getattr(self, name)}.")
+            if not 0 <= getattr(self, name) < math.inf:  # NaN is neither
+                raise ValueError(f"`{name}` must be at least 0 and finite, got {getattr(self, name)}.")
 
     def _check_above_0(self, *names: str):
         for name in names:
             if not 0 < getattr(self, name) < math.inf:  # NaN is neither
                 raise ValueError(f"`{name}` must be above 0 and finite, got {getattr(self, name)}.")
+
+    def _check_numbers(self, mean: str, scale: str):
+        """Lists of the numbers that data are scaled by, where there are any."""
+        for name, least, rule in ((mean, -math.inf, "finite numbers"), (scale, 0, "above 0 and finite")):
+            if wrong := [number for number in getattr(self, name) or () if not least < number < math.inf]:
+                raise ValueError(f"`{name}` must be {rule}, got {wrong[0]}.")
 
 
 __all__ = ["LatentSequenceConfig"]

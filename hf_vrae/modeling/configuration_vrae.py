@@ -156,7 +156,7 @@ class VRAEConfig(LatentSequenceConfig):
     # Of the training loss alone; a run's arguments set them.
     mmd_weight: float | int = 0.0  # of [`objectives.maximum_mean_discrepancy`]
     svi_steps: int = 0  # of [`inference.refine`], from the encoder's posterior
-    decoder_start_token_id: int | None = 2
+    decoder_start_token_id: int | None = None  # by default `bos_token_id`
     is_encoder_decoder: bool = True
 
     def __post_init__(self, **kwargs):
@@ -168,6 +168,8 @@ class VRAEConfig(LatentSequenceConfig):
             self.decoder_hidden_size, self.decoder_layers = self._sizes_of("decoder_config")
         if self.condition_labels is not None:  # a saved configuration comes back in this order
             self.condition_labels = dict(sorted(self.condition_labels.items()))
+        if self.decoder_start_token_id is None:
+            self.decoder_start_token_id = self.bos_token_id
         if self.decoder_latent_size == 0:
             self.latent_conditioning = []
         elif self.latent_conditioning is None:
@@ -351,14 +353,15 @@ class VRAEConfig(LatentSequenceConfig):
                 raise ValueError(
                     f"`{name}` must have a number for each of the {count} `condition_attributes`, got {len(numbers)}."
                 )
-        if min(self.attribute_scale or [1.0]) <= 0:
-            raise ValueError(f"`attribute_scale` must be above 0, got {min(self.attribute_scale)}.")
+        self._check_numbers("attribute_mean", "attribute_scale")
         frequencies = self.label_frequencies
         counts = [len(values) for values in (self.condition_labels or {}).values()]
-        if frequencies is not None and ([len(frequencies)] != counts or min(frequencies) <= 0):
+        if frequencies is not None and (
+            [len(frequencies)] != counts or not all(0 < share < math.inf for share in frequencies)
+        ):
             raise ValueError(
-                "`label_frequencies` must be above 0, one for each value of the one label of `condition_labels`, "
-                f"which have {counts}; got {frequencies}."
+                "`label_frequencies` must be above 0 and finite, one for each value of the one label of "
+                f"`condition_labels`, which have {counts}; got {frequencies}."
             )
 
     def _combinations(self) -> list[tuple[bool, str]]:

@@ -104,7 +104,7 @@ class VRAEDecoder(nn.Module):
         Args:
             latents: z, [B, D]; or [K * B, D], K of each row in turn, which costs less than K * B rows of tokens.
             input_ids: [B, T]; or `inputs_embeds` [B, T, E] in its place.
-            attention_mask: nonzero where a token is real, [B, T], and where the decoder is not stateful [B, past + T];
+            attention_mask: nonzero where a token is real, [B, T] or [B, past + T], which a decoder that attends needs;
                 all by default.
             cache: state to go on from; by default the first state.
             use_cache: whether to return the state after the last real token.
@@ -119,6 +119,8 @@ class VRAEDecoder(nn.Module):
             inputs_embeds = self.read_dropped(input_ids)  # [B, T, E]
         past = 0 if cache is None else cache.get_seq_length()
         check_mask("decoder_attention_mask", attention_mask, inputs_embeds, past)
+        if attention_mask is not None and self.config.decoder_type != "transformer":
+            attention_mask = attention_mask[:, -inputs_embeds.shape[1] :]  # what is past is in the state
         outputs, cache, hidden_states = self.decode(
             latents, inputs_embeds, attention_mask, cache, use_cache, output_hidden_states
         )

@@ -410,7 +410,7 @@ def draw(scores: torch.Tensor) -> torch.Tensor:
     rows, size = scores.shape
     block = 64
     weights = (scores - scores.amax(1, keepdim=True)).exp_()
-    blocks = nn.functional.pad(weights, (0, -size % block)).view(rows, -1, block)  # [B, V / 64, 64]
+    blocks = nn.functional.pad(weights, (0, -size % block)).view(rows, -(-size // block), block)  # [B, V / 64, 64]
     totals = blocks.sum(-1).cumsum(1)  # [B, V / 64]
     if not torch.isfinite(totals[:, -1]).all():
         raise RuntimeError("The scores of a next token are not numbers, or all of a row are -inf.")

@@ -169,6 +169,7 @@ class ConditionalModel(OneLatentModel):
 
         An unlabelled row costs a pass of the decoder for each value, and one of the encoder.
         """
+        self._check_schedules("the loss of `label_classifier`", "learn no classifier")
         summary = self._encoder_outputs(self.model.embed_condition(), **batch).summary  # [B, H]
         known = self.condition_ids(class_ids, len(summary))
         missing, values = known == MISSING, torch.arange(self.config.num_labels, device=self.device)

@@ -76,20 +76,15 @@ class LatentSequenceModel(PreTrainedModel):
             )
         return loaded
 
-    def _check_schedules(self) -> None:
-        """Refuse of what schedules set that for which a bound of several samples has no term."""
-        resampling = getattr(self.config, "resampling", False)
+    def _check_schedules(self, loss: str, remedy: str, weighs_kl: bool = True) -> None:
+        """Refuse of what schedules set that for which a loss has no term."""
         for name, value, usual in (
             ("kl_capacity", self.kl_capacity, None),
             ("sampling_probability", self.sampling_probability, 0.0),
-            ("kl_weight", self.kl_weight if resampling else 1.0, 1.0),
+            ("kl_weight", 1.0 if weighs_kl else self.kl_weight, 1.0),
         ):
             if value != usual:
-                bound = f"{self.config.num_train_samples}{' with `resampling`' if resampling else ''}"
-                raise ValueError(
-                    f"`{name}` {value} says nothing to the bound of `num_train_samples` {bound}. Leave it at {usual}, "
-                    "or train with one sample."
-                )
+                raise ValueError(f"`{name}` {value} says nothing to {loss}. Leave it at {usual}, or {remedy}.")
 
     def _check_fields(self, batch: dict) -> None:
         """Refuse what [`forward`] does not take either: a misspelt name would go unread."""
@@ -195,6 +190,7 @@ class OneLatentModel(LatentSequenceModel):
     def prior(self, **batch) -> torch.distributions.Distribution:
         """p(z) = N(0, I), or with a `correlated_prior` N(0, R), beside a vMF posterior the uniform one on the sphere;
         event shape [D], for every batch."""
+        self._check_fields(batch)
         return self._prior(self.condition(**batch))
 
     def condition(self, **batch) -> torch.Tensor | None:
@@ -369,7 +365,8 @@ class OneLatentModel(LatentSequenceModel):
 
         `kl_weight` is that of log q - log p in each weight.
         """
-        self._check_schedules()
+        bound = f"the bound of `num_train_samples` {self.config.num_train_samples}"
+        self._check_schedules(bound, "train with one sample")
         z = posterior.rsample((self.config.num_train_samples,))  # [K, B, D]
         p = self._prior_beside(posterior, condition)
         log_likelihood, weighted_nll = self._weighable_log_likelihood(join(z, condition), target)

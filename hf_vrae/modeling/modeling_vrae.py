@@ -295,7 +295,8 @@ class VRAEForSequenceGeneration(VRAEPreTrainedModel, ConditionalModel, VRAEGener
             attention_mask: nonzero where an input token is real, [B, T]; by default all but `pad_token_id`.
             decoder_input_ids: what the decoder reads, [B, S]; by default `labels` moved one step on, behind
                 `decoder_start_token_id`. Or `decoder_inputs_embeds` [B, S, E] in its place.
-            decoder_attention_mask: nonzero where a decoder token is real, [B, S] or, with a cache, [B, past + S].
+            decoder_attention_mask: nonzero where a decoder token is real, [B, S] or, with a cache, [B, past + S]; by
+                default all, beside `labels` all but padding.
             latents: z to decode in place of an input, [B, D]. By default a sample of q(z|x) in training and with
                 `labels` (in evaluation always the same noise), and the mean of q(z|x) otherwise.
             encoder_outputs: an earlier output of the encoder, whose `last_hidden_state` [B, 1, D] is decoded as is.
@@ -325,6 +326,8 @@ class VRAEForSequenceGeneration(VRAEPreTrainedModel, ConditionalModel, VRAEGener
             if not given_to_decoder:
                 decoder_input_ids = self.prepare_decoder_input_ids_from_labels(labels)
                 decoder_attention_mask = labels != IGNORE_INDEX
+            elif decoder_attention_mask is None and cache is None and decoder_input_ids is not None:
+                decoder_attention_mask = self._read_beside(labels, decoder_input_ids)
             if encoder_outputs is None and latents is None:
                 encoder_outputs = self._encoder_outputs(
                     c, input_ids, attention_mask, inputs_embeds, output_hidden_states
@@ -436,7 +439,8 @@ class VRAEForSequenceGeneration(VRAEPreTrainedModel, ConditionalModel, VRAEGener
         hidden, _, _ = self.model.decoder(latents, decoder_input_ids, labels != IGNORE_INDEX)
         real = labels != IGNORE_INDEX
         scores = self.lm_head(self.features(hidden, latents)[real])  # [N, V]
-        said = decoder_input_ids.masked_scatter(real, draw(at_least_float32(scores)))  # what follows each input
+        drawn = draw(at_least_float32(scores)).to(decoder_input_ids.dtype)
+        said = decoder_input_ids.masked_scatter(real, drawn)  # what follows each input
         # The word read at a step was said at the real step before it.
         order, back, _ = left_align(real)
         said = said.gather(1, order).roll(1, dims=1).gather(1, back)
@@ -536,6 +540,13 @@ class VRAEForSequenceGeneration(VRAEPreTrainedModel, ConditionalModel, VRAEGener
             real = input_ids != self.config.pad_token_id
         start = (real.cumsum(1) == 1) & (input_ids == self.config.decoder_start_token_id)
         return input_ids.masked_fill(~real | start, IGNORE_INDEX)
+
+    def _read_beside(self, labels: torch.LongTensor, decoder_input_ids: torch.LongTensor) -> torch.Tensor | None:
+        """Which decoder inputs that a collator made of `labels` are no padding, [B, S]; what is not scored may be read
+        all the same, as a prompt is."""
+        if self.config.pad_token_id is None or decoder_input_ids.shape != labels.shape:
+            return None
+        return (labels != IGNORE_INDEX) | (decoder_input_ids != self.config.pad_token_id)
 
     def prepare_decoder_input_ids_from_labels(self, labels: torch.LongTensor) -> torch.LongTensor:
         """Each label's predecessor, [B, T]: `decoder_start_token_id` for the first, padding where a label is -100."""

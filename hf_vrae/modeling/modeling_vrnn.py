@@ -326,7 +326,8 @@ class VRNNPreTrainedModel(LatentSequenceModel):
         config = self.config
         samples = config.num_train_samples if self.training else 1
         if samples > 1:
-            self._check_schedules()
+            bound = f"the bound of `num_train_samples` {samples}{' with `resampling`' if config.resampling else ''}"
+            self._check_schedules(bound, "train with one sample", weighs_kl=not config.resampling)
         rows = len(observed.phi_x)
         noise = self._noise(samples, observed, None if self.training else generators_of_rows(rows))
         if config.resampling and self.training:

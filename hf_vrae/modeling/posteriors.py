@@ -8,7 +8,8 @@ from torch import nn
 from .distributions import CorrelatedGaussian, DiagonalGaussian, VonMisesFisher
 from .kernels import as_weight_of
 
-# Bounds of the log-variance: wide enough never to bind in a healthy run, narrow enough for exp in float16.
+# Bounds of the log-variance: wide enough not to bind where the KL is paid (an autoencoder, which pays none, may reach
+# the lower one), narrow enough for exp in float16.
 MIN_LOGVAR, MAX_LOGVAR = -10.0, 10.0
 
 

@@ -45,7 +45,6 @@ def fields_of(encoder: PreTrainedModel | None, decoder: PreTrainedModel | None, 
     if isinstance(marks["eos_token_id"], list):  # several marks that end a turn; ours ends a text
         marks["eos_token_id"] = marks["eos_token_id"][0]
     fields = {"vocab_size": sizes[0], "unk_token_id": None} | marks
-    fields["decoder_start_token_id"] = further.get("bos_token_id", marks["bos_token_id"])
     if further.get("unk_token_id") is None:
         fields["word_dropout"] = 0.0  # there is no word to put in place of one
     if decoder is not None:

@@ -368,6 +368,7 @@ class RecurrentEncoder(nn.Module):
             if self.reverse_layers:
                 directions.append(run_layer(self.reverse_layers[i], take_time(outputs, flipped))[0])
             summary = torch.cat([select_time(d, lengths - 1) for d in directions], dim=-1)
+            summary = summary.masked_fill(lengths.unsqueeze(1) == 0, 0)  # of a row without a token: the first state
             directions[1:] = [take_time(d, flipped) for d in directions[1:]]
             outputs = torch.cat(directions, dim=-1)
             if output_hidden_states:

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 import torch
 from accelerate import Accelerator, PartialState
 from accelerate.state import AcceleratorState
+from accelerate.tracking import get_available_trackers
 from accelerate.utils import parse_flag_from_env
 
 from ..modeling.kernels import PACKED_DTYPES
@@ -28,11 +29,25 @@ def make_accelerator(args: TrainArguments) -> Accelerator:
     accelerator = Accelerator(
         mixed_precision=precision,
         gradient_accumulation_steps=args.gradient_accumulation_steps,
-        log_with=None if args.report_to == "none" else args.report_to.split(","),
+        log_with=trackers_of(args.report_to),
         project_dir=args.output_dir,
     )
     use_all_of_the_cpu(accelerator)
     return accelerator
+
+
+def trackers_of(report_to: str) -> list[str] | None:
+    """The trackers that a run reports to; accelerate passes over those that are not installed."""
+    if report_to == "none":
+        return None
+    names, known = [name.strip() for name in report_to.split(",")], list(map(str, get_available_trackers()))
+    for name in names:
+        if name != "all" and name not in known:
+            raise ValueError(
+                f"`report_to` names {name!r}, and of trackers there are {', '.join(known) or 'none'} here. "
+                "Install it, or report to none."
+            )
+    return names
 
 
 def precision_here(asked: str | None) -> str:

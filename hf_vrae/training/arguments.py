@@ -358,8 +358,8 @@ class Recipe:
             ),
             (
                 ["tokenizer_type", "vocab_size", "min_frequency"],
-                data.tokenizer_name,
-                "is of a new tokenizer, and `tokenizer_name` is an existing one. Leave it out.",
+                data.tokenizer_name or self.training.pretrained_parts,
+                "is of a new tokenizer, and `tokenizer_name` or the pretrained model has one. Leave it out.",
             ),
         ]
         given = {*self._given(data), *self._given(self.model)}

@@ -61,12 +61,16 @@ COLUMNS_OF_QUALITY = [
 ]
 NOTE_OF_RECONSTRUCTION = (
     "Reconstruction is greedy, from the posterior's mode: teacher-forced, each step is told the true ones before it, "
-    "free-running what was said there; peak memory is that of the process that trained, on a CPU its libraries included."
+    "free-running what was said there; peak memory is that of the process that trained, on a CPU its libraries "
+    "included."
 )
 NOTE_OF_REVERSE_PPL = (
     "Reverse PPL is that of the evaluated texts under a small language model that learnt from the samples."
 )
 COLUMNS_OF_FIVO = [("NLL (FIVO)", "nll_fivo", 2), ("PPL (FIVO)", "ppl_fivo", 2)]  # beside them, of text
+KEYS = [
+    key for _, key, _ in COLUMNS + COLUMNS_OF_FIVO + COLUMNS_OF_FRAMES + COLUMNS_OF_SOME + COLUMNS_OF_QUALITY
+]  # that may be `published`
 # Arguments of a row's folder, and of what is written there on the way: another one makes no other model of it.
 NO_MATTER = {
     "output_dir", "overwrite_output_dir", "resume_from_checkpoint", "model_name_or_path", "logging_steps",
@@ -89,9 +93,11 @@ def find_recipes(folder: str | Path) -> list[Path]:
         title, published = (_read(path).get(name) for name in ("title", "published"))
         if not isinstance(title, str):
             raise ValueError(f"`title` of {str(path)!r} must be text, got {title!r}. Put it in quotes.")
-        numbers = published.values() if isinstance(published, dict) else [published] if published else []
-        if not all(isinstance(number, (int, float)) for number in numbers):
+        numbers = published or {}
+        if not isinstance(numbers, dict) or not all(isinstance(number, (int, float)) for number in numbers.values()):
             raise ValueError(f"`published` of {str(path)!r} must be of names and numbers, got {published!r}.")
+        if wrong := numbers.keys() - KEYS:
+            raise ValueError(f"`published` of {str(path)!r} names {min(wrong)!r}; columns are {', '.join(KEYS)}.")
     return recipes
 
 
@@ -279,10 +285,10 @@ def _columns(rows: Sequence[dict]) -> list[tuple[str, str, int]]:
     columns = COLUMNS_OF_FRAMES if _of_frames(rows) else COLUMNS
     known = {key for row in rows for run in row["runs"] for key in run | run["run"]}
     more, quality = ([c for c in some if c[1] in known] for some in (COLUMNS_OF_SOME, COLUMNS_OF_QUALITY))
-    if quality and not _of_frames(rows):
-        fivo = [column for column in COLUMNS_OF_FIVO if column[1] in known]
-        rest = [column for column in columns if column[1] not in ("reconstruction", "mutual_information_32")]
-        columns = rest[:2] + fivo + rest[2:]
+    if not _of_frames(rows):
+        if quality:
+            columns = [column for column in columns if column[1] not in ("reconstruction", "mutual_information_32")]
+        columns = columns[:2] + [column for column in COLUMNS_OF_FIVO if column[1] in known] + columns[2:]
     return columns + more + quality
 
 
@@ -303,7 +309,9 @@ def _samples_of(rows: Sequence[dict]) -> set[str]:
         for k in sorted(counts.keys() - {usual})
         for names in _names_of(rows, lambda run, k=k: run["num_samples"] == k)
     )
-    return {", but ".join(filter(None, (str(usual), " and ".join(others))))}
+    mixed = sorted(row["name"] for row in rows if len({run["num_samples"] for run in row["runs"]}) > 1)
+    unequal = f" (not the same for all seeds of {' / '.join(mixed)})" if mixed else ""
+    return {", but ".join(filter(None, (str(usual), " and ".join(others)))) + unequal}
 
 
 def comparison_notes(rows: Sequence[dict]) -> str:

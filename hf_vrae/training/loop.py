@@ -55,6 +55,7 @@ counts."""
 # Aggressive training (He et al. 2019, released code): the encoder's loss is compared over windows of 15 updates, of
 # which there are fewer than 100 before each of the decoder's.
 ENCODER_WINDOW, MAX_ENCODER_UPDATES = 15, 99
+HEARD_EVERY = 10  # updates, after which several processes ask one another whether to stop
 MULTIPLIER_STEP = 0.003  # of gradient ascent, a nat below or above the minimum rate
 
 
@@ -73,9 +74,11 @@ class TrainingState:
     `pending` holds the terms of each update since the last line of metrics, summed over all processes: loss,
     reconstruction, KL, sequences, tokens or frames, gradient norm; they took `pending_seconds`. `aggressive` training
     ends when `mutual_information` falls. `judged_by` is what `best_metric` is of: a metric, and the validation data.
+    Of data the fingerprint and the number of tokens or frames are kept, which a limit of the length changes.
     """
 
     step: int = 0
+    batch_size: int = 0  # sequences an update, over all processes; 0: of a version that did not say
     training_seconds: float = 0.0
     best_step: int | None = None
     best_metric: float = math.inf
@@ -114,16 +117,15 @@ class TrainingLoop:
         self.args, self.accelerator, self.task = args, accelerator, task
         self.validation, self.lengths = validation, lengths(train)
         self.output_dir = Path(args.output_dir)
+        described = [f"{task.fingerprint(split)}, {lengths(split).sum()}" for split in (train, validation)]
         self.state = TrainingState(
-            fingerprint=task.fingerprint(train),
-            judged_by=f"{self.metric} of {task.fingerprint(validation)}",
-            aggressive=args.aggressive,
+            fingerprint=described[0], judged_by=f"{self.metric} of {described[1]}", aggressive=args.aggressive
         )
         # Tensor cores like multiples of 8; a CPU would pass over the padding for nothing.
         multiple = 1 if accelerator.mixed_precision == "no" or accelerator.device.type == "cpu" else 8
         self.collator = task.collator(pad_to_multiple_of=multiple)
         self.batches = UpdateBatches(train, self.lengths, self.collator, args, accelerator)
-        self.steps_per_epoch = self.batches.steps_per_epoch
+        self.state.batch_size, self.steps_per_epoch = self.batches.batch_size, self.batches.steps_per_epoch
         self.kl_schedule = KLSchedule.of_run(args, self.steps_per_epoch)
         self.total_steps = self.kl_schedule.total_steps
         # From the end: of all but the cyclical schedule the last step decides.
@@ -269,20 +271,21 @@ class TrainingLoop:
         """Log, evaluate, save and stop, each when due."""
         args, step = self.args, self.state.step
         at_end = step == self.total_steps
-        stop_here = self.stop_signal and self.accelerator.num_processes == 1
         evaluation_due = at_end or (
             step % args.eval_steps == 0 if args.eval_strategy == "steps" else step % self.steps_per_epoch == 0
         )
         evaluation_due = evaluation_due and args.eval_strategy != "no"
         save_due = step % args.save_steps == 0 or at_end
-        if not (step % args.logging_steps == 0 or evaluation_due or save_due or stop_here):
+        due = step % args.logging_steps == 0 or evaluation_due or save_due
+        stop_here = self.told_to_stop(due)
+        if not (due or stop_here):
             return
-        stop_here = self.flush()
+        self.flush()
         if step % args.logging_steps == 0 or at_end:
             self.log_training(bar)
         if evaluation_due:
             improved, over = self.validate(), self.is_over()
-            save_due = save_due or improved or over
+            save_due, stop_here = save_due or improved or over, self.told_to_stop()  # evaluations are long
             if over and self.state.pending:
                 self.log_training(bar)
         if save_due or stop_here:
@@ -303,11 +306,19 @@ class TrainingLoop:
         decays = self.args.lr_scheduler_type == "reduce_lr_on_plateau"
         return stopped_early or (decays and self.state.lr_decays >= self.args.max_lr_decays)
 
-    def flush(self) -> int:
-        """Bring the recent terms to the host, check them, and learn whether any process was told to stop."""
-        rows = [
-            torch.cat([terms, torch.stack([norm, norm.new_tensor(self.stop_signal)])]) for terms, norm in self.recent
-        ]
+    def told_to_stop(self, ask: bool = True) -> int:
+        """The signal that this process got, or, of several, another one; these must `ask` one another."""
+        if self.accelerator.num_processes == 1:
+            return self.stop_signal
+        # Launchers give some 30 s between SIGTERM and SIGKILL, and an update of aggressive training takes seconds.
+        if not (ask or self.state.aggressive or self.state.step % HEARD_EVERY == 0):
+            return 0
+        told = torch.tensor(float(self.stop_signal), device=self.accelerator.device)
+        return int(self.accelerator.reduce(told, "sum")) and (self.stop_signal or signal.SIGTERM)
+
+    def flush(self) -> None:
+        """Bring the recent terms to the host, and check them."""
+        rows = [torch.cat([terms, norm.reshape(1)]) for terms, norm in self.recent]
         rows = self.accelerator.reduce(torch.stack(rows), "sum").tolist()
         steps = range(self.state.step - len(rows), self.state.step)
         self.recent = []
@@ -319,7 +330,6 @@ class TrainingLoop:
             indices = self.batches.of_step(step)
             scored = self.task.scored(self.lengths[indices])
             self.state.pending.append([*row[:3], len(indices), scored, row[3] / self.accelerator.num_processes])
-        return int(max(row[4] for row in rows)) and (self.stop_signal or signal.SIGTERM)
 
     def stop_for_nan(self, step: int, row: list[float]) -> None:
         indices = self.batches.of_step(step)
@@ -488,8 +498,18 @@ class TrainingLoop:
         names = [set(group) for group in self.optimizer.param_groups]
         with damage_named(folder):
             state = TrainingState(**json.loads((folder / "state.json").read_text()))
-            if state.fingerprint != self.state.fingerprint:
-                raise ValueError(f"The training data are not those of {str(folder)!r}: a run resumes on its own data.")
+            if not self.state.fingerprint.startswith(state.fingerprint):  # older ones do not say how long they are
+                raise ValueError(
+                    f"The training data are not those of {str(folder)!r}, or cut elsewhere (`max_length`): a run "
+                    "resumes on its own data."
+                )
+            if state.batch_size not in (0, self.state.batch_size):
+                raise ValueError(
+                    f"An update of {str(folder)!r} was of {state.batch_size} sequences, and one of this run is of "
+                    f"{self.state.batch_size}: steps and epochs would not be the same. With other processes set "
+                    "--per_device_train_batch_size or --gradient_accumulation_steps to match, or begin anew at that "
+                    "model: --model_name_or_path."
+                )
             if self.accelerator.scaler is not None and not (folder / "scaler.pt").is_file():
                 raise ValueError(
                     f"`mixed_precision` fp16 goes on with the gradients' scale of a checkpoint, and {str(folder)!r} "
@@ -501,14 +521,15 @@ class TrainingLoop:
                 raise ValueError(f"`optim` {self.args.optim} is not the optimizer of the checkpoint {str(folder)!r}.")
             group.update(options)
         reason = None
-        if state.judged_by not in ("", self.state.judged_by):  # "": of a version that did not say
+        if not self.state.judged_by.startswith(state.judged_by):  # older ones say less, or nothing
             reason = "judged by another metric or on other validation data"
         elif not (self.output_dir / f"checkpoint-{state.best_step}").is_dir():
             reason = "deleted"
         if state.best_step is not None and reason:
             logger.warning("the best model up to %s is %s: the best one from here on is taken", folder, reason)
             state.best_step, state.best_metric, state.evaluations_without_improvement = None, math.inf, 0
-        state.judged_by = self.state.judged_by
+        for name in ("fingerprint", "judged_by", "batch_size"):
+            setattr(state, name, getattr(self.state, name))
         self.state = state
         # What was over stays over; what the arguments take away, or ask for first now, is theirs.
         state.aggressive = self.args.aggressive and (state.aggressive or state.encoder_updates == 0)

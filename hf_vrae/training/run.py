@@ -111,7 +111,8 @@ def run(recipe: Recipe) -> dict:
     described = describe_run(accelerator, model, task, data, args.seed) | numbers
     if numbers["resumed_from_step"] == numbers["steps"] == earlier.get("steps"):
         # All of it was trained before: this was another evaluation.
-        described = earlier | {"evaluation_command": described["command"]}
+        data_of_both = earlier["data"] | {split: described["data"][split]}
+        described = earlier | {"evaluation_command": described["command"], "data": data_of_both}
     results = {"split": split, **metrics, **cut(data[split]), "run": described}
     if accelerator.is_main_process:
         file.write_text(json.dumps(results, indent=2) + "\n")

@@ -63,8 +63,10 @@ class KLSchedule:
             raise ValueError(f"`kind` must be one of {', '.join(get_args(ScheduleKind))}; got {self.kind!r}.")
         least = {"weight": 0, "start": 0, "warmup": 0, "cycles": 1}
         for name, bound in least.items():
-            if getattr(self, name) < bound:
-                raise ValueError(f"`{name}` of a KL schedule must be at least {bound}, got {getattr(self, name)}.")
+            if not bound <= getattr(self, name) < math.inf:  # NaN is neither
+                raise ValueError(
+                    f"`{name}` of a KL schedule must be at least {bound}, and finite, got {getattr(self, name)}."
+                )
         if self.kind not in ("constant", "capacity") and self.start > self.weight:
             raise ValueError(
                 f"`kl_start` {self.start:g} is where the KL weight begins to rise, and `kl_weight` {self.weight:g}, "

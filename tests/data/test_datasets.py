@@ -73,6 +73,8 @@ def test_text_column(write):
         load_text(path)
     with pytest.raises(ValueError, match="must hold strings, but column 'n'"):
         load_text(write("b.csv", "n,text\n1,x\n"), text_column="n")
+    with pytest.raises(ValueError, match="must hold strings, but column 'text'"):  # a label in its place says nothing
+        load_text(write("f.csv", "text,label\n12,a\n9,b\n"))
     # What stands behind a last separator is no field, and nothing moves to the column beside its own.
     assert load_text(write("d.tsv", "n\ttext\n1\tthe king\t\n"))["train"]["text"][:] == ["the king"]
     with pytest.raises(ValueError, match="the one column 'n;text', whose name holds a separator"):

@@ -37,7 +37,7 @@ def test_unknown_key_names_the_nearest():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"latent_size": -1}, "`latent_size` must not be negative, got -1"),
+        ({"latent_size": -1}, "`latent_size` must be at least 0 and finite, got -1"),
         ({"dropout": 1.0}, r"`dropout` .* \[0, 1\), got 1.0"),
         ({"vocab_size": 3}, "`vocab_size` must hold the special tokens, but `eos_token_id` is 3"),
         ({"latent_conditioning": []}, "`latent_conditioning` must name at least one"),
@@ -45,6 +45,13 @@ def test_unknown_key_names_the_nearest():
         ({"encoder_hidden_size": 9, "bidirectional_encoder": True}, "must be even, got 9"),
         ({"initializer_range": 0}, "`initializer_range` must be above 0 and finite, got 0"),
         ({"initializer_range": math.nan}, "`initializer_range` must be above 0 and finite, got nan"),
+        ({"free_bits": math.nan}, "`free_bits` must be at least 0 and finite, got nan"),
+        ({"condition_attributes": ["a"], "attribute_mean": [math.nan]}, "`attribute_mean` must be finite"),
+        ({"condition_attributes": ["a"], "attribute_scale": [math.inf]}, "`attribute_scale` must be above 0 and"),
+        (
+            {"condition_labels": {"kind": ["a", "b"]}, "label_classifier": True, "label_frequencies": [math.nan, 1.0]},
+            "`label_frequencies` must be above 0 and finite",
+        ),
         ({"bos_token_id": -5}, "`vocab_size` must hold the special tokens, but `bos_token_id` is -5"),
         ({"num_mixtures": 3}, "`num_mixtures` 3 is of models of frames with `head` gaussian_mixture or logistic"),
         ({"input_size": 2, "num_levels": 9}, "`num_levels` 9 is of .* `head` categorical or logistic_mixture; got"),

@@ -9,7 +9,8 @@ from torch.distributions import kl_divergence
 from transformers import AutoModel, AutoModelForSeq2SeqLM
 from transformers.integrations import accelerate
 
-from hf_vrae import VRAEForSequenceGeneration
+from hf_vrae import VRAEConfig, VRAEForSequenceGeneration
+from hf_vrae.modeling.cache_name import CACHE
 from hf_vrae.modeling.distributions import DiagonalGaussian, generators_of_rows, kl_per_dimension
 from hf_vrae.modeling.posteriors import MAX_LOGVAR, MIN_LOGVAR
 from hf_vrae.modeling.recurrent import append
@@ -210,6 +211,46 @@ def test_decoder_inputs_are_the_labels_moved_by_one():
     assert model.labels_from_input_ids(ids).tolist() == [[-100, 5, 6, 3], [-100, 7, 3, -100]]
 
 
+def test_decoder_inputs_that_a_collator_made_are_read_without_their_padding(model, batch):
+    """`DataCollatorForSeq2Seq(model=...)` hands them on without a mask, on the left as on the right."""
+    model, right = model.double(), labels_of(model, batch)
+    left = right.gather(1, (right != -100).sort(dim=1, stable=True).indices)
+    for labels in (right, left):
+        inputs = model.prepare_decoder_input_ids_from_labels(labels)
+        given = {**batch, "labels": labels}
+        torch.testing.assert_close(model(**given, decoder_input_ids=inputs).loss, model(**given).loss)
+    prompted = left.clone()
+    prompted[0, -4] = -100  # read, and not scored
+    with_prompt = model(**{**batch, "labels": prompted}, decoder_input_ids=inputs).logits
+    torch.testing.assert_close(with_prompt, model(**given, decoder_input_ids=inputs).logits)
+
+
+def test_a_mask_may_tell_of_what_is_past(model, batch):
+    model, labels = model.double(), labels_of(model, batch)
+    inputs, mask = model.prepare_decoder_input_ids_from_labels(labels), labels != -100
+    z = torch.randn(4, 6, dtype=torch.float64)
+    whole = model(latents=z, decoder_input_ids=inputs, decoder_attention_mask=mask, labels=labels)
+    first = model(latents=z, decoder_input_ids=inputs[:, :2], decoder_attention_mask=mask[:, :2], use_cache=True)
+    rest = {"decoder_input_ids": inputs[:, 2:], "decoder_attention_mask": mask, CACHE: first[CACHE]}
+    scored = model(latents=z, labels=labels[:, 2:], **rest)
+    torch.testing.assert_close(scored.logits[mask[:, 2:]], whole.logits[:, 2:][mask[:, 2:]])
+
+
+def test_an_empty_row_is_summarised_by_nothing(model, batch):
+    mask = batch["attention_mask"].clone()
+    mask[1] = 0
+    other = batch["input_ids"].clone()
+    other[1] = torch.randint(4, 40, other[1].shape)
+    modes = [model.encode(input_ids=ids, attention_mask=mask).mode for ids in (batch["input_ids"], other)]
+    torch.testing.assert_close(*modes)
+
+
+def test_the_start_is_the_mark_of_the_beginning():
+    config = VRAEConfig(vocab_size=200, bos_token_id=101, eos_token_id=102)
+    assert config.decoder_start_token_id == 101
+    assert VRAEConfig(decoder_start_token_id=3).decoder_start_token_id == 3
+
+
 def test_word_dropout_replaces_words_only_and_in_training_only(batch):
     decoder = make_model(word_dropout=0.5).model.decoder
     ids = batch["input_ids"].repeat(200, 1)
@@ -408,6 +449,8 @@ def test_rows_that_do_not_fit(model, batch):
         model.log_importance_weights(num_sample=3, **batch)
     with pytest.raises(TypeError, match="`token_type_ids` tell apart the texts of a pair.*model_input_names"):
         model.encode(**batch, token_type_ids=batch["input_ids"])
+    with pytest.raises(TypeError, match="`label` is of no batch of a .* Did you mean `labels`"):
+        model.prior(label="past")
     with pytest.raises(TypeError, match="`label` is of no batch of a .* Did you mean `labels`"):
         model.encode(label=1, **batch)
     with pytest.raises(

@@ -163,6 +163,13 @@ def test_scheduled_sampling_mixes_in_what_the_model_says(batch):
     assert 0.4 < share / (99 * (real & ~first).sum()) < 0.6
 
 
+@pytest.mark.parametrize("change", [torch.Tensor.int, lambda labels: labels.masked_fill(labels > 0, -100)])
+def test_scheduled_sampling_of_labels_of_32_bits_and_of_none(change, batch):
+    model = make_model(**DRY).train()
+    labels, model.sampling_probability = change(labels_of(model, batch)), 1.0
+    assert model(**batch, labels=labels).loss.isfinite()
+
+
 def test_refined_posteriors_are_nearer_to_the_true_one(batch):
     model = make_model(**DRY)
     q, labels = model.encode(**batch), labels_of(model, batch)
@@ -359,6 +366,10 @@ def test_schedules_that_the_bound_of_several_samples_does_not_know(make, batch):
             model(**batch, labels=labels)
         delattr(model, name)
     assert model(**batch, labels=labels).loss.isfinite()
+    classifier = make_model(condition_labels={"kind": ["a", "b"]}, label_classifier=True).train()
+    classifier.kl_capacity = 3.0
+    with pytest.raises(ValueError, match="`kl_capacity` 3.0 says nothing to the loss of `label_classifier`. Leave"):
+        classifier(**batch, labels=labels_of(classifier, batch))
     model = make_vrnn(num_train_samples=3, resampling=True).train()
     model.kl_weight = 0.5
     with pytest.raises(ValueError, match="`kl_weight` 0.5 says nothing to the bound .* 3 with `resampling`"):

@@ -28,10 +28,10 @@ from hf_vrae.hub import load
 from hf_vrae.measure import evaluate_file
 from hf_vrae.modeling import distributions
 from hf_vrae.training import loop as loop_module
-from hf_vrae.training.accelerator import main_process_first, make_accelerator, use_all_of_the_cpu
+from hf_vrae.training.accelerator import main_process_first, make_accelerator, trackers_of, use_all_of_the_cpu
 from hf_vrae.training.arguments import parse_recipe
 from hf_vrae.training.checkpoints import checkpoints, find_run
-from hf_vrae.training.loop import Interrupted, TrainingLoop
+from hf_vrae.training.loop import Interrupted, TrainingLoop, TrainingState
 from hf_vrae.training.optimization import learning_rate_schedule, make_optimizer
 from hf_vrae.training.run import autoencoder_arguments, run
 from hf_vrae.training.tasks import task_of
@@ -216,6 +216,34 @@ def test_an_interrupted_run_saves_itself_and_goes_on(number, tiny, tmp_path, mon
     # The command that the message gives, up to the end of this test's patience.
     recipe = tiny("--max_steps 8 --resume_from_checkpoint latest")
     assert step == 6 and run(recipe)["run"]["steps"] == 8
+
+
+def test_a_run_told_to_stop_in_its_last_evaluation_does(tiny, tmp_path, monkeypatch):
+    validate = TrainingLoop.validate
+
+    def told(self):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return validate(self)
+
+    monkeypatch.setattr(TrainingLoop, "validate", told)
+    with pytest.raises(Interrupted, match="Interrupted at step 4"):
+        run(tiny("--max_steps 4 --eval_strategy steps --eval_steps 4"))
+    assert checkpoints(tmp_path / "run")[-1].name == "checkpoint-4"
+
+
+@pytest.mark.parametrize(("told", "heard"), [(0, signal.SIGTERM), (signal.SIGINT, signal.SIGINT)])
+def test_several_processes_ask_one_another_whether_to_stop(told, heard):
+    """Every few updates, since launchers wait for half a minute; what another one got is heard as SIGTERM."""
+    loop = TrainingLoop.__new__(TrainingLoop)
+    others = SimpleNamespace(num_processes=2, device="cpu", reduce=lambda tensor, how: tensor + signal.SIGTERM)
+    loop.accelerator, loop.stop_signal, loop.state = others, told, TrainingState(step=9)
+    assert loop.told_to_stop(False) == 0 and loop.told_to_stop() == heard
+    loop.state.step = 10
+    assert loop.told_to_stop(False) == heard
+    loop.state.step, loop.state.aggressive = 9, True
+    assert loop.told_to_stop(False) == heard
+    others.reduce = lambda tensor, how: tensor
+    assert loop.told_to_stop() == told
 
 
 def test_a_loss_that_is_no_number_stops_the_run(tiny, tmp_path, monkeypatch):
@@ -582,6 +610,10 @@ def test_resuming_what_cannot_be_resumed(tiny, tmp_path):
     run(tiny("--max_steps 2"))
     with pytest.raises(ValueError, match="training data are not those of"):
         run(tiny("--resume_from_checkpoint latest --max_train_samples 100"))
+    with pytest.raises(ValueError, match=r"training data are not those of .* or cut elsewhere \(`max_length`\)"):
+        run(tiny("--resume_from_checkpoint latest --max_length 3"))
+    with pytest.raises(ValueError, match="An update of .* was of 16 sequences, and one of this run is of 32: steps"):
+        run(tiny("--resume_from_checkpoint latest --gradient_accumulation_steps 2"))
     with pytest.raises(ValueError, match="of another shape: size mismatch for"):
         run(tiny("--resume_from_checkpoint latest --decoder_hidden_size 18"))
     with pytest.raises(ValueError, match="of another model: it differs in"):
@@ -630,6 +662,19 @@ def test_results_are_described_by_the_run_that_they_are_of(tiny, tmp_path, monke
     assert results["run"]["steps"] == 9 and "evaluation_command" not in results["run"]
     results = run(tiny("--max_steps 9 --resume_from_checkpoint latest --num_importance_samples 3"))
     assert results["run"]["steps"] == 9 and "evaluation_command" in results["run"]
+
+
+def test_another_evaluation_is_described_by_its_own_data(tiny, tmp_path):
+    files = [tmp_path / f"{name}.txt" for name in ("train", "test")]
+    for file, count in zip(files, (60, 30), strict=True):
+        file.write_text("the king sold a letter .\nwill our nurses hide many keys ?\n" * (count // 2))
+    flags = f"--max_steps 4 --train_file {files[0]}"
+    first = run(tiny(flags))
+    assert first["split"] == "validation"
+    again = run(tiny(f"{flags} --test_file {files[1]} --resume_from_checkpoint latest"))
+    described = again["run"]["data"]
+    assert again["split"] == "test" and described["test"]["sequences"] == again["num_sequences"] == 30
+    assert described["train"] == first["run"]["data"]["train"] and "evaluation_command" in again["run"]
 
 
 @pytest.mark.parametrize(
@@ -879,6 +924,9 @@ def test_trackers(tiny, tmp_path):
     pytest.importorskip("tensorboard")
     run(tiny("--report_to tensorboard --max_steps 4"))
     assert list((tmp_path / "run").rglob("events.out.tfevents*"))
+    assert trackers_of("tensorboard, all") == ["tensorboard", "all"] and trackers_of("none") is None
+    with pytest.raises(ValueError, match="`report_to` names 'tensorbord', and of trackers there are .*tensorboard"):
+        make_accelerator(tiny("--report_to tensorbord").training)
 
 
 def test_fp16_needs_a_gpu(tiny):

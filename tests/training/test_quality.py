@@ -45,12 +45,13 @@ def test_of_text(family, tmp_path):
 
 
 def test_what_is_interrupted_in_a_judge_goes_on_as_the_run(tiny, tmp_path, monkeypatch):
-    flush = TrainingLoop.flush
-    monkeypatch.setattr(TrainingLoop, "flush", lambda self: flush(self) or 15 * (self.output_dir.name == "model"))
+    told_to_stop = TrainingLoop.told_to_stop
+    in_a_judge = lambda self, ask=True: 15 * (self.output_dir.name == "model")  # noqa: E731
+    monkeypatch.setattr(TrainingLoop, "told_to_stop", in_a_judge)
     recipe = f"--config {tmp_path / 'run' / 'recipe.yaml'} --resume_from_checkpoint latest"
     with pytest.raises(Interrupted, match=re.escape(recipe)):
         run(tiny("--num_quality_samples 5"))
-    monkeypatch.setattr(TrainingLoop, "flush", flush)
+    monkeypatch.setattr(TrainingLoop, "told_to_stop", told_to_stop)
     fresh_accelerator()
     assert run(parse_recipe(recipe.split()))["reverse_ppl"] > 1
 

@@ -39,7 +39,7 @@ def test_cyclical_is_fu_et_al():
 
 def test_a_cycle_shorter_than_its_warmup_is_refused():
     for name, value in (("cycles", 0), ("weight", -1.0), ("start", -0.1), ("warmup", -1)):
-        with pytest.raises(ValueError, match=f"`{name}` of a KL schedule must be at least ., got {value}"):
+        with pytest.raises(ValueError, match=f"`{name}` of a KL schedule must be at least ., and finite, got {value}"):
             KLSchedule("cyclical", 400, **{name: value})
     with pytest.raises(ValueError, match="`kl_warmup_steps` 100 is as long as a cycle or longer: 400 updates in 4"):
         KLSchedule("cyclical", 400, cycles=4, warmup=100)
@@ -50,6 +50,12 @@ def test_a_weight_that_would_fall_is_refused():
     with pytest.raises(ValueError, match="`kl_start` 1 .* `kl_weight` 0.1, where it ends, is below"):
         KLSchedule("linear", 10, weight=0.1, start=1.0)
     assert KLSchedule("constant", 10, weight=0.1, start=1.0)(0) == 0.1
+
+
+@pytest.mark.parametrize("numbers", [{"weight": math.nan}, {"weight": math.inf}, {"warmup": math.nan}])
+def test_numbers_that_are_none_are_refused(numbers):
+    with pytest.raises(ValueError, match="of a KL schedule must be at least 0, and finite, got"):
+        KLSchedule("linear", 10, **numbers)
 
 
 def test_final_weight_other_than_one():

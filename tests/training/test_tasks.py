@@ -330,7 +330,12 @@ def test_what_is_walked_in_has_the_segments_of_its_file(recipe, tmp_path):
             "--train_file a.txt --validation_file b.txt --validation_split_percentage 9",
             "`validation_split_percentage` takes apart what `validation_file` leaves whole",
         ),
-        ("vrae", "--tokenizer_name a --vocab_size 9", "`vocab_size` is of a new tokenizer, and `tokenizer_name` is"),
+        ("vrae", "--tokenizer_name a --vocab_size 9", "`vocab_size` is of a new tokenizer, and `tokenizer_name` or"),
+        (
+            "vrae",
+            "--decoder_name_or_path a --tokenizer_type bpe",
+            "`tokenizer_type` is of a new tokenizer, and `tokenizer_name` or the",
+        ),
         ("vrae", f"{FRAMES} --attribute_columns length", "A condition is of column 'length', which is remade of the"),
         ("vrae", "--window 3", "`window` says how to read data, and none are named"),
         ("vrae", f"{FRAMES} --head bernoulli", "0 or 1 for this head"),
