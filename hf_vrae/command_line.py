@@ -99,6 +99,13 @@ def parse_plot(parser: argparse.ArgumentParser) -> tuple[argparse.Namespace, dic
     return args, given_flags(args, reading)
 
 
+def picture_of(args: argparse.Namespace) -> Path:
+    """Where scripts/plot.py writes; the name says what is drawn of what, so that no picture takes another's place."""
+    drawn = [args.mode, *([Path(args.data).stem] if args.data else ())]
+    drawn += [args.label, args.method] if args.mode == "map" else []
+    return Path(args.folders[0]) / ("_".join(drawn).replace("/", "-") + ".png")
+
+
 def parse_generate(parser: argparse.ArgumentParser) -> tuple[argparse.Namespace, dict, dict]:
     """What scripts/generate.py is told, and of it how to decode and how to read the data; what it cannot do, or would
     not read in this mode, is refused."""

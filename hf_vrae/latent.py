@@ -135,6 +135,11 @@ def encode_texts(model, tokenizer, texts: list[str], batch_size: int = 64, label
     return _stacked(means)
 
 
+def _check_has_latents(model) -> None:
+    if not model.config.latent_size:
+        raise ValueError("`latent_size` of this model is 0: it has no z to move. Take a model with latents.")
+
+
 def decode_latents(model, tokenizer, latents: torch.Tensor, prefix: str | None = None, **options) -> list[str]:
     """Text of each latent [N, D], with a given beginning; `options` are those of `generate`.
 
@@ -165,6 +170,8 @@ def sample_texts(model, tokenizer, count: int, seed: int | None = None, labels=N
     if model.config.model_type == "vrnn":  # its latents are drawn as the text grows
         if labels is not None:
             raise ValueError("`labels` are of a conditional model, which a vrnn is not. Leave them out.")
+        if options.get("guidance_scale") not in (None, 1):
+            raise ValueError("`guidance_scale` is of a conditional model, which a vrnn is not. Leave it out.")
         ids = _beginning(model, tokenizer, options.pop("prefix", None)).expand(count, -1)
         with stream(seed, model.device):
             texts = decode(tokenizer, model.generate(ids, **_of_all_words(options)))
@@ -222,6 +229,8 @@ def reconstruct_texts(model, tokenizer, texts: list[str], source_labels=None, **
     latents = encode_texts(model, tokenizer, texts, labels=source_labels)
     if source_labels is not None:
         options = {"labels": source_labels} | options
+    if options.get("labels") is not None:
+        options["labels"] = for_all(options["labels"], len(texts))
     decoded = decode_latents(model, tokenizer, latents, **with_labels_of(model, tokenizer, texts, options))
     return [{"text": text, "reconstruction": new} for text, new in zip(texts, decoded, strict=True)]
 
@@ -233,6 +242,7 @@ def interpolate_texts(
     are those of the nearer end."""
     if len(texts) != 2:
         raise ValueError(f"`texts` must be the two ends of the path, got {len(texts)} texts.")
+    _check_has_latents(model)
     first, last = encode_texts(model, tokenizer, texts)
     path = interpolate(first, last, num_steps, spherical or is_on_sphere(model))
     t = torch.linspace(0, 1, num_steps)
@@ -243,6 +253,9 @@ def interpolate_texts(
 
 def move_texts(model, tokenizer, texts, with_attribute, without, strengths=(1.0,), **options) -> list[dict]:
     """Texts moved along an attribute, given by two sets of example texts, by each of several strengths."""
+    _check_has_latents(model)
+    if options.get("labels") is not None:
+        options["labels"] = for_all(options["labels"], len(texts))
     size = model.config.latent_size
     examples = (encode_texts(model, tokenizer, examples)[:, :size] for examples in (with_attribute, without))
     latents, options = encode_texts(model, tokenizer, texts), with_labels_of(model, tokenizer, texts, options)

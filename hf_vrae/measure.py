@@ -55,7 +55,7 @@ def evaluate_file(
     num_samples: int = 100,
     batch_size: int = 32,
     seed: int = 42,
-    svi_steps: int = 0,
+    svi_steps: int | None = None,
     num_text_samples: int | None = None,
     judge: tuple | None = None,
     disentanglement: bool = False,
@@ -76,6 +76,7 @@ def evaluate_file(
     Args:
         max_length: longer texts are cut, and counted under "num_truncated"; by default as in training.
         max_samples, num_text_samples: rows spread over the file, since labelled ones are often sorted.
+        svi_steps: as in [`evaluate`], of what that gives alone; by default as in training.
         probe_label: column; adds under "probe" how well a linear classifier tells it ([`probe`]), fitted on the file
             `probe_train` (of an .npz with several splits, on that for training).
         anomaly_label: column; adds under "anomaly" how well a high NLL tells what is not `normal` in it
@@ -107,6 +108,10 @@ def evaluate_file(
         )
     if num_samples < 1 or batch_size < 1:
         raise ValueError(f"`num_samples` and `batch_size` must be above 0, got {num_samples} and {batch_size}.")
+    if svi_steps is None:
+        svi_steps = 0 if model.config.model_type == "vrnn" else model.config.svi_steps
+    if svi_steps < 0:
+        raise ValueError(f"`svi_steps` must not be negative, got {svi_steps}.")
     accelerator = Accelerator()
     use_all_of_the_cpu(accelerator)
     with main_process_first(accelerator):
@@ -127,6 +132,12 @@ def evaluate_file(
     if anomaly_label is not None:
         labels = value_names(data, anomaly_label, "anomaly_label")
         check_normal(_labelled(labels)[-1], normal)  # at once, not after the likelihoods
+    if num_text_samples is not None and accelerator.is_main_process:  # before the likelihoods, which take longest
+        rows = _spread(data, num_text_samples)
+        texts = _as_read(rows)
+        batch = collator(batch_rows(rows).__getitems__(list(range(len(rows)))))
+        under = conditions_of(model, {name: tensor.to(model.device) for name, tensor in batch.items()})
+        metrics["text"] = evaluate_text(model, tokenizer, texts, batch_size, seed, judge, under)
     options = {"svi_steps": svi_steps, "per_sequence": True}
     metrics |= evaluate(model, data, collator, num_samples, batch_size, seed, accelerator, **options)
     each = metrics.pop("per_sequence")
@@ -134,12 +145,6 @@ def evaluate_file(
         metrics |= evaluate_free_running(model, data, collator, batch_size, accelerator)
     if anomaly_label is not None:
         metrics["anomaly"] = detect_anomalies(*_labelled(labels, each["nll_iw"], each["num_steps"]), normal)
-    if num_text_samples is not None and accelerator.is_main_process:
-        rows = _spread(data, num_text_samples)
-        texts = _as_read(rows)
-        batch = collator(batch_rows(rows).__getitems__(list(range(len(rows)))))
-        under = conditions_of(model, {name: tensor.to(model.device) for name, tensor in batch.items()})
-        metrics["text"] = evaluate_text(model, tokenizer, texts, batch_size, seed, judge, under)
     return {**metrics, **cut(data), "run": describe_run(accelerator, model, task, DatasetDict(test=data), seed)}
 
 
@@ -184,7 +189,7 @@ def walk_frames(
     model,
     mode: str,
     path: str | None = None,
-    indices: Sequence[int] = (0, 1, 2),
+    indices: Sequence[int] | None = None,
     count: int = 10,
     max_length: int | None = None,
     steps: int = 7,
@@ -201,9 +206,10 @@ def walk_frames(
 
     Args:
         mode: "sample", "reconstruct", "interpolate" or "attribute", see the functions of `latent`.
-        path: file of the sequences, or without one the built-in ones; `indices` says which of them.
+        path: file of the sequences, or without one the built-in ones; `indices` says which of them, by default the
+            first three, of an interpolation its two ends.
         count, max_length: of samples, by default 100 frames; other frames are as many as their sequence's.
-        steps, spherical: of an interpolation between the first two of the sequences.
+        steps, spherical: of an interpolation.
         label, examples, without: a column, and its values that have an attribute and that do not; `strength`, how far
             to move, several times.
         do_sample: draw each frame too.
@@ -222,6 +228,10 @@ def walk_frames(
         max_length = 100 if max_length is None else max_length
         under = each_label(model, count, {}) if labels is None else {"labels": labels}
         return sample_frames(model, [max_length] * count, do_sample, **under)
+    if indices is None:
+        indices = range(2 if mode == "interpolate" else 3)
+    if mode == "interpolate" and len(indices) != 2:
+        raise ValueError(f"`indices` must be the two ends of an interpolation, got {list(indices)}.")
     data = task.ready(_read(task, path, **reading))
     if wrong := [i for i in indices if not 0 <= i < len(data)]:
         raise ValueError(f"`indices` must be below {len(data)}, the sequences there are; got {wrong[0]}.")
@@ -230,7 +240,7 @@ def walk_frames(
     if mode == "reconstruct":
         return reconstruct_frames(model, sequences, do_sample, labels)
     if mode == "interpolate":
-        return interpolate_frames(model, sequences[:2], steps, spherical, do_sample, labels)
+        return interpolate_frames(model, sequences, steps, spherical, do_sample, labels)
     values = value_names(data, label)
     ends = examples, without
     places = [[i for i, value in enumerate(values) if value is not None and value == wanted] for wanted in ends]
@@ -320,6 +330,10 @@ def transfer_file(
             f"`guidance_scale` {guidance_scale} is of decoding under another label, but {label!r} does not condition "
             "this model: texts are moved along a direction. Leave it out."
         )
+    if not by_label and not model.config.latent_size:
+        raise ValueError("`latent_size` of this model is 0: it has no z to move. Take a model with latents.")
+    if max_samples < 2:
+        raise ValueError(f"`max_samples` must be at least 2, a text of each label; got {max_samples}.")
     room, reading = task_of(model, tokenizer, max_length).max_length, reading or {}
     train, test = (
         tokenize(load_text(test_file=file, **reading)["test"], tokenizer, room) for file in (train_path, path)
@@ -407,14 +421,19 @@ def label_agreement(
         rows = generate_corpus()["train"]
     else:
         rows = load_text(test_file=train_path, **(reading or {}))["test"]
+    where = f"the file {train_path!r}" if train_path else "the built-in corpus, taken where no file is named,"
     if label not in rows.column_names:
-        where = f"the file {train_path!r}" if train_path else "the built-in corpus, taken where no file is named,"
         raise ValueError(
             f"`label_agreement` learns the label {label!r} from a column of that name, and {where} has "
             f"{rows.column_names}. Name another file."
         )
     pairs = zip(rows["text"][:], value_names(rows, label), strict=True)
     pairs = [(text.strip(), name) for text, name in pairs if (text or "").strip() and name in names[label]]
+    if missing := [name for name in names[label] if name not in {own for _, own in pairs}]:
+        raise ValueError(
+            f"`label_agreement` needs texts of every value of the label {label!r}, and {where} has none of "
+            f"{missing[0]!r}, which its classifier could then never say. Name another file."
+        )
     classifier = train_text_classifier([text for text, _ in pairs], [name for _, name in pairs])
     options, results, drawn = {"guidance_scale": guidance_scale, **options}, {}, {}
     for value in names[label]:
@@ -466,6 +485,8 @@ def _labelled(labels: Sequence[str | None], *of_rows: np.ndarray) -> tuple:
 
 def _spread(data: Dataset, count: int | None) -> Dataset:
     """So many rows spread over a data set, or all."""
+    if count is not None and count < 1:
+        raise ValueError(f"`max_samples` must be at least 1, got {count}.")
     return data if count is None else data.select(spread_places(len(data), min(count, len(data))))
 
 

@@ -78,13 +78,16 @@ def plot_training_curves(metrics_file: str | Path, picture: str | Path | None = 
     return _saved(figure, picture)
 
 
-def plot_kl_per_dimension(kl: Sequence[float], variances: Sequence[float], picture: str | Path | None = None):
+def plot_kl_per_dimension(
+    kl: Sequence[float], variances: Sequence[float], picture: str | Path | None = None, of: str = ""
+):
     """Bars of what each latent dimension costs, the dearest first; active units are coloured.
 
     Args:
         kl: mean over the data of KL(q(z_j|x) || p(z_j)) in nats, [D].
         variances: Var_x(E[z_j|x]), [D]; an active unit's is above 0.01 (Burda et al. 2016, sec. 5.3).
         picture: PNG to write.
+        of: what part of z it is of, where it is not all.
     """
     kl, active = np.asarray(kl), np.asarray(variances) > ACTIVE_VARIANCE
     order = np.argsort(-kl, kind="stable")
@@ -95,7 +98,7 @@ def plot_kl_per_dimension(kl: Sequence[float], variances: Sequence[float], pictu
         axis.bar(places, kl[order][places], color=colour, label=f"{label} units: {len(places)}")
     every = -(-len(kl) // 64)  # numbers of more than 64 bars would touch
     axis.set_xticks(range(0, len(kl), every), order[::every], fontsize=8, rotation=90 if len(kl) > 40 else 0)
-    axis.set(title=f"KL {kl.sum():.2f} nats a sequence, by latent dimension", xlabel="dimension", ylabel="nats")
+    axis.set(title=f"KL{of} {kl.sum():.2f} nats a sequence, by latent dimension", xlabel="dimension", ylabel="nats")
     axis.margins(x=0.01)
     axis.grid(axis="y", alpha=0.3)
     axis.set_axisbelow(True)
@@ -226,6 +229,26 @@ def _plain(word: str) -> str:
 
 
 MANY_ROWS = 8
+
+
+def rows_of_runs(folders: Sequence[str | Path]) -> list[dict]:
+    """The results.json of each folder, and as `name` the last part of its path, or all where two would be alike.
+
+    Raises:
+        ValueError: where there is none of a trained model.
+    """
+    names = [Path(folder).name for folder in folders]
+    names = names if len(set(names)) == len(names) else list(map(str, folders))
+    rows = []
+    for folder, name in zip(folders, names, strict=True):
+        file = Path(folder) / "results.json"
+        results = json.loads(file.read_text()) if file.is_file() else {}
+        if not {"kl", "reconstruction"} <= results.keys():
+            raise ValueError(
+                f"{str(file)!r} must hold the `kl` and `reconstruction` of a model; train or evaluate it."
+            )
+        rows.append({"name": name, **results})
+    return rows
 
 
 def plot_rate_distortion(rows: Sequence[dict], picture: str | Path | None = None):
@@ -399,13 +422,18 @@ def plot_frames(
     Args:
         arrays: by name, frames [N, T, F], NaN where there is none; `lengths` [N], and numbers [N] to name the rows by.
         picture: PNG to write.
-        most_rows: sequences to draw, the first.
+        most_rows: sequences to draw: the first, or of a way (`t`) some from end to end.
         names: of the channels; by default their numbers.
     """
-    panels = {name: array[:most_rows] for name, array in arrays.items() if array.ndim == 3}
+    panels = {name: array for name, array in arrays.items() if array.ndim == 3}
     titles = {name: array for name, array in arrays.items() if array.ndim == 1 and name != "lengths"}
     if not panels:
         raise ValueError(f"`arrays` must hold frames [N, T, F], got {sorted(arrays)}.")
+    count = len(next(iter(panels.values())))
+    some = np.arange(min(count, most_rows))
+    if "t" in arrays and count > most_rows:
+        some = np.linspace(0, count - 1, most_rows).round().astype(int)
+    panels, titles = ({name: array[some] for name, array in part.items()} for part in (panels, titles))
     rows = len(next(iter(panels.values())))
     values = np.concatenate([array[~np.isnan(array)] for array in panels.values()])
     binary = bool(np.isin(values, (0, 1)).all())

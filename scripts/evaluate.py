@@ -29,7 +29,7 @@ def main():
     parser.add_argument("--max_length", type=int, help="Longer texts are cut, and counted; by default as in training")
     parser.add_argument("--max_samples", type=int, help="Take only so many sequences, spread over the file")
     parser.add_argument("--num_samples", type=int, default=100, help="K of the importance-weighted likelihood")
-    parser.add_argument("--svi_steps", type=int, default=0, help="Refine each posterior by gradient steps first")
+    parser.add_argument("--svi_steps", type=int, help="Of likelihoods, KL, MI and AU; by default as in training")
     parser.add_argument("--batch_size", type=int, default=32, help="Changes the speed and nothing else")
     parser.add_argument("--seed", type=int, default=42, help="Of the noise")
     parser.add_argument("--free_running", action="store_true", help="Also reconstruct from z alone")

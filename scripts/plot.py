@@ -1,4 +1,4 @@
-"""Pictures of a trained model: they lie in its folder, with their numbers beside them as .json or .md.
+"""Pictures of a trained model: they lie in its folder, of `kl` and `rate_distortion` with their numbers as .json.
 
     python scripts/plot.py output curves
     python scripts/plot.py output kl
@@ -17,7 +17,7 @@ import json
 from pathlib import Path
 from typing import get_args
 
-from hf_vrae.command_line import parse_plot, run_script
+from hf_vrae.command_line import parse_plot, picture_of, run_script
 
 
 def main():
@@ -40,8 +40,7 @@ def main():
     parser.add_argument("--seed", type=int, default=42, help="Of t-SNE")
     args, how_to_read = parse_plot(parser)
 
-    folder, numbers = Path(args.folders[0]), None
-    picture = folder / f"{args.mode}.png"
+    folder, picture, numbers = Path(args.folders[0]), picture_of(args), None
     if args.mode in ("kl", "map", "interpolation"):
         model, tokenizer = load(str(folder))
     if args.mode in ("kl", "map"):
@@ -54,7 +53,8 @@ def main():
     elif args.mode == "kl":
         kl, variance = kl_per_dimension(q, prior_of(model, tokenizer, data)).double().mean(0), q.mean.double().var(0)
         numbers = {"kl": kl.tolist(), "variance": variance.tolist(), "num_sequences": len(data)}
-        plots.plot_kl_per_dimension(kl, variance, picture)
+        part = " of the z of the whole," if model.config.model_type == "hierarchical_vrae" else ""
+        plots.plot_kl_per_dimension(kl, variance, picture, part)
     elif args.mode == "map":
         plots.plot_latent_map(q, attribute_values(data, args.label), args.method, picture, args.label, args.seed)
     elif args.mode == "interpolation":
@@ -63,7 +63,7 @@ def main():
         picture.write_text(table, "utf-8")
         print(table)
     elif args.mode == "rate_distortion":
-        numbers = [{"name": Path(f).name, **json.loads((Path(f) / "results.json").read_text())} for f in args.folders]
+        numbers = plots.rows_of_runs(args.folders)
         plots.plot_rate_distortion(numbers, picture)
     else:
         folder.mkdir(parents=True, exist_ok=True)

@@ -95,7 +95,7 @@ def test_every_command_of_the_readme(desk, monkeypatch, capsys):
     assert seen == {path.name for path in (ROOT / "scripts").glob("*.py")}
     assert pushed == [("output", "org/vrae-mine", False)]
     assert {"README.md", "results.json", "curves.png", "model.safetensors"} <= set(os.listdir("output"))
-    assert {"kl.png", "kl.json", "map.png", "interpolation.md"} <= set(os.listdir("output"))
+    assert {"kl.png", "kl.json", "map_tense_pca.png", "interpolation.md"} <= set(os.listdir("output"))
     assert {"my_model", "my_bpe_model", "my_frames", "my_music", "results.json", "samples.png"} <= set(os.listdir())
 
 

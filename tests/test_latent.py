@@ -17,6 +17,7 @@ from hf_vrae.latent import (
     reconstruct_texts,
     sample_texts,
 )
+from tests.modeling.test_modeling_vrnn import make_model as make_vrnn
 from tests.models import make_frame_model, make_model
 
 TEXTS = ["the king sold a letter .", "our queen did not watch many trains ."]
@@ -114,6 +115,21 @@ def test_samples_stand_under_every_combination_of_labels():
     labels = latent.each_label(model, 9, {})["labels"]
     assert labels["kind"] == list("ababababa") and labels["mood"] == list("ppqqrrssp")
     assert latent.each_label(make_model(), 9, {}) == {}
+
+
+def test_what_a_model_cannot_do_is_refused(tokenizer):
+    without = make_model(vocab_size=len(tokenizer), latent_size=0)
+    for walk in (
+        lambda: interpolate_texts(without, tokenizer, TEXTS),
+        lambda: move_texts(without, tokenizer, TEXTS, TEXTS[:1], TEXTS[1:]),
+    ):
+        with pytest.raises(ValueError, match="`latent_size` of this model is 0: it has no z to move"):
+            walk()
+    with pytest.raises(ValueError, match="`guidance_scale` is of a conditional model, which a vrnn is not"):
+        sample_texts(make_vrnn(vocab_size=len(tokenizer)), tokenizer, 2, guidance_scale=2.0)
+    conditional = make_model(vocab_size=len(tokenizer), condition_labels={"kind": ["a", "b"]})
+    with pytest.raises(ValueError, match="`labels` must say one value for all 1, or one of each; got 2"):
+        reconstruct_texts(conditional, tokenizer, TEXTS[:1], ["a"], labels=["a", "b"])
 
 
 def test_samples_repeat_by_seed_and_begin_as_asked(pair, monkeypatch):

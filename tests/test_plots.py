@@ -14,6 +14,7 @@ from hf_vrae.plots import (
     plot_schedules,
     plot_training_curves,
     principal_components,
+    rows_of_runs,
 )
 
 TRAIN = {"loss": 30.0, "reconstruction": 25.0, "kl": 5.0, "kl_weight": 0.5}
@@ -63,6 +64,19 @@ def test_curves_of_one_latent_a_step_speak_of_no_mutual_information(tmp_path):
     assert legend(axis) == ["active units (right)"]
 
 
+def test_runs_of_one_name_are_told_apart(tmp_path):
+    for name in ("a/run", "b/run", "b/other"):
+        (tmp_path / name).mkdir(parents=True)
+        (tmp_path / name / "results.json").write_text('{"kl": 1.0, "reconstruction": 2.0}')
+    folders = [tmp_path / name for name in ("a/run", "b/run", "b/other")]
+    assert [row["name"] for row in rows_of_runs(folders)] == list(map(str, folders))
+    assert rows_of_runs(folders[1:])[0] == {"name": "run", "kl": 1.0, "reconstruction": 2.0}
+    (folders[0] / "results.json").write_text("{}")
+    for folder in (folders[0], tmp_path):
+        with pytest.raises(ValueError, match="results.json' must hold the `kl` and `reconstruction` of a model"):
+            rows_of_runs([folder])
+
+
 def test_kl_by_dimension_is_sorted_and_tells_active_units(tmp_path):
     figure = plot_kl_per_dimension([0.1, 2.0, 0.0, 0.5], [0.02, 0.9, 0.001, 0.009], tmp_path / "kl.png")
     (axis,) = figure.axes
@@ -72,6 +86,8 @@ def test_kl_by_dimension_is_sorted_and_tells_active_units(tmp_path):
     assert [tick.get_text() for tick in axis.get_xticklabels()] == ["1", "3", "0", "2"]
     assert legend(axis) == ["active units: 2", "inactive units: 2"] and "2.60 nats" in axis.get_title()
     assert (tmp_path / "kl.png").stat().st_size > 1000
+    (axis,) = plot_kl_per_dimension([0.1], [0.02], of=" of the z of the whole,").axes
+    assert axis.get_title() == "KL of the z of the whole, 0.10 nats a sequence, by latent dimension"
 
 
 def test_principal_components_against_known_directions():
@@ -189,6 +205,8 @@ def test_frames_are_piano_rolls_lines_or_heat_maps(tmp_path):
     assert axis.images[0].get_array().shape == (5, 9) and axis.images[0].get_extent()[2:] == [39.5, 44.5]
     assert plot_frames({"x": rng.standard_normal((1, 9, 20))}).axes[0].images[0].get_array().shape == (20, 9)
     assert (tmp_path / "roll.png").stat().st_size > 1000
+    way = plot_frames({"path": np.repeat(values[:1], 11, 0), "t": np.linspace(0, 1, 11)})
+    assert [axis.get_ylabel() for axis in (way.axes[0], way.axes[-1])] == ["t 0.00", "t 1.00"] and len(way.axes) == 8
     with pytest.raises(ValueError, match="must hold frames"):
         plot_frames({"lengths": np.ones(2)})
 

@@ -62,13 +62,13 @@ def evaluate(
     Returns:
         in nats a sequence where nothing else is said: `neg_elbo`, `reconstruction`, `kl`, `nll_iw`, and `nll_fivo`
         where the model has one latent a step and K is above 1 (Maddison et al. 2017); `active_units`, `num_samples`,
-        `num_sequences`, `true_nll` where the data know it, `label_accuracy` of q(c|x) on rows with a label, where the
-        model has one; where z is one a sequence `mutual_information` (of `mi_num_sequences` sequences) and
-        `mutual_information_32` (the mean over batches of 32, the size of He et al. 2019, at most log 32 = 3.47), which
-        beside a prior that knows the condition count what z repeats of it, and can exceed the KL; where it has
-        scales, these are of that of the whole, and `kl_global`, `kl_sections` and `kl_segments` are parts of `kl`. Of
-        tokens [`_of_tokens`] adds its own, of frames [`_of_frames`]. `per_sequence` holds arrays [N]:
-        `neg_elbo`, `kl`, `nll_iw`, `num_steps`, and `nll_fivo`.
+        `num_sequences`, `svi_steps` where there are any, `true_nll` where the data know it, `label_accuracy` of q(c|x)
+        on rows with a label, where the model has one; where z is one a sequence `mutual_information` (of
+        `mi_num_sequences` sequences) and `mutual_information_32` (the mean over batches of 32, the size of He et al.
+        2019, at most log 32 = 3.47), which beside a prior that knows the condition count what z repeats of it, and can
+        exceed the KL; where it has scales, these are of that of the whole, and `kl_global`, `kl_sections` and
+        `kl_segments` are parts of `kl`. Of tokens [`_of_tokens`] adds its own, of frames [`_of_frames`].
+        `per_sequence` holds arrays [N]: `neg_elbo`, `kl`, `nll_iw`, `num_steps`, and `nll_fivo`.
     """
     accelerator = accelerator or Accelerator()
     num_samples = num_samples if model.config.latent_size else 1  # the same number K times over
@@ -87,7 +87,7 @@ def evaluate(
     if accelerator.is_main_process:
         inverse = np.argsort(np.concatenate([row["index"] for row in rows]))
         columns = {name: np.concatenate([row[name] for row in rows])[inverse] for name in rows[0]}
-        results = [_summarise(columns, type(posterior), dataset, model.config, num_samples, per_sequence)]
+        results = [_summarise(columns, type(posterior), dataset, model.config, num_samples, svi_steps, per_sequence)]
     return broadcast_object_list(results)[0]
 
 
@@ -115,7 +115,7 @@ def _columns(terms) -> tuple[dict[str, np.ndarray], torch.distributions.Distribu
     return {name: term.cpu().numpy() for name, term in terms.items()}, q
 
 
-def _summarise(columns, family, dataset, config, num_samples, per_sequence) -> dict:
+def _summarise(columns, family, dataset, config, num_samples, svi_steps, per_sequence) -> dict:
     count = len(columns["kl"])
     bounds = [name for name in ("nll_iw", "nll_fivo") if name in columns]
     results = {name: float(columns[name].sum()) / count for name in ("reconstruction", "kl", *bounds)}
@@ -127,9 +127,11 @@ def _summarise(columns, family, dataset, config, num_samples, per_sequence) -> d
         results["label_accuracy"] = float(columns["label_right"][columns["label_known"]].mean())
     results["active_units"] = active_units(torch.from_numpy(columns["mean"]))
     results |= {"num_samples": num_samples, "num_sequences": count}
+    if svi_steps:
+        results["svi_steps"] = svi_steps
     on_a_grid = config.input_size is not None and config.head == "logistic_mixture"  # no density, as the true one is
     told = Conditions.of_config(config) != Conditions()  # what is known is of no condition
-    if "true_log_prob" in dataset.column_names and not (on_a_grid or told):
+    if "true_log_prob" in dataset.column_names and not (on_a_grid or told or _has_unknown(dataset, config)):
         known = dataset.with_format("numpy")
         if "truncated" not in dataset.column_names or not known["truncated"][:].any():  # and of whole sequences
             results["true_nll"] = -float(np.mean(known["true_log_prob"][:]))
@@ -139,6 +141,11 @@ def _summarise(columns, family, dataset, config, num_samples, per_sequence) -> d
     if per_sequence:
         results["per_sequence"] = {name: columns[name] for name in (*bounds, "kl", "num_steps")}
     return results
+
+
+def _has_unknown(dataset, config) -> bool:
+    """Whether `<unk>` stands for a word somewhere, which is likelier than any of the words it stands for."""
+    return config.input_size is None and any(config.unk_token_id in row for row in dataset["input_ids"])
 
 
 def _of_one_latent(columns, family) -> dict[str, float]:

@@ -32,11 +32,16 @@ def test_all_keys_are_there(trained, tokenized):
     # <s> does not count, </s> does: words plus one a sentence.
     assert results["num_tokens"] == sum(len(text.split()) + 1 for text in tokenized["test"]["text"])
     assert results["num_characters"] == sum(len(text) + 1 for text in tokenized["test"]["text"])
-    assert results["true_nll"] == pytest.approx(-np.mean(tokenized["test"]["true_log_prob"]))
     assert results["mi_num_sequences"] == 60
+
+
+def test_the_true_likelihood_is_of_data_that_know_it(trained, tokenized):
+    """And that are all words: <unk> is likelier than each of the words it stands for."""
+    known = tokenized["test"].filter(lambda row: 1 not in row["input_ids"])
+    assert 40 < len(known) < 60 and "true_nll" not in run(trained, tokenized["test"])
+    assert run(trained, known)["true_nll"] == pytest.approx(-np.mean(known["true_log_prob"]))
     # A user's own column, be it called as torch calls it, is not the truth.
-    own = tokenized["test"].rename_column("true_log_prob", "log_prob")
-    assert "true_nll" not in run(trained, own)
+    assert "true_nll" not in run(trained, known.rename_column("true_log_prob", "log_prob"))
 
 
 def test_batch_size_padding_and_order_change_nothing(trained, tokenized):

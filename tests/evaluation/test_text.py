@@ -18,6 +18,7 @@ from hf_vrae import measure
 from hf_vrae.data.collators import AutoencodingCollator
 from hf_vrae.data.datasets import tokenize
 from hf_vrae.data.grammar import generate_corpus
+from hf_vrae.data.tokenization import train_tokenizer
 from hf_vrae.evaluation import text as metrics
 from hf_vrae.evaluation.free_running import evaluate_free_running
 from hf_vrae.evaluation.text import (
@@ -228,6 +229,13 @@ def test_texts_of_several_scales_are_theirs_whatever_is_beside_them(tokenizer, p
     assert way["max_step"] == interpolation_smoothness(decoded)["max_step"]
 
 
+def test_ways_are_spread_over_the_texts(trained, tokenizer, pairs):
+    """Which are often sorted."""
+    texts, options = sorted(pairs[1])[:11], {"num_steps": 3, "max_length": 9}
+    some = path_smoothness(trained, tokenizer, texts, num_pairs=2, **options)
+    assert some == path_smoothness(trained, tokenizer, texts[:2] + texts[8:10], **options)
+
+
 def test_samples_are_repeatable_and_leave_random_state_and_mode_alone(trained, tokenizer, monkeypatch):
     trained.train()
     state = torch.get_rng_state()
@@ -388,7 +396,9 @@ def test_a_text_that_was_cut_is_measured_as_the_model_read_it(trained, tokenizer
     assert seen == [["the zyx sold", "the king ."]]
 
 
-def test_the_true_likelihood_is_of_whole_sentences(trained, tokenizer):
+def test_the_true_likelihood_is_of_whole_sentences():
+    tokenizer = train_tokenizer(generate_corpus()["train"]["text"][:4000])  # which has all words
+    trained = make_model(vocab_size=len(tokenizer))
     whole, cut = (evaluate_file(trained, tokenizer, None, size, 30, num_samples=2) for size in (None, 4))
     assert whole["true_nll"] > 0 and cut["num_truncated"] == 30 and "true_nll" not in cut
 

@@ -181,6 +181,18 @@ def test_transfer_and_agreement_of_a_label(tiny, tmp_path, corpus, capsys, monke
     unlabelled.write_text("a text .\n" * 20)
     with pytest.raises(ValueError, match="`label_agreement` learns the label 'mood' from a column of that name"):
         label_agreement(model, tokenizer, str(unlabelled))
+    questions = [
+        line for line in (tmp_path / "train.tsv").read_text().splitlines() if not line.startswith("statement")
+    ]
+    (tmp_path / "questions.tsv").write_text("\n".join(questions))
+    with pytest.raises(
+        ValueError, match="needs texts of every value of the label 'mood', and the file .* 'statement'"
+    ):
+        label_agreement(model, tokenizer, str(tmp_path / "questions.tsv"))
+    with pytest.raises(ValueError, match="`max_samples` must be at least 2, a text of each label; got 1"):
+        transfer_file(model, tokenizer, train, test, "mood", max_samples=1)
+    with pytest.raises(ValueError, match="`max_samples` must be at least 1, got 0"):
+        evaluate_file(model, tokenizer, test, max_samples=0)
     with pytest.raises(ValueError, match="ClassLabel"):
         evaluate_disentanglement(model, corpus["test"].select_columns(["text", "mood"]), None)
     assert script(["scripts/generate.py", folder, "sample", "--labels", "question", "--count", "2"]) == 0

@@ -874,6 +874,18 @@ def test_a_model_is_measured_on_texts_cut_as_in_its_training(tiny, tmp_path):
     assert task_of(model, tokenizer).max_length == 300
 
 
+def test_a_semi_amortised_model_is_measured_as_it_was_trained(tiny, tmp_path):
+    results = run(tiny("--svi_steps 2 --kernels plain"))
+    model = load(str(tmp_path / "run"))
+    options = {"path": None, "num_samples": 2}
+    measured = evaluate_file(*model, **options)
+    assert measured["svi_steps"] == results["svi_steps"] == 2
+    plain = evaluate_file(*model, **options, svi_steps=0)
+    assert "svi_steps" not in plain and plain["neg_elbo"] > measured["neg_elbo"]
+    with pytest.raises(ValueError, match="`svi_steps` must not be negative, got -1"):
+        evaluate_file(*model, **options, svi_steps=-1)
+
+
 def test_too_little_data(tiny):
     with pytest.raises(ValueError, match="has 3 sequences, fewer than the 4 parts of an update"):
         run(tiny("--corpus_size 3 --gradient_accumulation_steps 4"))

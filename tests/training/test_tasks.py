@@ -284,6 +284,8 @@ def test_what_is_walked_in_has_the_segments_of_its_file(recipe, tmp_path):
     assert evaluate_file(*model, other, num_samples=2, **own)["kl"] != pytest.approx(measured["kl"], rel=1e-3)
     options = {"path": path, "indices": [3, 4], **own}
     whole = walk_frames(model[0], "reconstruct", **options)["reconstruction"]
+    with pytest.raises(ValueError, match=r"`indices` must be the two ends of an interpolation, got \[3, 4, 5\]"):
+        walk_frames(model[0], "interpolate", **options | {"indices": [3, 4, 5]})
     way = walk_frames(model[0], "interpolate", steps=2, **options)["path"]
     groups = {"label": "side", "examples": "1", "without": "0", "strength": [0.0]}
     moved = walk_frames(model[0], "attribute", **groups, **options)["moved 0"]

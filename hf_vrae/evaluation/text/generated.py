@@ -8,6 +8,7 @@ import torch
 from tqdm.auto import tqdm
 
 from ...data.collators import AutoencodingCollator, CausalCollator
+from ...data.datasets import spread_places
 from ...data.tokenization import decode
 from ...latent import OF_ALL_WORDS, draw_latents, interpolate, is_on_sphere, seed_behind, stream
 from ..information import in_evaluation_mode
@@ -39,6 +40,7 @@ def evaluate_text(
         of sequences `interpolation` of [`path_smoothness`]; and with a judge `forward_perplexity` of the samples and,
         to hold it against, `reference_perplexity`, that of the texts.
     """
+    reference = None if judge is None else forward_perplexity(*judge, texts, batch_size=batch_size, seed=seed)
     samples = draw_samples(model, tokenizer, len(texts), seed=seed, conditions=conditions)
     results = {
         "reconstruction": reconstruction_quality(
@@ -52,7 +54,7 @@ def evaluate_text(
         results["interpolation"] = path_smoothness(model, tokenizer, texts, batch_size, **options)
     if judge is not None:
         results["forward_perplexity"] = forward_perplexity(*judge, samples, batch_size=batch_size, seed=seed)
-        results["reference_perplexity"] = forward_perplexity(*judge, texts, batch_size=batch_size, seed=seed)
+        results["reference_perplexity"] = reference
     return results
 
 
@@ -118,7 +120,7 @@ def path_smoothness(
     Args:
         model, tokenizer, batch_size: as in [`reconstruction_quality`].
         texts: the ends, from the first to the second, from the third to the fourth, and so on.
-        num_pairs: the most ways that are gone.
+        num_pairs: the most ways that are gone, spread over them.
         num_steps: points of each, both ends included.
         conditions: what each text stands under, by the words of a batch; a way stands under what its start does.
         judge, seed: as in [`evaluate_text`].
@@ -130,17 +132,18 @@ def path_smoothness(
         `num_pairs`, `num_steps`.
     """
     count = min(num_pairs, len(texts) // 2)
+    places = 2 * np.repeat(spread_places(len(texts) // 2, count), 2) + np.tile([0, 1], count)  # of the ends
     means, decoded = [], []
     with in_evaluation_mode(model):
-        for indices, batch in _batches(model, tokenizer, texts[: 2 * count], batch_size, "Encoding"):
-            under = _conditions_of_rows(model, conditions, indices)
+        for indices, batch in _batches(model, tokenizer, [texts[i] for i in places], batch_size, "Encoding"):
+            under = _conditions_of_rows(model, conditions, places[indices])
             means += model.encode(**batch, **under).mode
         # Of several scales a row with fewer segments has fewer numbers.
         means = torch.nn.utils.rnn.pad_sequence(means, batch_first=True, padding_value=torch.nan)
         ends = zip(means[::2], means[1::2], strict=True)
         sphere = is_on_sphere(model)
         ways = torch.cat([interpolate(start, end, num_steps, sphere) for start, end in ends])  # [P * S, D]
-        begin = torch.arange(0, 2 * count, 2).repeat_interleave(num_steps)
+        begin = torch.from_numpy(places[::2]).repeat_interleave(num_steps)
         for part in torch.arange(len(ways)).split(batch_size):
             under = _conditions_of_rows(model, conditions, begin[part])
             decoded += decode(tokenizer, model.generate(latents=ways[part], do_sample=False, **under, **options))
