@@ -52,7 +52,7 @@ def test_a_run_leaves_a_model_its_numbers_and_its_samples(tiny, tmp_path):
     results = run(tiny("--eval_strategy steps --eval_steps 6"))
     folder = tmp_path / "run"
     assert json.loads((folder / "results.json").read_text()) == json.loads(json.dumps(results))
-    assert results["split"] == "test" and results["num_sequences"] == 24 and results["true_nll"] > 20
+    assert results["split"] == "test" and results["num_sequences"] == 24
     described = results["run"]
     assert described["seed"] == 42 and described["steps"] == 12 and len(described["data"]["test"]["sha256"]) == 64
     assert described["data"]["train"]["sequences"] == 240 and "torch" in described["versions"]
