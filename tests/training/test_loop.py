@@ -444,7 +444,7 @@ def test_aggressive_training_is_taken_up_or_given_up_with_a_resumption(tiny, mon
 
 
 def test_a_minimum_rate_is_held_where_the_posterior_would_collapse(tiny, tmp_path):
-    flags = "--max_steps 400 --logging_steps 50 --kl_schedule constant"
+    flags = "--max_steps 250 --logging_steps 50 --kl_schedule constant"
     run(tiny(flags, "free"))
     run(tiny(flags + " --minimum_rate 3", "held"))
     free, held = (lines(tmp_path / name, "train")[-1] for name in ("free", "held"))
