@@ -374,6 +374,15 @@ def test_the_script_measures_text(trained, tokenizer, tmp_path, monkeypatch, cap
     assert "compare texts, at least two; the data has 1" in capsys.readouterr().err
 
 
+def test_an_unfit_judge_is_found_out_first(trained, tokenizer, monkeypatch):
+    """Not after the likelihoods, which would be lost, nor after the samples."""
+    judge = make_model(vocab_size=len(tokenizer), latent_size=0, decoder_type="transformer", max_position_embeddings=4)
+    for late in ("hf_vrae.measure.evaluate", "hf_vrae.evaluation.text.generated.draw_samples"):
+        monkeypatch.setattr(late, lambda *args, **options: 1 / 0)
+    with pytest.raises(ValueError, match="`max_position_embeddings` gives room for 4 steps"):
+        evaluate_file(trained, tokenizer, None, max_samples=10, num_text_samples=4, judge=(judge, tokenizer))
+
+
 def test_few_samples_are_spread_over_the_file(trained, tokenizer, tmp_path):
     """Where labelled rows are sorted, the first ones would be of one label."""
     short, long = "the king sold a letter .", "the old king sold a letter ."
