@@ -249,6 +249,10 @@ class TrainArguments:
             raise ValueError("`freeze_decoder` is of `decoder_name_or_path`, which is not given.")
         if not 0 <= self.scheduled_sampling <= 1:
             raise ValueError(f"`scheduled_sampling` is a share and must be in [0, 1], got {self.scheduled_sampling}.")
+        if self.lr_decay_factor >= 1:
+            raise ValueError(
+                f"`lr_decay_factor` lowers a learning rate and must be below 1, got {self.lr_decay_factor}."
+            )
         if not 0 <= self.labeled_share < 1:
             raise ValueError(f"`labeled_share` is a share of all and must be in [0, 1), got {self.labeled_share}.")
         check_training(self)
@@ -340,7 +344,7 @@ class Recipe:
             (OF_TEXT, data.of_frames, "is of text, and the data are frames. Leave it out."),
             (of_frames, not data.of_frames, f"is of frames, and the data are text. {remedy}"),
             (
-                ("text_column", "encoding", *WAYS_TO_READ),
+                ("text_column", "encoding", "validation_split_percentage", *WAYS_TO_READ),
                 not named,
                 "says how to read data, and none are named. Leave it out.",
             ),

@@ -340,6 +340,7 @@ def test_what_is_walked_in_has_the_segments_of_its_file(recipe, tmp_path):
         ),
         ("vrae", f"{FRAMES} --attribute_columns length", "A condition is of column 'length', which is remade of the"),
         ("vrae", "--window 3", "`window` says how to read data, and none are named"),
+        ("vrae", "--validation_split_percentage 9", "`validation_split_percentage` says how to read data, and none"),
         ("vrae", f"{FRAMES} --head bernoulli", "0 or 1 for this head"),
         ("vrae", f"{FRAMES} --tie_word_embeddings", "ties tables of words"),
         ("vrae", f"{FRAMES} --head logistic_mixture --scale_features False", "with `scale_features` false they reach"),
