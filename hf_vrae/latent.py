@@ -135,7 +135,8 @@ def encode_texts(model, tokenizer, texts: list[str], batch_size: int = 64, label
     return _stacked(means)
 
 
-def _check_has_latents(model) -> None:
+def check_has_latents(model) -> None:
+    """Refuse what moves z where there is none: all texts would come out alike."""
     if not model.config.latent_size:
         raise ValueError("`latent_size` of this model is 0: it has no z to move. Take a model with latents.")
 
@@ -242,7 +243,7 @@ def interpolate_texts(
     are those of the nearer end."""
     if len(texts) != 2:
         raise ValueError(f"`texts` must be the two ends of the path, got {len(texts)} texts.")
-    _check_has_latents(model)
+    check_has_latents(model)
     first, last = encode_texts(model, tokenizer, texts)
     path = interpolate(first, last, num_steps, spherical or is_on_sphere(model))
     t = torch.linspace(0, 1, num_steps)
@@ -253,7 +254,7 @@ def interpolate_texts(
 
 def move_texts(model, tokenizer, texts, with_attribute, without, strengths=(1.0,), **options) -> list[dict]:
     """Texts moved along an attribute, given by two sets of example texts, by each of several strengths."""
-    _check_has_latents(model)
+    check_has_latents(model)
     if options.get("labels") is not None:
         options["labels"] = for_all(options["labels"], len(texts))
     size = model.config.latent_size

@@ -30,6 +30,7 @@ from .evaluation.text import (
 from .latent import (
     along,
     attribute_vector,
+    check_has_latents,
     conditions_of,
     decode_latents,
     each_label,
@@ -330,8 +331,8 @@ def transfer_file(
             f"`guidance_scale` {guidance_scale} is of decoding under another label, but {label!r} does not condition "
             "this model: texts are moved along a direction. Leave it out."
         )
-    if not by_label and not model.config.latent_size:
-        raise ValueError("`latent_size` of this model is 0: it has no z to move. Take a model with latents.")
+    if not by_label:
+        check_has_latents(model)
     if max_samples < 2:
         raise ValueError(f"`max_samples` must be at least 2, a text of each label; got {max_samples}.")
     room, reading = task_of(model, tokenizer, max_length).max_length, reading or {}

@@ -17,6 +17,7 @@ from hf_vrae.latent import (
     reconstruct_texts,
     sample_texts,
 )
+from hf_vrae.measure import transfer_file
 from tests.modeling.test_modeling_vrnn import make_model as make_vrnn
 from tests.models import make_frame_model, make_model
 
@@ -120,6 +121,7 @@ def test_samples_stand_under_every_combination_of_labels():
 def test_what_a_model_cannot_do_is_refused(tokenizer):
     without = make_model(vocab_size=len(tokenizer), latent_size=0)
     for walk in (
+        lambda: transfer_file(without, tokenizer, "train.tsv", "test.tsv"),
         lambda: interpolate_texts(without, tokenizer, TEXTS),
         lambda: move_texts(without, tokenizer, TEXTS, TEXTS[:1], TEXTS[1:]),
     ):
