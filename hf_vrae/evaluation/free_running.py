@@ -1,7 +1,7 @@
 """Reconstruction from the latent alone: each step told the true ones before it, or what the model said there itself.
 
 Teacher-forced, a model is right also where its decoder needs no z; free-running, an error is what the next steps go on
-from. The two beside each other say how much of a reconstruction is z's doing (Roberts et al. 2018, table 1), and only
+from. The two beside each other say how much of a reconstruction is z's doing (Roberts et al. 2018), and only
 the second says something about generation (Girin et al. 2021, on models in generation mode).
 """
 

@@ -66,8 +66,10 @@ def evaluate(
         on rows with a label, where the model has one; where z is one a sequence `mutual_information` (of
         `mi_num_sequences` sequences) and `mutual_information_32` (the mean over batches of 32, the size of He et al.
         2019, at most log 32 = 3.47), which beside a prior that knows the condition count what z repeats of it, and can
-        exceed the KL; where it has scales, these are of that of the whole, and `kl_global`, `kl_sections` and
-        `kl_segments` are parts of `kl`. Of tokens [`_of_tokens`] adds its own, of frames [`_of_frames`].
+        exceed the KL; beside one that knows none `marginal_kl`, KL(q(z) || p(z)) = KL - MI of the same sequences, which
+        is how far the posteriors together are from where samples come from (Hoffman & Johnson 2016), and too high where
+        MI nears the log of their number; where z has scales, these are of that of the whole, and `kl_global`,
+        `kl_sections` and `kl_segments` are parts of `kl`. Of tokens [`_of_tokens`] adds its own, of frames [`_of_frames`].
         `per_sequence` holds arrays [N]: `neg_elbo`, `kl`, `nll_iw`, `num_steps`, and `nll_fivo`.
     """
     accelerator = accelerator or Accelerator()
@@ -122,7 +124,7 @@ def _summarise(columns, family, dataset, config, num_samples, svi_steps, per_seq
     results = {"neg_elbo": results["reconstruction"] + results["kl"]} | results
     results |= {name: float(columns[name].sum()) / count for name in columns if name.startswith("kl_")}  # of scales
     if family is not type(None):
-        results |= _of_one_latent(columns, family)
+        results |= _of_one_latent(columns, family, config)
     if "label_known" in columns and columns["label_known"].any():
         results["label_accuracy"] = float(columns["label_right"][columns["label_known"]].mean())
     results["active_units"] = active_units(torch.from_numpy(columns["mean"]))
@@ -148,8 +150,8 @@ def _has_unknown(dataset, config) -> bool:
     return config.input_size is None and any(config.unk_token_id in row for row in dataset["input_ids"])
 
 
-def _of_one_latent(columns, family) -> dict[str, float]:
-    """`mutual_information`, `mutual_information_32`, `mi_num_sequences`."""
+def _of_one_latent(columns, family, config) -> dict[str, float]:
+    """`mutual_information`, `mutual_information_32`, `mi_num_sequences`, `marginal_kl`."""
     count = len(columns["kl"])
     some = np.linspace(0, count - 1, min(count, MI_SEQUENCES)).astype(int)
     parameters = {
@@ -163,11 +165,15 @@ def _of_one_latent(columns, family) -> dict[str, float]:
         mutual_information(family(**{k: v[b] for k, v in parameters.items()}), latents[b]) * len(latents[b])
         for b in batches
     ]
-    return {
+    results = {
         "mutual_information": mutual_information(family(**parameters), latents),
         "mutual_information_32": sum(of_32) / len(some),
         "mi_num_sequences": len(some),
     }
+    if Conditions.of_config(config) == Conditions():
+        kl = columns["kl_global" if "kl_global" in columns else "kl"][some]
+        results["marginal_kl"] = float(kl.mean()) - results["mutual_information"]
+    return results
 
 
 def _of_tokens(results, columns, bounds, dataset, config) -> dict[str, float]:

@@ -43,8 +43,7 @@ alike. What helps: %s; %s; less --dropout."""
 OF_THE_KL = """let the KL weight rise more slowly (--kl_warmup_steps) or in cycles (--kl_schedule cyclical), for a \
 larger --kl_weight makes it worse; leave some of the KL free (--free_bits)"""
 REMEDIES = {
-    "vrae": "drop more of the decoder's words or frames (--word_dropout); show it z at every place "
-    "(--latent_conditioning initial_state input output)",
+    "vrae": "drop more of the decoder's words or frames (--word_dropout)",
     "hierarchical_vrae": "drop more of the decoder's words or frames (--word_dropout); leave some of the segments' "
     "KL free (--segment_free_bits) or charge less (--segment_kl_weight); make segments shorter (--segment_length)",
     "vrnn": "let the posterior begin at the prior (--residual_posterior) and see what comes (--smoothing_posterior)",
@@ -449,8 +448,13 @@ class TrainingLoop:
             remedies = "spread its posterior less (--concentration)"
             found = f"the mutual information is {results['mutual_information']:.3f} nats a sequence"
             collapsed = results["mutual_information"] < COLLAPSED
-        if collapsed and config.latent_size:
-            logger.warning(COLLAPSE_WARNING, self.state.step, found, remedies, REMEDIES[config.model_type])
+        if not collapsed or not config.latent_size:
+            return
+        own = REMEDIES[config.model_type]
+        if config.model_type == "vrae" and "output" not in config.latent_conditioning:
+            places = " ".join([*config.latent_conditioning, "output"])
+            own += f"; show it z beside its output too (--latent_conditioning {places})"
+        logger.warning(COLLAPSE_WARNING, self.state.step, found, remedies, own)
 
     def decay_learning_rate(self) -> None:
         """On a plateau: decay the learning rate and go back to the best model (He et al. 2019, released code)."""

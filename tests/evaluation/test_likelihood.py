@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from datasets import Dataset
-from torch.distributions import kl_divergence
+from torch.distributions import Categorical, Independent, MixtureSameFamily, Normal, kl_divergence
 
 from hf_vrae.data.collators import AutoencodingCollator
 from hf_vrae.evaluation.likelihood import bits, evaluate, perplexity
@@ -78,6 +78,21 @@ def test_metrics_against_their_definitions(trained, tokenized):
     assert results["bits_per_token"] == pytest.approx(math.log2(results["ppl_iw"]))
 
 
+def test_what_the_posteriors_together_are_from_the_prior(trained, tokenized):
+    """KL(q(z) || p(z)) by samples of the mixture itself."""
+    few = 4
+    data = tokenized["test"].select(list(range(few)) * 500)
+    with torch.no_grad():
+        trained.model.encoder.posterior.weight.mul_(2)  # or x would hardly tell
+    results = run(trained, data, num_samples=1, batch_size=500)
+    q = trained.encode(**AutoencodingCollator(0)([{"input_ids": ids} for ids in data[:few]["input_ids"]]))
+    mixture = MixtureSameFamily(Categorical(torch.ones(few)), Independent(Normal(q.mean, q.stddev), 1))
+    z = mixture.sample((100_000,))
+    wanted = (mixture.log_prob(z) - trained.prior().log_prob(z)).mean().item()
+    assert results["mutual_information"] > 0.2
+    assert results["marginal_kl"] == pytest.approx(wanted, abs=0.06)
+
+
 def test_reconstruction_and_kl_add_up_with_one_sample(trained, tokenized):
     results = run(trained, tokenized["test"], num_samples=1)
     assert results["neg_elbo"] == results["reconstruction"] + results["kl"]
@@ -95,7 +110,7 @@ def test_perplexity_is_of_totals_not_a_mean_of_means():
 
 
 def test_published_pair_of_the_protocol():
-    """PTB test: NLL 101.04 nats a sentence is perplexity 100.5 at 82,430 tokens (He et al. 2019)."""
+    """PTB test: NLL 101.04 nats a sentence is perplexity 100.5 at 82,430 tokens (Li et al. 2020, table 8)."""
     assert perplexity(101.04, 3761, 78_669 + 3761) == pytest.approx(100.5, abs=0.1)
 
 

@@ -504,15 +504,16 @@ def test_a_run_refuses_what_makes_no_sense_for_its_model(flags, reason, tiny, tm
         run(tiny(flags))
 
 
-def test_collapse_is_said_in_plain_words(tiny, caplog):
+@pytest.mark.parametrize("places", ["initial_state input", "initial_state output"])
+def test_collapse_is_said_in_plain_words(places, tiny, caplog):
+    """And no remedy is named that is taken."""
+    flags = "--eval_strategy steps --eval_steps 12 --kl_schedule constant --kl_weight 50 --initializer_range 0.001"
     with caplog.at_level("WARNING"):
-        run(
-            tiny(
-                "--eval_strategy steps --eval_steps 12 --kl_schedule constant --kl_weight 50 --initializer_range 0.001"
-            )
-        )
+        run(tiny(f"{flags} --latent_conditioning {places}"))
     assert "The posterior has collapsed: at step 12 the KL is 0.0" in caplog.text
     assert "--kl_warmup_steps" in caplog.text and "makes it worse" in caplog.text
+    assert ("--latent_conditioning initial_state input output" in caplog.text) == ("output" not in places)
+    assert ("--latent_conditioning" in caplog.text) == ("output" not in places)
 
 
 @pytest.mark.parametrize("mi", [0.01, 1.5])
