@@ -74,7 +74,7 @@ def test_frames_are_written_where_it_is_said(desk, capsys, tmp_path):
         ("plot lm kl", "`latent_size` of this model is 0"),
         ("plot frames interpolation --texts a b", "`texts` are of a model of text, and this one is of frames"),
         ("evaluate --model nowhere", "There is no folder 'nowhere'"),
-        ("evaluate --model bert", "'bert'"),
+        ("evaluate --model bert", "of type 'bert', not"),
         ("evaluate --model model --data nowhere.txt", "There is no file 'nowhere.txt'"),
         ("evaluate --model model --data strange.txt", "has a word that the tokenizer knows"),
         ("evaluate --model model --num_samples 0", "must be above 0"),

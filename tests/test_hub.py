@@ -204,7 +204,7 @@ def test_loading_what_is_no_model(tmp_path):
     with pytest.raises(ValueError, match="cannot be loaded as a model: Error while deserializing"):
         load(str(tmp_path))
     (tmp_path / "config.json").write_text('{"model_type": "bert"}')
-    with pytest.raises(ValueError, match="of type 'bert', not 'vrae'|cannot be loaded"):
+    with pytest.raises(ValueError, match="of type 'bert', not 'vrae'"):
         load(str(tmp_path))
 
 

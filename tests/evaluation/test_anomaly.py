@@ -1,8 +1,12 @@
 import numpy as np
 import pytest
+import torch
 
+from hf_vrae.data.collators import FrameCollator
 from hf_vrae.evaluation.anomaly import auroc, detect_anomalies
-from hf_vrae.evaluation.probe import probe
+from hf_vrae.evaluation.probe import probe, representations
+from tests.evaluation.test_free_running import series
+from tests.modeling.test_modeling_vrnn import make_model as make_vrnn
 
 
 def test_auroc_is_the_share_of_pairs_in_order():
@@ -25,6 +29,15 @@ def test_anomalies_are_what_is_not_normal():
     for labels in (["a", "b"], ["c", "c"]):
         with pytest.raises(ValueError, match="`normal` must be one of two labels at least, got 'c'"):
             detect_anomalies(np.zeros(2), np.ones(2), labels, "c")
+
+
+def test_a_sequence_with_a_latent_a_step_stands_as_their_mean_and_the_last():
+    """Of its own steps: those of padding are none."""
+    model = make_vrnn("frames")
+    rows = [np.random.default_rng(n).standard_normal((n, 4)).astype(np.float32) for n in (6, 3, 1)]
+    for point, x in zip(representations(model, series(rows), FrameCollator(), batch_size=3), rows, strict=True):
+        z = model.encode(input_features=torch.from_numpy(x).unsqueeze(0)).mode[0].detach()
+        np.testing.assert_allclose(point, torch.cat([z.mean(0), z[-1]]), rtol=1e-4, atol=1e-5)
 
 
 def test_a_probe_reads_what_is_linear_and_no_more():

@@ -9,8 +9,10 @@ from datasets import Dataset
 from torch.distributions import Categorical, Independent, MixtureSameFamily, Normal, kl_divergence
 
 from hf_vrae.data.collators import AutoencodingCollator
-from hf_vrae.evaluation.likelihood import bits, evaluate, perplexity
-from tests.models import make_model
+from hf_vrae.evaluation.information import encode_dataset, mutual_information
+from hf_vrae.evaluation.likelihood import bits, evaluate, noise_generators, perplexity
+from hf_vrae.modeling.distributions import DiagonalGaussian
+from tests.models import make_hierarchical_model, make_model
 
 KEYS = """neg_elbo reconstruction kl nll_iw ppl_iw ppl_elbo bits_per_token bits_per_character mutual_information
 active_units num_samples num_sequences num_tokens""".split()
@@ -76,6 +78,29 @@ def test_metrics_against_their_definitions(trained, tokenized):
     tokens = sum(len(ids) - 1 for ids in data["input_ids"])
     assert results["ppl_iw"] == pytest.approx(math.exp(results["nll_iw"] * 10 / tokens))
     assert results["bits_per_token"] == pytest.approx(math.log2(results["ppl_iw"]))
+
+
+def test_what_is_told_of_z_is_of_the_samples_that_were_evaluated(trained, tokenized):
+    data = tokenized["test"].select(range(40))
+    results = run(trained, data, num_samples=1)
+    q = encode_dataset(trained, data, AutoencodingCollator(0))
+    z = q.rsample((1,), noise_generators(0, np.arange(40)))[0]
+    assert len({tuple(row) for row in (z - q.mean).div(q.stddev).round(decimals=3).tolist()}) == 40
+
+    def told(rows):
+        return mutual_information(DiagonalGaussian(q.mean[rows], q.logvar[rows]), z[rows])
+
+    of_32 = (32 * told(slice(32)) + 8 * told(slice(32, 40))) / 40
+    assert results["mutual_information"] == pytest.approx(told(slice(40)), rel=1e-4)
+    assert results["mutual_information_32"] == pytest.approx(of_32, rel=1e-4)
+    nats = results["nll_iw"] * 40
+    assert results["bits_per_character"] == pytest.approx(nats / results["num_characters"] / math.log(2))
+
+
+def test_the_parts_of_a_kl_of_scales_add_up(tokenizer, tokenized):
+    results = run(make_hierarchical_model(vocab_size=len(tokenizer)), tokenized["test"].select(range(20)))
+    assert results["kl_global"] + results["kl_segments"] == pytest.approx(results["kl"])
+    assert results["marginal_kl"] == pytest.approx(results["kl_global"] - results["mutual_information"])
 
 
 def test_what_the_posteriors_together_are_from_the_prior(trained, tokenized):

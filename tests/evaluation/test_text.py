@@ -447,6 +447,36 @@ def test_texts_are_moved_between_two_labels_of_a_file(trained, tokenizer, tmp_pa
         transfer_file(trained, tokenizer, *paths, values=["q", "s"], guidance_scale=2.0)
 
 
+def test_texts_are_moved_to_the_other_label(trained, tokenizer, tmp_path, monkeypatch):
+    """By the direction and by the condition, with a z that says the label and nothing else."""
+    say = {"q": "will the king .", "s": "now the king ."}
+    path = tmp_path / "texts.tsv"
+    path.write_text("label\ttext\n" + "".join(f"{label}\t{text}\n" for label, text in say.items()) * 30)
+
+    def encode(model, tokenizer, texts, **under):
+        return torch.tensor([[1.0 if text == say["q"] else -1.0] * 6 for text in texts])
+
+    def decode(model, tokenizer, latents, labels=None, **under):
+        return (
+            [say["q" if z > 0 else "s"] for z in latents[:, 0]]
+            if labels is None
+            else list(map(say.get, labels["label"]))
+        )
+
+    monkeypatch.setattr(measure, "encode_texts", encode)
+    monkeypatch.setattr(measure, "decode_latents", decode)
+    scores = transfer_file(trained, tokenizer, str(path), str(path), strengths=[1.0], max_samples=10)["strengths"]
+    assert (scores["0"]["accuracy"], scores["1"]["accuracy"]) == (0, 1)
+    conditional = make_model(vocab_size=len(tokenizer), condition_labels={"label": ["q", "s"]})
+    scores = transfer_file(conditional, tokenizer, str(path), str(path), max_samples=10)
+    assert (scores["own_label"]["accuracy"], scores["other_label"]["accuracy"]) == (0, 1)
+    monkeypatch.setattr(
+        measure, "draw_samples",
+        lambda model, *args, conditions, **options: [say["qs"[i]] for i in conditions["class_ids"].flatten().tolist()],
+    )  # fmt: skip
+    assert measure.label_agreement(conditional, tokenizer, str(path), num_samples=5)["agreement"] == 1
+
+
 @pytest.mark.parametrize("kind", ["vmf", "classifier", "transformer"])
 def test_texts_are_moved_by_models_of_every_kind(kind, tokenizer, corpus, tmp_path, monkeypatch):
     """Unit vectors stay on their sphere, a label that the model infers is inferred, and long texts are cut."""

@@ -349,6 +349,7 @@ def test_a_missing_label_is_summed_over(make, batch):
     again = model.log_importance_weights(latents=z[:4], posterior=q, class_ids=known, **x)
     assert terms["log_weights"].shape == again.shape
     assert terms["label_known"].tolist() == [False, True, False, True]
+    assert terms["label_right"].tolist() == (model.classify(**x).probs.argmax(-1) == known).tolist()
 
 
 @pytest.mark.parametrize("make", [make_model, make_frame_model])

@@ -327,6 +327,42 @@ def test_early_stopping_counts_once_the_kl_weight_has_arrived(tiny, tmp_path, mo
     assert [row["step"] for row in lines(tmp_path / "no_line") if row["kind"] == "train"] == [16]
 
 
+def test_an_improvement_begins_the_count_anew_and_an_early_plateau_is_waited_out(tiny, monkeypatch):
+    original = loop_module.evaluate
+    monkeypatch.setattr(
+        loop_module, "evaluate", lambda *args, **kwargs: original(*args, **kwargs) | {"neg_elbo": next(bounds)}
+    )
+    flags = "--eval_strategy steps --eval_steps 2 --kl_schedule constant --max_steps 40 "
+    bounds = iter([5.0, 6.0, 4.0, *[6.0] * 99])
+    assert run(tiny(flags + "--early_stopping_patience 2"))["run"]["steps"] == 10
+    fresh_accelerator()
+    bounds = iter([5.0, *[6.0] * 99])
+    flags += "--optim sgd --lr_scheduler_type reduce_lr_on_plateau --lr_decay_patience 1 --max_lr_decays 1"
+    late = run(tiny(f"{flags} --lr_decay_start_epoch 0.3", "plateau"))  # an epoch is 15 updates
+    assert late["run"]["steps"] == 6
+
+
+def test_an_evaluation_ends_each_epoch_and_the_run(tiny, tmp_path):
+    run(tiny("--eval_strategy epoch --corpus_size 48 --max_steps 7"))  # an epoch is 3 updates
+    assert [row["step"] for row in lines(tmp_path / "run", "eval")] == [3, 6, 7]
+
+
+def test_a_run_has_the_rates_of_its_schedule_and_clips_where_it_is_told_to(tiny, tmp_path):
+    run(tiny("--learning_rate 0.08 --warmup_steps 4 --logging_steps 1"))
+    rates = [row["learning_rate"] for row in lines(tmp_path / "run", "train")]
+    assert rates == pytest.approx([0.08 * min(t / 4, (12 - t) / 8) for t in range(12)])
+    moved = {}
+    for clip, rate in ((1.0, 1e-12), (1e-3, 1.0), (0.0, 1.0)):
+        fresh_accelerator()
+        name = f"{clip} {rate}"
+        run(tiny(f"--max_steps 1 --optim sgd --learning_rate {rate} --max_grad_norm {clip} "
+                 "--lr_scheduler_type constant", name))  # fmt: skip
+        moved[clip] = load_file(tmp_path / name / "model.safetensors")
+    first = moved.pop(1.0)
+    norms = {clip: sum((new[k] - first[k]).square().sum() for k in first).sqrt() for clip, new in moved.items()}
+    assert norms[1e-3] == pytest.approx(1e-3, rel=0.05) and norms[0.0] > 1
+
+
 def test_decay_on_a_plateau_restores_the_best_model(tiny, tmp_path, monkeypatch):
     bounds = iter([5.0, 3.0, 4.0, 4.0, 2.0, 9.0, 9.0, 9.0, 9.0, 9.0])
     original, restored = loop_module.evaluate, []
@@ -906,10 +942,13 @@ def test_bfloat16_on_a_processor_without_it_is_float32(tiny, tmp_path, monkeypat
 
 @pytest.mark.parametrize("name", ["adamw", "adam", "sgd", "lamb"])
 def test_optimizers(name, tiny):
-    recipe = tiny(f"--optim {name} --weight_decay 0.1 --learning_rate 0.01")
+    flags = f"--optim {name} --weight_decay 0.1 --learning_rate 0.01"
+    recipe = tiny(f"{flags} --momentum 0.7" if name == "sgd" else f"{flags} --adam_beta1 0.8 --adam_beta2 0.98")
     model = make_model()
     optimizer = make_optimizer(model, recipe.training)
-    assert optimizer.param_groups[0]["lr"] == 0.01 and optimizer.param_groups[0]["weight_decay"] == 0.1
+    group = optimizer.param_groups[0]
+    assert group["lr"] == 0.01 and group["weight_decay"] == 0.1
+    assert group["momentum"] == 0.7 if name == "sgd" else group["betas"] == (0.8, 0.98)
     before = [parameter.clone() for parameter in model.parameters()]
     ids = torch.tensor([[2, 5, 6, 3]])
     model(ids, labels=ids[:, 1:]).loss.backward()
@@ -923,8 +962,8 @@ def test_optimizers(name, tiny):
 def test_learning_rate_schedules_are_transformers(name, tiny):
     from transformers import get_scheduler
 
-    recipe = tiny(f"--lr_scheduler_type {name} --warmup_steps 0.2")
-    ours = learning_rate_schedule(recipe.training, 20)
+    warmup = 4 if name == "linear" else 0.2
+    ours = learning_rate_schedule(tiny(f"--lr_scheduler_type {name} --warmup_steps {warmup}").training, 20)
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
     theirs = get_scheduler(name, optimizer, num_warmup_steps=4, num_training_steps=20)
     for step in range(20):
