@@ -92,6 +92,14 @@ def test_resumption_is_exact_and_its_time_is_of_the_whole_run(family, flags, rec
     assert described["steps_per_second"] == pytest.approx(4 / described["training_seconds"])
 
 
+def test_a_particle_filter_is_judged_by_its_own_bound(recipe, tmp_path):
+    run(recipe("vrnn", f"{FRAMES} --num_train_samples 3 --resampling True --kl_schedule constant"))
+    rows = map(json.loads, (tmp_path / "run" / "metrics.jsonl").read_text().splitlines())
+    (evaluated,) = (row for row in rows if row["kind"] == "eval")
+    state = json.loads((tmp_path / "run" / "checkpoint-4" / "state.json").read_text())
+    assert state["best_metric"] == evaluated["nll_fivo"] != evaluated["neg_elbo"]
+
+
 def test_a_model_to_start_from_takes_the_separators_of_the_run(recipe, tmp_path):
     run(recipe("hierarchical", "--segment_separators .", "first"))
     for asked, name in (("--segment_separators ?", "second"), ("", "third")):
