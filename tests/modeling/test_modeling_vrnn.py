@@ -170,6 +170,18 @@ def test_terms_agree_with_each_other_and_with_the_loss(kind, variant):
     assert terms["num_steps"].tolist() == [6, 4, 1]
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_samples_are_the_same_a_few_at_a_time(kind, monkeypatch):
+    model, batch = make_model(kind), make_batch(kind)
+    seeds = lambda: [torch.Generator().manual_seed(i) for i in range(3)]  # noqa: E731
+    values = []
+    for most in (2**24, 500):  # features: of all samples, and of two
+        monkeypatch.setattr("hf_vrae.modeling.modeling_vrnn.MAX_AT_ONCE", most)
+        weights = model.log_importance_weights(5, generator=seeds(), **batch)
+        values.append(model.evaluation_terms(5, seeds(), **batch) | {"weights": weights})
+    torch.testing.assert_close(*values)
+
+
 def test_the_particle_filter_and_importance_weights_estimate_the_same_likelihood():
     model, batch = make_model("frames", initializer_range=0.3), make_batch("frames")
     with torch.no_grad():
@@ -336,12 +348,31 @@ def test_one_step_lowers_each_loss_in_bfloat16_too(kind, loss):
         assert value() < before
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_importance_weighted_loss_is_its_bound(kind):
+    model, batch = make_model(kind, num_train_samples=5).train(), make_batch(kind)
+    model.kl_weight = 0.3
+    torch.manual_seed(0)
+    loss = model(**batch).loss
+    torch.manual_seed(0)
+    observed = model._observe(**batch)
+    path = model.model.layer.unroll(observed.phi_x, observed.lengths, model._noise(5, observed))
+    log_weights = (model._log_likelihood(path, observed) - 0.3 * model._log_ratio(path, observed)).sum(1).view(5, 3)
+    torch.testing.assert_close(loss, -(log_weights.logsumexp(0) - math.log(5)).mean())
+
+
 def test_free_bits_leave_a_floor_and_the_kl_weight_counts():
-    batch = make_batch()
-    model = make_model(free_bits=1000.0).train()
+    model, batch = make_model().train(), make_batch()
+    torch.manual_seed(0)
+    observed = model._observe(**batch)
+    path = model.model.layer.unroll(observed.phi_x, observed.lengths, model._noise(1, observed))
+    kl = model._kl(path, observed)
+    model.config.free_bits = kl.median().item()
+    torch.manual_seed(0)
     outputs = model(**batch)
-    torch.testing.assert_close(outputs.loss, outputs.reconstruction_loss + 3000.0)
-    model = make_model().train()
+    charged = kl.clamp(min=model.config.free_bits).sum(1).mean()
+    torch.testing.assert_close(outputs.loss, outputs.reconstruction_loss + charged)
+    model.config.free_bits = 0.0
     model.kl_weight = 0.25
     outputs = model(**batch)
     torch.testing.assert_close(outputs.loss, outputs.reconstruction_loss + 0.25 * outputs.kl)
@@ -356,6 +387,29 @@ def test_the_encoder_is_what_gives_the_posterior():
     (outputs.mean.sum() + outputs.logvar.sum()).backward()
     assert all(p.grad is not None for p in model.get_encoder().parameters())
     assert all(p.grad is None for p in model.head.parameters())
+
+
+def test_the_prior_is_along_the_same_path():
+    model, batch = make_model("frames"), make_batch("frames")
+    observed = model._observe(**batch)
+    path = model.model.layer.unroll(observed.phi_x, observed.lengths, torch.zeros(1, 3, 6, 3))
+    for got, expected in ((model.prior(**batch), path.prior), (model.encode(**batch), path.posterior)):
+        torch.testing.assert_close(got.mean[observed.real], expected.mean[observed.real])
+        torch.testing.assert_close(got.logvar[observed.real], expected.logvar[observed.real])
+    torch.testing.assert_close(model.prior().mean, model.model.layer.prior(torch.zeros(12)).mean)
+
+
+@pytest.mark.parametrize(
+    ("option", "random"), [("dropout", {"embedded", "features"}), ("weight_dropout", {"hidden", "features"})]
+)
+def test_what_is_dropped_in_training_alone(option, random):
+    model, x = make_model(**{option: 0.5}), torch.randn(3, 6, 10)
+    for training in (True, False):
+        model.train(training)
+        embedded = [model.model.embed(x) for _ in range(2)]
+        paths = [model.model.layer.unroll(x, torch.tensor([6, 4, 1]), torch.zeros(1, 3, 6, 3)) for _ in range(2)]
+        pairs = {"embedded": embedded} | {name: [getattr(p, name) for p in paths] for name in ("hidden", "features")}
+        assert {name for name, pair in pairs.items() if not torch.equal(*pair)} == (random if training else set())
 
 
 # Generation of tokens.
@@ -413,7 +467,7 @@ def test_given_latents_decide():
     # What was decoded is what the model says with these latents.
     logits = model(ids, latents=z).logits
     assert torch.equal(logits[:, :-1].argmax(-1), ids[:, 1:])
-    with pytest.raises(ValueError, match="latents"):
+    with pytest.raises(ValueError, match=r"with `latent_size` 3, got \[4, 6, 2\]"):
         model.generate(latents=z[..., :2])
 
 
@@ -484,18 +538,18 @@ def test_auto_classes_find_it(tmp_path):
 
 
 def test_refusals():
-    with pytest.raises(ValueError, match="latent_size. 0"):
+    with pytest.raises(ValueError, match="`latent_size` 0 leaves no posterior for `smoothing_posterior`"):
         VRNNConfig(latent_size=0, smoothing_posterior=True)
-    with pytest.raises(ValueError, match="resampling"):
+    with pytest.raises(ValueError, match="`resampling` chooses among the particles"):
         VRNNConfig(resampling=True)
-    with pytest.raises(ValueError, match="tie_word_embeddings"):
+    with pytest.raises(ValueError, match="`feature_size` and `embedding_size` must be equal, got 9 and 8"):
         VRNNConfig(tie_word_embeddings=True, embedding_size=8, feature_size=9)
     with pytest.raises(ValueError, match="did you mean .feature_layers"):
         VRNNConfig(feature_layer=2)
     model, batch = make_model(), make_batch()
-    with pytest.raises(ValueError, match="svi_steps"):
+    with pytest.raises(ValueError, match="`svi_steps` 1 refines one posterior a sequence; a VRNN has one a step"):
         model.evaluation_terms(2, None, svi_steps=1, **batch)
-    with pytest.raises(ValueError, match="labels"):
+    with pytest.raises(ValueError, match=r"`labels` must be the input tokens, .* of shape \[3, 7\]; got \[3, 6\]"):
         model(batch["input_ids"], labels=batch["labels"][:, 1:])
     with pytest.raises(ValueError, match="With `labels` the bound is of whole sequences"):
         model(**batch, latents=torch.randn(3, 6, 3))
