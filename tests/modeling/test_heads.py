@@ -136,6 +136,15 @@ def test_nade_is_its_equations():
     torch.testing.assert_close(p.log_prob(x), expected)
 
 
+def test_the_mean_of_nade_goes_on_from_means():
+    p, means = make("nade", size=4), []
+    before = p.c
+    for b, W, V in zip(p.b, p.W, p.V, strict=True):
+        means.append((b + V @ before.sigmoid()).sigmoid())
+        before = before + means[-1] * W
+    torch.testing.assert_close(p.mean, torch.stack(means))
+
+
 def test_nade_kernel_is_its_plain_form():
     x = (torch.rand(5, 7) > 0.5).double()
     inputs = [
@@ -179,6 +188,13 @@ def test_a_component_is_drawn_for_the_whole_frame():
     p = heads.GaussianMixtureFrames(torch.zeros(1, 2), loc, torch.full((3, 2), 0.1))
     x = p.sample((1000,))
     assert (x.sign() == x.sign()[:, :1]).all() and 400 < (x[:, 0] > 0).sum() < 600
+
+
+def test_the_mode_of_a_mixture_is_the_place_of_its_likeliest_component():
+    loc, scale, weights = torch.tensor([[-1.0, 1.0]] * 3), torch.ones(3, 2), torch.tensor([[0.0, 3.0]])
+    assert heads.GaussianMixtureFrames(weights, loc, scale).mode.tolist() == [1.0] * 3
+    weights = torch.tensor([[0.0, 3.0], [3.0, 0.0], [0.0, 3.0]])
+    assert heads.LogisticMixtureFrames(weights, loc, scale, 5).mode.tolist() == [1.0, -1.0, 1.0]
 
 
 @every_kind

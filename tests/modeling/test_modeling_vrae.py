@@ -251,7 +251,7 @@ def test_the_start_is_the_mark_of_the_beginning():
     assert VRAEConfig(decoder_start_token_id=3).decoder_start_token_id == 3
 
 
-def test_word_dropout_replaces_words_only_and_in_training_only(batch):
+def test_word_dropout_replaces_words_only(batch):
     decoder = make_model(word_dropout=0.5).model.decoder
     ids = batch["input_ids"].repeat(200, 1)
     dropped = decoder.drop_words(ids)
@@ -260,9 +260,16 @@ def test_word_dropout_replaces_words_only_and_in_training_only(batch):
     changed = dropped[~marks] != ids[~marks]
     assert (dropped[~marks][changed] == 1).all()
     assert changed.float().mean().item() == pytest.approx(0.5, abs=0.03)
+
+
+@pytest.mark.parametrize("dropped", ["word_dropout", "weight_dropout"])
+def test_words_and_recurrent_weights_are_dropped_in_training_only(dropped, batch):
+    decoder = make_model(**{"dropout": 0.0, "word_dropout": 0.0, dropped: 0.5}).model.decoder
     z = torch.randn(4, 6)
-    evaluations = [decoder(z, batch["input_ids"])[0] for _ in range(2)]
-    assert torch.equal(*evaluations)
+    for training in (True, False):
+        decoder.train(training)
+        outputs = [decoder(z, batch["input_ids"])[0] for _ in range(2)]
+        assert torch.equal(*outputs) != training
 
 
 def test_dropout_is_where_the_protocol_has_it(batch):
@@ -358,7 +365,8 @@ def test_weights_that_a_checkpoint_lacks_are_initialised(model):
     for (name, made), (_, missing) in zip(model.named_parameters(), loaded.named_parameters(), strict=True):
         assert missing.device.type == "cpu"
         # The largest of normal weights, as those of transformers' models are, varies more than that of uniform ones.
-        assert missing.abs().max().item() == pytest.approx(made.abs().max().item(), rel=2 if "body" in name else 0.5)
+        times, most = 3 if "body" in name else 2, made.abs().max()
+        assert most / times <= missing.abs().max() <= times * most, name
 
 
 @pytest.mark.parametrize("tied", [False, True])

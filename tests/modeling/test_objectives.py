@@ -74,9 +74,9 @@ def test_capacity_draws_the_kl_from_both_sides():
 
 
 def test_mmd_by_hand():
-    z, prior = torch.tensor([[0.0], [1.0]]), torch.tensor([[0.0], [2.0]])  # C = 2
-    within = 2 / 3 + 2 / 6
-    across = (1 + 2 / 6 + 2 / 3 + 2 / 3) / 4
+    z, prior = torch.tensor([[0.0, 0.0], [1.0, 0.0]]), torch.tensor([[0.0, 0.0], [2.0, 0.0]])  # C = 4
+    within = 4 / 5 + 4 / 8
+    across = (1 + 4 / 8 + 4 / 5 + 4 / 5) / 4
     assert maximum_mean_discrepancy(z, prior).item() == pytest.approx(within - 2 * across)
 
 

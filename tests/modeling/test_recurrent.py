@@ -172,8 +172,3 @@ def test_dropped_weights_are_the_same_at_every_step_and_only_in_training(kind, k
     layer.recurrent_weight.data = dropped.detach()
     decoder.eval()
     torch.testing.assert_close(decoder(inputs, [None])[:2], (outputs, states))
-
-
-def test_all_layers_are_tested():
-    classes = {recurrent.LSTM, recurrent.GRU, recurrent.LayerNormLSTM, recurrent.LayerNormGRU}
-    assert set(LAYERS.values()) == classes

@@ -159,13 +159,6 @@ def test_a_step_of_a_vae_without_time_depends_on_its_place_and_z_alone():
     torch.testing.assert_close(both - none, first - none + second - none)
 
 
-def test_frames_without_autoregression(batch):
-    model = make_frame_model(decoder_type="transformer", autoregressive=False)
-    given = {"latents": torch.randn(4, 4), "attention_mask": torch.ones(4, 7)}
-    predictions = [model(labels=torch.rand(4, 7, 3), **given).predictions for _ in range(2)]
-    torch.testing.assert_close(*predictions)
-
-
 @pytest.mark.parametrize(
     "config",
     [
