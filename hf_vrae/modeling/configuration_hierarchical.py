@@ -36,7 +36,7 @@ class HierarchicalVRAEConfig(VRAEConfig):
     segment_separator_ids: list[int] | None = None  # a segment ends behind each of these tokens, however long it is
     segment_latent_size: int = field(
         default=16,
-        metadata={"help": "hierarchical: dimensions of z of each segment and section; 0 leaves a conductor alone"},
+        metadata={"help": "hierarchical: dimensions of z of each segment and section; 0: none, only the conductor"},
     )
     conductor_hidden_size: int = field(
         default=128, metadata={"help": "hierarchical: width of what leads from one segment to the next"}
@@ -46,7 +46,8 @@ class HierarchicalVRAEConfig(VRAEConfig):
         metadata={"help": "hierarchical: a segment is told the end of the one before; else its z and place alone"},
     )
     segment_kl_weight: float | int = field(
-        default=1.0, metadata={"help": "hierarchical: of the segments' KL in training, beside the run's own KL weight"}
+        default=1.0,
+        metadata={"help": "hierarchical: weight of the segments' KL in training, times the run's KL weight"},
     )
     segment_free_bits: float | int = field(
         default=0.0,

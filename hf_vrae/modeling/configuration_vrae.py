@@ -54,7 +54,8 @@ class VRAEConfig(LatentSequenceConfig):
     keys_to_ignore_at_inference = ["cache", "past_key_values", "latents", "posterior_mean", "posterior_logvar"]
 
     encoder_type: Kind = field(
-        default="rnn", metadata={"help": "rnn, transformer, or independent: a mean over steps that do not meet"}
+        default="rnn",
+        metadata={"help": "rnn, transformer, or independent: a mean over steps that do not see one another"},
     )
     decoder_type: Kind = field(
         default="rnn",
@@ -75,7 +76,7 @@ class VRAEConfig(LatentSequenceConfig):
     max_position_embeddings: int = field(
         default=512, metadata={"help": "transformer, independent: the most steps of a sequence"}
     )
-    memory_tokens: int = field(default=4, metadata={"help": "memory: vectors that z becomes to be attended to"})
+    memory_tokens: int = field(default=4, metadata={"help": "memory: number of vectors made of z, to attend to"})
     # A transformers model as encoder, or decoder, in place of ours: its configuration with its `model_type`.
     encoder_config: dict[str, Any] | None = None
     decoder_config: dict[str, Any] | None = None
@@ -102,7 +103,7 @@ class VRAEConfig(LatentSequenceConfig):
         default=True, metadata={"help": "frames: the decoder reads the frame before; else z alone tells all of them"}
     )
     skip_connections: bool = field(
-        default=False, metadata={"help": "Add to each further decoder layer's output what it was given"}
+        default=False, metadata={"help": "Add each decoder layer's input to its output, from the second layer on"}
     )
     posterior: Literal["gaussian", "batch_norm", "delta", "vmf"] = field(
         default="gaussian", metadata={"help": "q(z|x): gaussian, BN-VAE, delta-VAE, or von Mises-Fisher"}
@@ -124,7 +125,7 @@ class VRAEConfig(LatentSequenceConfig):
         default=False, metadata={"help": "p(z) is N(0, R), with learnt correlations R of the dimensions, not N(0, I)"}
     )
     bag_of_words_weight: float | int = field(
-        default=0.0, metadata={"help": "Of an added loss that predicts the words from z alone (Zhao et al. 2017)"}
+        default=0.0, metadata={"help": "Weight of a loss that predicts the words from z alone (Zhao et al. 2017)"}
     )
     # What a sequence stands under; the data say what there is.
     condition_labels: dict[str, list[str]] | None = None  # names of each label's values; kept in order of the labels
@@ -140,8 +141,8 @@ class VRAEConfig(LatentSequenceConfig):
     condition_dropout: float | int | None = field(
         default=None,
         metadata={
-            "help": "conditions: share of training rows that lose theirs, for guidance and for what is decoded where "
-            "none is said; default: 0.1, with label_classifier 0"  # 0.1: Ho & Salimans 2022, table 1
+            "help": "conditions: share of training rows whose condition is dropped, for guidance and for decoding "
+            "without one; default: 0.1, or 0 with label_classifier"  # 0.1: Ho & Salimans 2022, table 1
         },
     )
     learn_prior: bool = field(
@@ -151,7 +152,7 @@ class VRAEConfig(LatentSequenceConfig):
         default=False, metadata={"help": "conditions: learn q(c|x) of one label, and sum over it where it is missing"}
     )
     classifier_weight: float | int = field(
-        default=1.0, metadata={"help": "label_classifier: of -log q(c|x) of a row whose label is there (alpha)"}
+        default=1.0, metadata={"help": "label_classifier: weight of -log q(c|x) of a row whose label is there (alpha)"}
     )
     # Of the training loss alone; a run's arguments set them.
     mmd_weight: float | int = 0.0  # of [`objectives.maximum_mean_discrepancy`]

@@ -11,7 +11,7 @@ from .configuration_common import LatentSequenceConfig
 class VRNNConfig(LatentSequenceConfig):
     """Sizes and choices of a [`VRNNForSequenceGeneration`]; each field says what it is in its `help`.
 
-    With `latent_size` 0 it is a recurrent network without latents, the baseline of every table.
+    With `latent_size` 0 it is a recurrent network without latents, for comparison.
 
     Example:
 
@@ -25,8 +25,13 @@ class VRNNConfig(LatentSequenceConfig):
     keys_to_ignore_at_inference = ["cache", "past_key_values", "latents", "posterior_mean", "posterior_logvar"]
 
     hidden_size: int = field(default=128, metadata={"help": "vrnn: width of the recurrence"})
-    feature_size: int = field(default=128, metadata={"help": "vrnn: width of each layer of the four networks"})
-    feature_layers: int = field(default=1, metadata={"help": "vrnn: ReLU layers of each of the four networks"})
+    feature_size: int = field(
+        default=128,
+        metadata={
+            "help": "vrnn: width of the layers around the recurrence, which read x and z and give the distributions"
+        },
+    )
+    feature_layers: int = field(default=1, metadata={"help": "vrnn: number of ReLU layers of each of these"})
     smoothing_posterior: bool = field(
         default=False, metadata={"help": "vrnn: q(z_t) sees the rest of the sequence too (Fraccaro et al. 2016)"}
     )

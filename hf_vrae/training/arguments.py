@@ -157,7 +157,7 @@ class TrainArguments:
     reset_decoder: bool = _arg(False, "Make the decoder of model_name_or_path anew, and keep its encoder")
     resume_from_checkpoint: str | None = _arg(None, "Go on with an interrupted run: a checkpoint folder, or 'latest'")
     num_train_epochs: float = _arg(12.0, "Passes over the training data")
-    max_steps: int = _arg(-1, "Updates, in place of num_train_epochs")
+    max_steps: int = _arg(-1, "Number of updates, in place of num_train_epochs")
     per_device_train_batch_size: int = _arg(64, "Sequences a process takes at once")
     per_device_eval_batch_size: int = _arg(64, "As above, in evaluation")
     gradient_accumulation_steps: int = _arg(1, "Batches a process takes for one update")
@@ -175,7 +175,9 @@ class TrainArguments:
     lr_scheduler_type: Literal[
         "linear", "cosine", "constant", "constant_with_warmup", "polynomial", "inverse_sqrt", "reduce_lr_on_plateau"
     ] = _arg("linear", "Course of the learning rate")
-    warmup_steps: float = _arg(0.0, "Updates the learning rate rises, or, below 1, their share of the run")
+    warmup_steps: float = _arg(
+        0.0, "Number of updates over which the learning rate rises; below 1, their share of the run"
+    )
     lr_decay_factor: float = _arg(0.5, "reduce_lr_on_plateau: factor of a decay, which also restores the best model")
     lr_decay_patience: int = _arg(2, "reduce_lr_on_plateau: evaluations without improvement before a decay")
     lr_decay_start_epoch: float = _arg(0.0, "reduce_lr_on_plateau: no decay before this epoch")
@@ -183,15 +185,19 @@ class TrainArguments:
     kl_schedule: ScheduleKind = _arg("linear", "Course of the KL weight")
     kl_weight: float = _arg(1.0, "Final KL weight (beta)")
     kl_start: float = _arg(0.0, "First KL weight")
-    kl_warmup_steps: float = _arg(0.8, "Updates the KL weight rises, or, below 1, their share of the run or cycle")
+    kl_warmup_steps: float = _arg(
+        0.8, "Number of updates over which the KL weight rises; below 1, their share of the run or cycle"
+    )
     kl_cycles: int = _arg(4, "Cycles of the cyclical schedule")
     kl_capacity: float = _arg(0.0, "Last C of the capacity schedule, whose KL term is |KL - C|; nats a sequence")
     minimum_rate: float = _arg(0.0, "Least KL of a sequence in nats, held by a Lagrangian multiplier")
     free_bits: float = _arg(0.0, "KL that costs nothing: nats a dimension or a sequence, bits for hinge")
     free_bits_form: FreeBitsForm = _arg(
-        "dimension", "Each dimension's batch mean or own KL, or a sequence's, is charged for above free_bits"
+        "dimension",
+        "Whose KL is free up to free_bits: a dimension's in the batch mean (dimension_mean) or in each sequence "
+        "(dimension), a sequence's in the batch mean (mean) or its own (example; in bits: hinge)",
     )
-    mmd_weight: float = _arg(0.0, "Of the distance between q(z) and the prior (InfoVAE; WAE with kl_weight 0)")
+    mmd_weight: float = _arg(0.0, "Weight of the distance between q(z) and the prior (InfoVAE; WAE with kl_weight 0)")
     num_train_samples: int = _arg(1, "Samples of the importance-weighted bound to train; 1 is the ELBO")
     resampling: bool = _arg(False, "vrnn: resample these as a particle filter does (FIVO, Maddison et al. 2017)")
     svi_steps: int = _arg(0, "Gradient steps that refine each posterior (semi-amortised VAE); needs kernels plain")

@@ -346,7 +346,7 @@ def comparison_notes(rows: Sequence[dict]) -> str:
     unit = "Nats a step, of all steps together or (mean) the mean of each sequence's own"
     if not _of_frames(rows):
         unit = "Nats a sequence where nothing else is said"
-    stages = " The minutes are also those of the row that one begins at." if any(r["begins_at"] for r in rows) else ""
+    stages = " Minutes include those of the row that a row starts from." if any(r["begins_at"] for r in rows) else ""
     quality = f" {NOTE_OF_RECONSTRUCTION}" if distinct["samples"] else ""
     if any("reverse_ppl" in run for run in runs):
         quality += f" {NOTE_OF_REVERSE_PPL}"
