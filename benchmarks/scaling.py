@@ -37,7 +37,8 @@ def training(batch=BATCH, length=LENGTH, vocabulary=10_000, latent=None):
     return ways, batch * length
 
 
-def evaluation(samples, rows=4):
+def evaluation(samples):
+    rows = 4
     ids = random_ids(rows)
     plain, model = make_plain("small").eval(), make_ours("small").eval()
 

@@ -25,7 +25,7 @@ class PlainVRNN(nn.Module):
 
     def __init__(self, width: int, latent_size: int):
         super().__init__()
-        self.width, self.latent_size = width, latent_size
+        self.width = width
         self.phi_x = nn.Sequential(nn.Linear(KEYS, width), nn.ReLU())
         self.phi_z = nn.Sequential(nn.Linear(latent_size, width), nn.ReLU())
         self.prior = nn.Sequential(nn.Linear(width, width), nn.ReLU())

@@ -180,7 +180,7 @@ def prior_of(model, tokenizer: PreTrainedTokenizerFast | None, data: Dataset) ->
 
 
 def represent_file(model, tokenizer, path=None, max_samples=None, **reading):
-    """The same rows, and what stands for each, [N, D]: see [`representations`]."""
+    """The rows as of [`encode_file`], and what stands for each, [N, D]: see [`representations`]."""
     task = task_of(model, tokenizer)
     data = _rows(task, path, max_samples, **reading)
     return data, representations(model, data, task.collator())
@@ -349,12 +349,11 @@ def transfer_file(
     )
     moving = [[texts[i] for i in spread_places(len(texts), min(max_samples // 2, len(texts)))] for texts in moving]
     source, counts = sum(moving, []), [len(texts) for texts in moving]
-    wanted = [values[1]] * counts[0] + [values[0]] * counts[1]
-    described = {"labels": [str(value) for value in values], "classifier": _described(classifier)}
+    own, wanted = ([values[i]] * counts[0] + [values[1 - i]] * counts[1] for i in (0, 1))
+    described = {"labels": values, "classifier": _described(classifier)}
     if by_label:
-        own, other = ([str(v) for v in said] for said in (_swapped(wanted, values), wanted))
         latents = encode_texts(model, tokenizer, source, labels={label: own})
-        for name, said in {"own_label": own, "other_label": other}.items():
+        for name, said in {"own_label": own, "other_label": wanted}.items():
             under = {"labels": {label: said}, "guidance_scale": guidance_scale}
             texts = decode_latents(model, tokenizer, latents, **under)
             described[name] = _transferred(source, texts, wanted, classifier, judge)
@@ -370,11 +369,6 @@ def transfer_file(
         texts = decode_latents(model, tokenizer, there, **under)
         results[f"{strength:g}"] = _transferred(source, texts, wanted, classifier, judge)
     return described | {"strengths": results}
-
-
-def _swapped(labels: Sequence, values: Sequence) -> list:
-    """Of each label the other one of two."""
-    return [values[0] if label == values[1] else values[1] for label in labels]
 
 
 def _transferred(source, texts, wanted, classifier, judge) -> dict[str, float]:

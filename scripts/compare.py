@@ -6,7 +6,7 @@
         --document PAPERS.md README.md
 
 Further flags are those of scripts/train.py, for every row. A row that is done is not trained again, one that was
-interrupted goes on. The folder then holds table.md, table.json, and with the extra `viz` rate_distortion.png.
+interrupted goes on. The folder then holds table.md, table.json, and with the extra `viz` the pictures of both.
 """
 
 import argparse

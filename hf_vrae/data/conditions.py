@@ -90,7 +90,9 @@ class Conditions:
 
     def _ids(self, split: Dataset, column: str, split_name: str) -> np.ndarray:
         ids = {name: i for i, name in enumerate(self.labels[column])}
-        found = label_names(split, column)
+        found = [None] * len(split)
+        if column in split.column_names:
+            found = value_names(split, column, "label_columns")
         if unknown := sorted({name for name in found if name is not None} - ids.keys()):
             raise ValueError(
                 f"Label {column!r} has the values {', '.join(list(ids)[:20])}, but the {split_name} split has "
@@ -218,18 +220,11 @@ def _value_names(split: Dataset, column: str) -> list[str]:
         return feature.names
     if not isinstance(feature, Value):
         raise ValueError(f"`label_columns` must be of names or numbers, and {column!r} is of {feature}.")
-    names = {name for name in label_names(split, column) if name is not None}
+    names = {name for name in value_names(split, column, "label_columns") if name is not None}
     if not names:
         raise ValueError(f"Label {column!r} has no value in the training data.")
     numeric = all(re.fullmatch("-?[0-9]+", name) for name in names)
     return sorted(names, key=lambda name: (int(name), name)) if numeric else sorted(names)
-
-
-def label_names(split: Dataset, column: str) -> list[str | None]:
-    """Of each row the name of its value; None where it is missing."""
-    if column not in split.column_names:
-        return [None] * len(split)
-    return value_names(split, column)
 
 
 def _vectors(split: Dataset, column: str) -> list[list[float] | None]:

@@ -9,9 +9,10 @@ from .configuration_common import LatentSequenceConfig
 
 @strict
 class VRNNConfig(LatentSequenceConfig):
-    """Sizes and choices of a [`VRNNForSequenceGeneration`]; each field says what it is in its `help`.
+    """Sizes and choices of a [`VRNNForSequenceGeneration`] or, with an `input_size`, a [`VRNNForFrameGeneration`].
 
-    With `latent_size` 0 it is a recurrent network without latents, for comparison.
+    Each field says what it is in its `help`. With `latent_size` 0 it is a recurrent network without latents, for
+    comparison.
 
     Example:
 

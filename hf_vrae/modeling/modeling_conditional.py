@@ -80,12 +80,9 @@ class ConditionalModel(OneLatentModel):
                 f"A label is missing, and there is no input to tell it from: say one of {list(self._names)} in "
                 "`labels`, or in `class_ids`."
             )
-        likeliest = self.classify(**batch).probs.argmax(-1, keepdim=True)  # [B, 1]
-        if class_ids is not None and len(class_ids) not in (1, len(likeliest)):
-            raise ValueError(
-                f"`class_ids` must be one for each of the {len(likeliest)} rows, or one for all, got {len(class_ids)}."
-            )
-        return likeliest if class_ids is None else torch.where(class_ids == MISSING, likeliest, class_ids)
+        likeliest = self.classify(**batch).probs.argmax(-1)  # [B]
+        known = self.known_labels(class_ids, len(likeliest))
+        return torch.where(known == MISSING, likeliest, known).unsqueeze(1)
 
     def _prior(self, condition: torch.Tensor | None) -> torch.distributions.Distribution:
         """p(z|c), batch shape [B], or [] where all rows have the same; without a learnt one as of no condition."""
@@ -112,35 +109,28 @@ class ConditionalModel(OneLatentModel):
         counts = [1.0] * self.config.num_labels
         return torch.tensor(self.config.label_frequencies or counts, device=self.device).log().log_softmax(0)
 
-    def log_importance_weights(
-        self, num_samples=1, latents=None, generator=None, labels=None, posterior=None, class_ids=None, **batch
-    ) -> torch.Tensor:
-        """As in [`OneLatentModel`], of log p(x, z_k|c).
+    def _log_joint_of(self, latents, target, posterior, class_ids=None, **batch) -> torch.Tensor:
+        """As in [`OneLatentModel`]; with `label_classifier` log sum_c p(c) p(x, z_k|c) where c is missing.
 
-        With `label_classifier` a row whose label is missing has log sum_c p(c) p(x, z_k|c) - log q(z_k|x, c'), with
-        c' the likeliest label: its weights are of log p(x), the sum over c being exact.
+        Importance weights, over q(z|x, c') of the likeliest label c', are then of log p(x): the sum over c is exact.
         """
-        given = {"latents": latents, "generator": generator, "labels": labels, "posterior": posterior}
         if not self.config.label_classifier:
-            return super().log_importance_weights(num_samples, class_ids=class_ids, **given, **batch)
-        target = self.target(labels, **batch)
-        q = self.encode(class_ids=class_ids, **batch) if posterior is None else posterior
-        z = q.rsample((num_samples,), generator) if latents is None else latents  # [K, B, D]
-        known = self.condition_ids(class_ids, z.shape[1])
+            return super()._log_joint_of(latents, target, posterior, class_ids=class_ids, **batch)
+        known = self.known_labels(class_ids, latents.shape[1])
         missing = known == MISSING  # [B]
         others = {name: batch.get(name) for name in ("attributes", "condition")}
         log_joint = []
         for value, log_p in enumerate(self._log_label_prior()):
             ids = torch.where(missing, value, known)
             c = self.model.embed_condition(ids, **others)
-            of_value = self._log_joint(z, target, c, self._prior_beside(q, c))  # [K, B]
+            of_value = self._log_joint(latents, target, c, self._prior_beside(posterior, c))  # [K, B]
             log_joint.append(of_value + torch.where(missing, log_p, 0))
             if not missing.any():
                 break
         summed = torch.stack(log_joint)  # [values, K, B]
-        return torch.where(missing, summed.logsumexp(0), summed[0]) - q.log_prob(z)
+        return torch.where(missing, summed.logsumexp(0), summed[0])
 
-    def condition_ids(self, class_ids: torch.LongTensor | None, rows: int) -> torch.LongTensor:
+    def known_labels(self, class_ids: torch.LongTensor | None, rows: int) -> torch.LongTensor:
         """Ids of the single label, [B], -100 where missing, of ids of each row or of one for all."""
         if class_ids is None:
             return torch.full((rows,), MISSING, device=self.device)
@@ -156,7 +146,7 @@ class ConditionalModel(OneLatentModel):
         has a label, and whether that is the likeliest of q(c|x)."""
         terms = super().evaluation_terms(num_samples, generators, svi_steps, **batch)
         if self.config.label_classifier:
-            known = self.condition_ids(batch.get("class_ids"), len(terms["kl"]))
+            known = self.known_labels(batch.get("class_ids"), len(terms["kl"]))
             right = self.classify(**batch).probs.argmax(-1) == known
             terms |= {"label_known": known != MISSING, "label_right": right}
         return terms
@@ -171,7 +161,7 @@ class ConditionalModel(OneLatentModel):
         """
         self._check_schedules("the loss of `label_classifier`", "learn no classifier")
         summary = self._encoder_outputs(self.model.embed_condition(), **batch).summary  # [B, H]
-        known = self.condition_ids(class_ids, len(summary))
+        known = self.known_labels(class_ids, len(summary))
         missing, values = known == MISSING, torch.arange(self.config.num_labels, device=self.device)
         wanted = missing.unsqueeze(1) | (known.unsqueeze(1) == values)
         rows, ids = wanted.nonzero(as_tuple=True)  # [N], N the labelled rows and so many times the others

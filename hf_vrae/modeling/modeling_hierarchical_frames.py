@@ -69,12 +69,6 @@ class HierarchicalVRAEForFrameGeneration(
             return_dict=True,
         )
 
-    def encode(self, input_features=None, attention_mask=None, segment_ids=None, **batch):
-        """q(z|x) of all scales, batch shape [B] and event shape [W], in float32; see [`JointGaussian`]."""
-        self._check_fields(batch)
-        outputs = self._encoder_outputs(None, input_features, attention_mask, segment_ids=segment_ids)
-        return self.model.encoder.distribution(outputs.mean, outputs.logvar)
-
     def _decode(self, latents, target: SegmentedFrames, embedded, output_hidden_states=False):
         return self.model.decoder(
             latents,
@@ -112,7 +106,7 @@ class HierarchicalVRAEForFrameGeneration(
         if latents is None:
             if attention_mask is None:
                 attention_mask = torch.ones_like(input_features[..., 0], dtype=torch.long)
-            latents = self.encode(input_features, attention_mask, segment_ids).mode
+            latents = self.encode(input_features, attention_mask, segment_ids=segment_ids).mode
         longest = int(self._lengths(len(latents), attention_mask, max_length, lengths).max())
         count = -(-longest // self.config.segment_length)
         if segment_ids is not None:

@@ -240,8 +240,12 @@ class OneLatentModel(LatentSequenceModel):
         q = self.encode(**batch) if posterior is None else posterior
         z = q.rsample((num_samples,), generator) if latents is None else latents  # [K, B, D]
         check_samples(z, (*q.batch_shape, *q.event_shape))
+        return self._log_joint_of(z, target, q, **batch) - q.log_prob(z)
+
+    def _log_joint_of(self, latents: torch.Tensor, target, posterior, **batch) -> torch.Tensor:
+        """log p(x, z_k|c) of a batch, [K, B], of latents [K, B, D] of its posterior."""
         condition = self.condition(**batch)
-        return self._log_joint(z, target, condition, self._prior_beside(q, condition)) - q.log_prob(z)
+        return self._log_joint(latents, target, condition, self._prior_beside(posterior, condition))
 
     def _log_joint(self, latents: torch.Tensor, target, condition: torch.Tensor | None, prior) -> torch.Tensor:
         """log p(x, z_k|c), [K, B], of latents [K, B, D] under their prior p(z|c)."""
@@ -489,7 +493,7 @@ def check_token_ids(name: str, ids: torch.LongTensor, vocab_size: int, ignore: i
     """Name the id that no table holds, or the lack of any. On an accelerator ids are not looked at, which would cost a
     synchronisation: its kernels check."""
     check_ids(name, ids)
-    if ids.device.type != "cpu" or ids.numel() == 0 or torch.compiler.is_compiling():
+    if ids.device.type != "cpu" or torch.compiler.is_compiling():
         return
     real = ids if ignore is None else ids[ids != ignore]
     for bad in (real.min().item(), real.max().item()) if real.numel() else ():

@@ -117,8 +117,7 @@ class VRAEForFrameGeneration(VRAEPreTrainedModel, ConditionalModel, FrameModel, 
             raise ValueError("`latents` take the place of the encoder: pass them or its input, not both.")
         if output_hidden_states is None:
             output_hidden_states = self.config.output_hidden_states
-        boundaries = {} if segment_ids is None else {"segment_ids": segment_ids}
-        target = self.target(labels, input_features, attention_mask, **boundaries)
+        target = self.target(labels, input_features, attention_mask, segment_ids=segment_ids)
         posterior = c = None
         if encoder_outputs is None:
             given = {"class_ids": class_ids, "attributes": attributes, "condition": condition}
@@ -131,7 +130,7 @@ class VRAEForFrameGeneration(VRAEPreTrainedModel, ConditionalModel, FrameModel, 
         if latents is None:
             if encoder_outputs is None:
                 encoder_outputs = self._encoder_outputs(
-                    c, input_features, attention_mask, output_hidden_states, **boundaries
+                    c, input_features, attention_mask, output_hidden_states, segment_ids=segment_ids
                 )
                 posterior = self.model.encoder.distribution(encoder_outputs.mean, encoder_outputs.logvar)
             else:
@@ -183,11 +182,13 @@ class VRAEForFrameGeneration(VRAEPreTrainedModel, ConditionalModel, FrameModel, 
         """q(z|x), with batch shape [B] and event shape [D], in float32.
 
         Args:
-            input_features, attention_mask: as in [`forward`]; of the rest of the batch only conditions are looked at.
+            input_features, attention_mask: as in [`forward`]; of the rest of the batch only conditions are looked at,
+                and in the families that have segments `segment_ids`.
         """
         self._check_fields(batch)
         inputs = {"input_features": input_features, "attention_mask": attention_mask}
-        outputs = self._encoder_outputs(self.condition(**inputs, **batch), **inputs)
+        condition, segment_ids = self.condition(**inputs, **batch), batch.get("segment_ids")
+        outputs = self._encoder_outputs(condition, **inputs, segment_ids=segment_ids)
         return self.model.encoder.distribution(outputs.mean, outputs.logvar)
 
     def _features(self, latents: torch.Tensor, target: ScoredFrames, output_hidden_states: bool = False):

@@ -240,16 +240,18 @@ class VRNNPreTrainedModel(LatentSequenceModel):
         """Uniform in [0, 1), [B, T]."""
         return self._drawn(torch.rand, 1, 1, observed, generator).squeeze(-1).squeeze(0)
 
-    def _drawn(self, draw, samples: int, size: int, observed: Observed, generator) -> torch.Tensor:
+    def _drawn(self, random, samples: int, size: int, observed: Observed, generator) -> torch.Tensor:
         """Random numbers, [samples, B, T, size]; of a generator a row only as many as the row's own steps take."""
         count, time = observed.phi_x.shape[:2]
         device = observed.phi_x.device
         if not isinstance(generator, list):
             place = device if generator is None else generator.device
-            return draw(samples, count, time, size, generator=generator, device=place, dtype=torch.float32).to(device)
+            return random(samples, count, time, size, generator=generator, device=place, dtype=torch.float32).to(
+                device
+            )
         drawn = torch.zeros(samples, count, time, size)
         for row, (length, own) in enumerate(zip(observed.lengths.tolist(), generator, strict=True)):
-            drawn[:, row, :length] = draw(samples, length, size, generator=own, dtype=torch.float32)
+            drawn[:, row, :length] = random(samples, length, size, generator=own, dtype=torch.float32)
         return drawn.to(device)
 
     def _samples_at_once(self, observed: Observed) -> int:
@@ -474,10 +476,7 @@ class VRNNForSequenceGeneration(VRNNPreTrainedModel, VRNNGenerationMixin):
             but with `smoothing_posterior`: there the z of each has seen them.
         """
         check_no_attentions(output_attentions)
-        self._check_one_of(input_ids, inputs_embeds)
-        if inputs_embeds is None:
-            check_token_ids("input_ids", input_ids, self.config.vocab_size)
-            inputs_embeds = self.model.embed_tokens(input_ids)  # [B, T, E]
+        inputs_embeds = self._embedded(input_ids, inputs_embeds)
         if latents is not None:
             self._check_latents(latents, len(inputs_embeds))
         past = 0 if cache is None else cache.get_seq_length()
@@ -504,10 +503,14 @@ class VRNNForSequenceGeneration(VRNNPreTrainedModel, VRNNGenerationMixin):
             fields[CACHE] = path.cache
         return self._output(output_hidden_states, **fields)
 
-    @staticmethod
-    def _check_one_of(input_ids, inputs_embeds) -> None:
+    def _embedded(self, input_ids, inputs_embeds) -> torch.Tensor:
+        """[B, T, E], of ids or as given."""
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("Pass one of `input_ids` and `inputs_embeds`.")
+        if inputs_embeds is None:
+            check_token_ids("input_ids", input_ids, self.config.vocab_size)
+            inputs_embeds = self.model.embed_tokens(input_ids)
+        return inputs_embeds
 
     def _mask(self, input_ids, inputs_embeds, attention_mask) -> torch.Tensor:
         """Real columns of the inputs at hand and, where it says so, of those before them, [B, T or past + T]."""
@@ -532,10 +535,7 @@ class VRNNForSequenceGeneration(VRNNPreTrainedModel, VRNNGenerationMixin):
         return Observed(phi_x, (lengths - 1).clamp(min=0), targets, (back[:, 1:] - 1).clamp(min=0))
 
     def _observe(self, labels=None, input_ids=None, attention_mask=None, inputs_embeds=None) -> Observed:
-        self._check_one_of(input_ids, inputs_embeds)
-        if inputs_embeds is None:
-            check_token_ids("input_ids", input_ids, self.config.vocab_size)
-            inputs_embeds = self.model.embed_tokens(input_ids)
+        inputs_embeds = self._embedded(input_ids, inputs_embeds)
         check_mask("attention_mask", attention_mask, inputs_embeds)
         mask = self._mask(input_ids, inputs_embeds, attention_mask)
         if labels is None:

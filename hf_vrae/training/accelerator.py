@@ -76,19 +76,19 @@ def main_process_first(state: PartialState | Accelerator) -> Iterator[None]:
             state.wait_for_everyone()
 
 
-def use_all_of_the_cpu(accelerator: Accelerator) -> None:
+def use_all_of_the_cpu(state: PartialState | Accelerator) -> None:
     """What a CPU gives only where it is asked to, a quarter of the speed and a tenth on two cores.
 
     A launcher gives each process a single core where nothing is said: the cores are shared among them. And glibc
     hands each freed tensor above some megabytes back to the system, which then clears its pages for the next one, step
     after step: memory once taken is kept.
     """
-    if accelerator.device.type != "cpu":
+    if state.device.type != "cpu":
         return
-    launched = accelerator.num_processes > 1 or "ACCELERATE_MIXED_PRECISION" in os.environ
+    launched = state.num_processes > 1 or "ACCELERATE_MIXED_PRECISION" in os.environ
     if launched and os.environ.get("OMP_NUM_THREADS") == "1":
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-        here = int(os.environ.get("LOCAL_WORLD_SIZE", accelerator.num_processes))  # processes of this machine
+        here = int(os.environ.get("LOCAL_WORLD_SIZE", state.num_processes))  # processes of this machine
         torch.set_num_threads(max(1, cores // here))
     if platform.libc_ver()[0] == "glibc":
         libc, never = ctypes.CDLL(None), 2**31 - 1

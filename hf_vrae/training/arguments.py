@@ -313,7 +313,7 @@ class Recipe:
     `said` names those that a command line or a recipe gave, be it their defaults.
 
     Raises:
-        ValueError: for a field of the model that its type has not, or that says nothing of such data.
+        ValueError: for a field of the model that its type has not.
     """
 
     model: ModelArguments
@@ -341,7 +341,8 @@ class Recipe:
         return [name for name, value in vars(section).items() if value != getattr(defaults, name)]
 
     def check_data(self) -> None:
-        """Refuse what says nothing of such data; a recipe need not name the data, so this is of a run alone."""
+        """Refuse what says nothing of such data, by a ValueError; a recipe need not name the data, so this is of a run
+        alone."""
         data, of_frames = self.data, ("stride", "train_window", "transpose", "scale_features", *MODEL_OF_FRAMES)
         named = data.train_file or data.dataset_name
         files = [file for file in (data.train_file, data.validation_file, data.test_file) if file]

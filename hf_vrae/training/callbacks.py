@@ -32,12 +32,12 @@ class KLAnnealingCallback(TrainerCallback):
         self.options["capacity"] = capacity
 
     def on_train_begin(self, args, state, control, model=None, **kwargs):
-        KLSchedule(total_steps=state.max_steps, **self.options)  # which may refuse
         if not hasattr(_without_adapters(model), "kl_weight"):
             raise ValueError(f"The callback sets the KL weight of a model of hf_vrae; got {type(model).__name__}.")
         options = {f"kl_{name}": value for name, value in self.options.items() if name not in ("kind", "warmup")}
         of_the_loss = {name: getattr(model.config, name) for name in OF_THE_LOSS if hasattr(model.config, name)}
         try:
+            KLSchedule(total_steps=state.max_steps, **self.options)
             as_flags = TrainArguments("", kl_schedule=self.options["kind"], **options, **of_the_loss)
             check_model(as_flags, model.config)
         except ValueError as error:

@@ -39,15 +39,7 @@ logger = logging.getLogger(__name__)
 
 COLLAPSED = 0.1  # nats a sequence: below, z says next to nothing about x
 COLLAPSE_WARNING = """The posterior has collapsed: at step %d %s, so the decoder ignores z and all latents decode \
-alike. What helps: %s; %s; less --dropout."""
-OF_THE_KL = """let the KL weight rise more slowly (--kl_warmup_steps) or in cycles (--kl_schedule cyclical), for a \
-larger --kl_weight makes it worse; leave some of the KL free (--free_bits)"""
-REMEDIES = {
-    "vrae": "drop more of the decoder's words or frames (--word_dropout)",
-    "hierarchical_vrae": "drop more of the decoder's words or frames (--word_dropout); leave some of the segments' "
-    "KL free (--segment_free_bits) or charge less (--segment_kl_weight); make segments shorter (--segment_length)",
-    "vrnn": "let the posterior begin at the prior (--residual_posterior) and see what comes (--smoothing_posterior)",
-}
+alike. What helps: %s; less --dropout."""
 NEVER_ARRIVES = """The KL schedule rises for %g updates (`kl_warmup_steps`), and the run has %d. Until it has arrived \
 no model is judged: the last one is kept, and neither `early_stopping_patience` nor a plateau of the learning rate \
 counts."""
@@ -56,6 +48,32 @@ counts."""
 ENCODER_WINDOW, MAX_ENCODER_UPDATES = 15, 99
 HEARD_EVERY = 10  # updates, after which several processes ask one another whether to stop
 MULTIPLIER_STEP = 0.003  # of gradient ascent, a nat below or above the minimum rate
+
+
+def remedies_of(config, args: TrainArguments) -> Iterator[str]:
+    """What would keep the posterior of this model from collapsing, and is neither taken nor refused."""
+    if getattr(config, "posterior", None) == "vmf":
+        yield "spread its posterior less (--concentration)"
+    elif args.num_train_samples > 1:
+        yield "train with one sample (--num_train_samples 1), whose KL can be weighed and left free"
+    else:
+        yield (
+            "let the KL weight rise more slowly (--kl_warmup_steps) or in cycles (--kl_schedule cyclical), for a "
+            "larger --kl_weight makes it worse"
+        )
+        if not getattr(config, "label_classifier", False):
+            yield "leave some of the KL free (--free_bits)"
+    if config.model_type == "vrnn":
+        yield "let the posterior begin at the prior (--residual_posterior) and see what comes (--smoothing_posterior)"
+        return
+    if config.reads_the_past:
+        yield "drop more of the decoder's words or frames (--word_dropout)"
+    if config.model_type == "hierarchical_vrae":
+        yield "leave some of the segments' KL free (--segment_free_bits) or charge less (--segment_kl_weight)"
+        yield "make segments shorter (--segment_length)"
+    elif "output" not in config.latent_conditioning:
+        places = " ".join([*config.latent_conditioning, "output"])
+        yield f"show z beside the decoder's output too (--latent_conditioning {places})"
 
 
 class Interrupted(Exception):
@@ -440,21 +458,16 @@ class TrainingLoop:
 
     def warn_of_collapse(self, results: dict) -> None:
         """Say so where z tells nothing of x, and what helps this model."""
-        config, remedies = self.plain_model.config, OF_THE_KL
+        config = self.plain_model.config
         found = f"the KL is {results['kl']:.3f} nats a sequence with {results['active_units']} active units"
         collapsed = results["kl"] < COLLAPSED or (config.model_type != "vrnn" and results["active_units"] == 0)
         if getattr(config, "posterior", None) == "vmf":
             # Its KL is constant, and means on a sphere vary by 1 / latent_size at most: often no unit is ever active.
-            remedies = "spread its posterior less (--concentration)"
             found = f"the mutual information is {results['mutual_information']:.3f} nats a sequence"
             collapsed = results["mutual_information"] < COLLAPSED
-        if not collapsed or not config.latent_size:
-            return
-        own = REMEDIES[config.model_type]
-        if config.model_type == "vrae" and "output" not in config.latent_conditioning:
-            places = " ".join([*config.latent_conditioning, "output"])
-            own += f"; show it z beside its output too (--latent_conditioning {places})"
-        logger.warning(COLLAPSE_WARNING, self.state.step, found, remedies, own)
+        if collapsed and config.latent_size:
+            remedies = remedies_of(config, self.args)
+            logger.warning(COLLAPSE_WARNING, self.state.step, found, "; ".join(remedies))
 
     def decay_learning_rate(self) -> None:
         """On a plateau: decay the learning rate and go back to the best model (He et al. 2019, released code)."""

@@ -36,7 +36,7 @@ PACKAGES = ("torch", "transformers", "tokenizers", "datasets", "accelerate", "hu
 
 
 def run(recipe: Recipe) -> dict:
-    """Train by a recipe; the folder `output_dir` then holds the best model, its tokenizer, results.json, the curves.
+    """Train by a recipe; `output_dir` then holds the best model, its tokenizer, results.json and metrics.jsonl.
 
     A run at its end that is resumed is evaluated again: with more samples, say.
 

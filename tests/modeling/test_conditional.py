@@ -352,6 +352,14 @@ def test_a_missing_label_is_summed_over(make, batch):
     assert terms["label_right"].tolist() == (model.classify(**x).probs.argmax(-1) == known).tolist()
 
 
+def test_weights_where_a_label_is_missing_take_as_many_samples_as_any(batch):
+    model = make_model(**SEMI)
+    with pytest.raises(ValueError, match="`num_samples` must be 1 or more, got 0"):
+        model.log_importance_weights(0, **batch)
+    with pytest.raises(ValueError, match="`latents` must be K samples of"):
+        model.log_importance_weights(latents=torch.randn(2, 4, 5), **batch)
+
+
 @pytest.mark.parametrize("make", [make_model, make_frame_model])
 @pytest.mark.parametrize("learn_prior", [True, False])
 def test_the_semi_supervised_loss_by_hand(make, learn_prior, batch, monkeypatch):
@@ -541,7 +549,7 @@ def test_labels_beside_ids_of_another_shape_are_refused():
         model.generate(**beside, class_ids=torch.tensor([0, 1, 0]))
     with pytest.raises(ValueError, match=r"for each of the 3 of `labels`.*got \[2, 2\]"):
         model.generate(**beside | {"labels": {"mood": ["question"] * 3}}, class_ids=torch.zeros(2, 2).long())
-    with pytest.raises(ValueError, match="one for each of the 4 rows.*got 3"):
+    with pytest.raises(ValueError, match="one label, or one a row of the 4; got 3"):
         make_model(**SEMI).infer_labels(torch.tensor([0, -100, 1]), input_ids=torch.randint(4, 40, (4, 5)))
 
 

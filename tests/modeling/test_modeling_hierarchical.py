@@ -574,6 +574,12 @@ def test_texts_without_a_label_cost_their_kl():
         assert outputs.reconstruction_loss == 0 and outputs.loss == outputs.kl > 0
 
 
+def test_conditions_are_refused_of_frames_too():
+    model = make_hierarchical_frame_model()
+    with pytest.raises(ValueError, match="`class_ids`"):
+        model.encode(**make_frames(model), class_ids=torch.zeros(4, 1).long())
+
+
 def test_a_length_below_one_is_refused_of_frames_too():
     model = make_hierarchical_frame_model(segment_length=3)
     for length in (0, -3):

@@ -206,6 +206,7 @@ def test_transfer_and_agreement_of_a_label(tiny, tmp_path, corpus, capsys, monke
         ("--label_columns tense --labeled_share 0.5", "one label, which some rows have and others have not"),
         ("--label_columns tense --labeled_share 1.0", "must be in"),
         ("--condition_dropout 0.1", "the model has none"),
+        ("--label_columns text", "`label_columns` must be a column of names or numbers"),
         ("--label_columns tense mood --label_classifier True", "exactly one label"),
         ("--label_columns tense --label_classifier True --scheduled_sampling 0.1", "`label_classifier` trains"),
     ],

@@ -552,6 +552,25 @@ def test_collapse_is_said_in_plain_words(places, tiny, caplog):
     assert ("--latent_conditioning" in caplog.text) == ("output" not in places)
 
 
+@pytest.mark.parametrize(
+    ("family", "flags", "named"),
+    [
+        ({}, "", "--kl_warmup_steps --free_bits --word_dropout"),
+        (
+            {"decoder_type": "independent", "word_dropout": 0.0},
+            "",
+            "--kl_warmup_steps --free_bits --latent_conditioning",
+        ),
+        ({"num_train_samples": 3}, "--num_train_samples 3", "--num_train_samples --word_dropout"),
+        ({"condition_labels": {"a": ["b", "c"]}, "label_classifier": True}, "", "--kl_warmup_steps --word_dropout"),
+    ],
+)
+def test_no_remedy_is_named_that_a_run_would_refuse(family, flags, named, tiny):
+    said = " ".join(loop_module.remedies_of(make_model(**family).config, tiny(flags).training))
+    options = "--kl_warmup_steps --free_bits --num_train_samples --word_dropout --latent_conditioning".split()
+    assert [option for option in options if option in said] == named.split()
+
+
 @pytest.mark.parametrize("mi", [0.01, 1.5])
 def test_a_posterior_on_a_sphere_is_judged_by_what_it_tells(mi, tiny, caplog, monkeypatch):
     """Its KL is constant, and its means vary too little to be counted as active units."""

@@ -129,6 +129,7 @@ def test_the_callback_raises_a_capacity():
         ({"kind": "capacity"}, 0.0, {}, "`kl_capacity` above 0 belong together"),
         ({"capacity": 8.0}, 0.0, {}, "`kl_capacity` above 0 belong together"),
         ({"cycles": 3}, 0.0, {}, "`kl_cycles` 3 is of `kl_schedule` cyclical"),
+        ({"start": 2.0}, 0.0, {}, "By the names that scripts/train.py has for this: `kl_start` 2 is where"),
         ({"kind": "lineer"}, 0.0, {}, "`kind` must be one of constant, linear"),
         ({}, 0.1, {}, "`label_smoothing_factor` 0.1 has Trainer make a loss of its own"),
         ({}, 0.0, {"latent_size": 0}, "`latent_size` 0 is a model without z"),
