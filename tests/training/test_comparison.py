@@ -206,10 +206,12 @@ def test_a_table_of_frames_is_of_steps(folder, tmp_path):
     assert "steps: 7;" in notes and "Nats a step" in notes and "MI" not in notes and "bf16" not in notes
     rows[1]["runs"][0]["run"]["mixed_precision"] = "bf16"
     assert "in bf16: all;" in comparison.comparison_notes(rows)
-    assert "processes" not in notes and "begins at" not in notes
+    assert "processes" not in notes and "starts from" not in notes
     rows[1]["runs"][0]["run"]["num_processes"], rows[1]["begins_at"] = 2, "lm"
     notes = comparison.comparison_notes(rows)
-    assert "in several processes: all;" in notes and notes.endswith("also those of the row that one begins at.\n")
+    assert "in several processes: all;" in notes and notes.endswith(
+        "include those of the row that a row starts from.\n"
+    )
     rows[0]["runs"] = [{**results, "run": run | {"mixed_precision": "no", "data": {"test": {"sha256": "0" * 64}}}}]
     assert "in bf16: VAE;" in comparison.comparison_notes(rows) and notes.startswith("K: 9;")
     rows[0]["runs"][0]["num_samples"] = 1
