@@ -123,8 +123,9 @@ def _summarise(columns, family, dataset, config, num_samples, svi_steps, per_seq
     results = {name: float(columns[name].sum()) / count for name in ("reconstruction", "kl", *bounds)}
     results = {"neg_elbo": results["reconstruction"] + results["kl"]} | results
     results |= {name: float(columns[name].sum()) / count for name in columns if name.startswith("kl_")}  # of scales
+    told = Conditions.of_config(config) != Conditions()  # something of each sequence
     if family is not type(None):
-        results |= _of_one_latent(columns, family, config)
+        results |= _of_one_latent(columns, family, told)
     if "label_known" in columns and columns["label_known"].any():
         results["label_accuracy"] = float(columns["label_right"][columns["label_known"]].mean())
     results["active_units"] = active_units(torch.from_numpy(columns["mean"]))
@@ -132,7 +133,6 @@ def _summarise(columns, family, dataset, config, num_samples, svi_steps, per_seq
     if svi_steps:
         results["svi_steps"] = svi_steps
     on_a_grid = config.input_size is not None and config.head == "logistic_mixture"  # no density, as the true one is
-    told = Conditions.of_config(config) != Conditions()  # what is known is of no condition
     if "true_log_prob" in dataset.column_names and not (on_a_grid or told or _has_unknown(dataset, config)):
         known = dataset.with_format("numpy")
         if "truncated" not in dataset.column_names or not known["truncated"][:].any():  # and of whole sequences
@@ -150,8 +150,8 @@ def _has_unknown(dataset, config) -> bool:
     return config.input_size is None and any(config.unk_token_id in row for row in dataset["input_ids"])
 
 
-def _of_one_latent(columns, family, config) -> dict[str, float]:
-    """`mutual_information`, `mutual_information_32`, `mi_num_sequences`, `marginal_kl`."""
+def _of_one_latent(columns, family, told) -> dict[str, float]:
+    """`mutual_information`, `mutual_information_32`, `mi_num_sequences`, and beside one prior `marginal_kl`."""
     count = len(columns["kl"])
     some = np.linspace(0, count - 1, min(count, MI_SEQUENCES)).astype(int)
     parameters = {
@@ -170,7 +170,7 @@ def _of_one_latent(columns, family, config) -> dict[str, float]:
         "mutual_information_32": sum(of_32) / len(some),
         "mi_num_sequences": len(some),
     }
-    if Conditions.of_config(config) == Conditions():
+    if not told:
         kl = columns["kl_global" if "kl_global" in columns else "kl"][some]
         results["marginal_kl"] = float(kl.mean()) - results["mutual_information"]
     return results

@@ -51,7 +51,7 @@ MULTIPLIER_STEP = 0.003  # of gradient ascent, a nat below or above the minimum 
 
 
 def remedies_of(config, args: TrainArguments) -> Iterator[str]:
-    """What would keep the posterior of this model from collapsing, and is neither taken nor refused."""
+    """What may keep the posterior of this model from collapsing, without what a run of it would refuse."""
     if getattr(config, "posterior", None) == "vmf":
         yield "spread its posterior less (--concentration)"
     elif args.num_train_samples > 1:

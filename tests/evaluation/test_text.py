@@ -457,11 +457,8 @@ def test_texts_are_moved_to_the_other_label(trained, tokenizer, tmp_path, monkey
         return torch.tensor([[1.0 if text == say["q"] else -1.0] * 6 for text in texts])
 
     def decode(model, tokenizer, latents, labels=None, **under):
-        return (
-            [say["q" if z > 0 else "s"] for z in latents[:, 0]]
-            if labels is None
-            else list(map(say.get, labels["label"]))
-        )
+        said = ["q" if z > 0 else "s" for z in latents[:, 0]] if labels is None else labels["label"]
+        return [say[label] for label in said]
 
     monkeypatch.setattr(measure, "encode_texts", encode)
     monkeypatch.setattr(measure, "decode_latents", decode)
