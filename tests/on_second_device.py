@@ -37,7 +37,7 @@ from tests.training.conftest import TINY
 
 RUNS = {
     "vrae": "--posterior batch_norm --minimum_rate 7 --word_noise 0.1 --weight_dropout 0.1 --variational_dropout True",
-    "aggressive": "--aggressive --eval_strategy epoch",
+    "aggressive": "--aggressive --eval_strategy epoch --max_steps 1",
     "semi-amortised": "--svi_steps 2 --kernels plain",
     "importance-weighted": "--num_train_samples 3",
     "frames": "--builtin frames --predict_length",
