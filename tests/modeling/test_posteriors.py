@@ -1,12 +1,10 @@
 """Families of posteriors: what each promises of its KL, and how it is made."""
 
 import math
-import os
 
 import pytest
 import torch
 from torch.distributions import kl_divergence
-from torch.multiprocessing import spawn
 
 from hf_vrae import VRAEForSequenceGeneration
 from hf_vrae.modeling.distributions import DiagonalGaussian, kl_per_dimension
@@ -84,30 +82,6 @@ def test_a_batch_of_one_is_normalised_by_the_running_statistics():
     x = summary(1)
     alone = posterior(x)[0]
     torch.testing.assert_close(alone, posterior.eval()(x)[0])
-
-
-def _normalise_a_part(rank, path, x, weight):
-    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT="29533")
-    torch.distributed.init_process_group("gloo", rank=rank, world_size=2)
-    posterior = BatchNormPosterior(8, 4, 0.6)
-    posterior.weight.data.copy_(weight)
-    part = x[:5] if rank == 0 else x[5:]  # parts of different sizes
-    mean, _ = posterior(part)
-    mean.pow(3).sum().backward()
-    torch.save((mean.detach(), posterior.weight.grad, posterior.running_var), f"{path}/{rank}.pt")
-    torch.distributed.destroy_process_group()
-
-
-def test_two_processes_normalise_as_one(tmp_path):
-    x, whole = summary(12), BatchNormPosterior(8, 4, 0.6)
-    spawn(_normalise_a_part, (tmp_path, x, whole.weight.detach()), nprocs=2)
-    mean, _ = whole(x)
-    mean.pow(3).sum().backward()
-    parts = [torch.load(tmp_path / f"{rank}.pt") for rank in range(2)]
-    torch.testing.assert_close(torch.cat([part[0] for part in parts]), mean.detach())
-    torch.testing.assert_close(parts[0][1] + parts[1][1], whole.weight.grad, rtol=1e-4, atol=1e-4)
-    for part in parts:
-        torch.testing.assert_close(part[2], whole.running_var)
 
 
 @pytest.mark.parametrize(("rate", "low", "high"), [(0.15, 0.411, 1.986), (0.10, 0.493, 1.772)])

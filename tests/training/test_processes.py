@@ -14,9 +14,10 @@ from safetensors.torch import load_file
 from hf_vrae.measure import evaluate_file
 from hf_vrae.modeling import distributions
 from hf_vrae.modeling.modeling_vrnn import VRNNPreTrainedModel
+from hf_vrae.modeling.posteriors import BatchNormPosterior
 from hf_vrae.training.arguments import parse_recipe
 from hf_vrae.training.run import run
-from tests.scripts import fresh_accelerator
+from tests.scripts import fresh_accelerator, script
 from tests.training.conftest import TINY
 
 FLAGS = (
@@ -88,14 +89,18 @@ def same_run_and_results(one, two, results, shared):
                 assert b[name] == pytest.approx(value, rel=1e-4, abs=1e-6), name
 
 
-def test_the_script_trains_in_two_processes(tmp_path):
-    script = Path(__file__).parents[2] / "scripts" / "train.py"
-    launch_two(script, *TINY.split(), "--output_dir", tmp_path / "run")
-    made = json.loads((tmp_path / "run" / "results.json").read_text())["run"]
-    assert made["num_processes"] == 2
+def batch_norm_and_summaries():
+    torch.manual_seed(0)
+    return BatchNormPosterior(8, 4, 0.6), torch.randn(12, 8) * 3 + 1
 
 
-def test_two_processes_train_and_evaluate_like_one(tmp_path, subtests):
+def normalise(posterior, summaries):
+    mean, _ = posterior(summaries)
+    mean.pow(3).sum().backward()
+    return mean.detach(), posterior.weight.grad, posterior.running_var
+
+
+def test_two_processes_are_like_one(tmp_path, subtests):
     launch_two(__file__, tmp_path)
     for name in RUNS:
         with subtests.test(name):
@@ -108,10 +113,20 @@ def test_two_processes_train_and_evaluate_like_one(tmp_path, subtests):
             # Each process draws its own noise.
             draws = [json.loads((tmp_path / f"{name}-{rank}.json").read_text()) for rank in range(2)]
             assert draws[0] != draws[1]
+    with subtests.test("batches of different sizes are normalised as one"):
+        mean, gradient, variance = normalise(*batch_norm_and_summaries())
+        parts = [torch.load(tmp_path / f"{rank}.pt") for rank in range(2)]
+        torch.testing.assert_close(torch.cat([part[0] for part in parts]), mean)
+        torch.testing.assert_close(parts[0][1] + parts[1][1], gradient, rtol=1e-4, atol=1e-4)
+        for part in parts:
+            torch.testing.assert_close(part[2], variance)
+    with subtests.test("the script"):
+        made = json.loads((tmp_path / "script" / "results.json").read_text())["run"]
+        assert made["num_processes"] == 2
 
 
 def main(folder):
-    """What each of the two processes runs, all models one after the other: starting them takes most of the time."""
+    """What each of the two processes runs, one after the other: starting them takes most of the time."""
     for name in RUNS:
         fresh_accelerator()
         results = train_and_evaluate(f"{folder}/{name}", name, batch_size=8)
@@ -119,6 +134,9 @@ def main(folder):
         Path(folder, f"{name}-{rank}.json").write_text(json.dumps(torch.rand(3).tolist()))
         if rank == 0:
             Path(folder, f"{name}.json").write_text(json.dumps(results))
+    posterior, x = batch_norm_and_summaries()
+    torch.save(normalise(posterior, x[:5] if rank == 0 else x[5:]), f"{folder}/{rank}.pt")
+    assert script(["scripts/train.py", *TINY.split(), "--output_dir", f"{folder}/script"]) == 0
 
 
 if __name__ == "__main__":
