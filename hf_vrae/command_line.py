@@ -4,7 +4,6 @@ import argparse
 import logging
 import sys
 from collections.abc import Callable
-from datetime import timedelta
 from pathlib import Path
 
 from huggingface_hub.errors import StrictDataclassError
@@ -20,10 +19,9 @@ class _AboveTheBar(logging.Handler):
 
 def run_script(main: Callable[[], None]) -> None:
     """Run a script's `main`: bad input ends in one line and exit code 1, an interruption in 128 + its signal."""
-    from accelerate import PartialState
-    from accelerate.utils import parse_flag_from_env
     from transformers.utils.logging import disable_progress_bar
 
+    from .training.accelerator import process_state
     from .training.loop import Interrupted
 
     disable_progress_bar()  # a bar for writing one small file tears ours
@@ -32,9 +30,7 @@ def run_script(main: Callable[[], None]) -> None:
     ours.propagate = False
     here = True  # until it is known which process this is
     try:
-        # Only `Accelerator` would look at the variable itself, and each process would train on its own. While the main
-        # one tokenizes the others wait, and NCCL gives up after ten minutes.
-        state = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"), timeout=timedelta(hours=2))
+        state = process_state()
         here = state.is_local_main_process
         ours.setLevel(logging.INFO if state.is_main_process else logging.ERROR)
         main()

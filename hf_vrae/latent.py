@@ -80,7 +80,7 @@ def conditions_of(model, batch: dict) -> dict[str, torch.Tensor]:
     model can."""
     under = {name: batch[name] for name in (*WORDS, "segment_ids") if batch.get(name) is not None}
     if infers_labels(model):
-        under["class_ids"] = model.infer_labels(**batch)
+        under["class_ids"] = model.infer_labels(**{name: values.to(model.device) for name, values in batch.items()})
     return under
 
 

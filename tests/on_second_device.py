@@ -11,7 +11,7 @@ import traceback
 import torch
 from accelerate import Accelerator, PartialState
 
-from hf_vrae.latent import sample_frames
+from hf_vrae import latent
 from hf_vrae.training.arguments import parse_recipe
 from hf_vrae.training.loop import TrainingLoop
 from hf_vrae.training.run import run
@@ -66,7 +66,9 @@ def said(model, batch):
         if model.config.model_type == "hierarchical_vrae":  # boundaries of another device than the frames
             segments = torch.arange(given["input_features"].shape[1]).expand(len(given["input_features"]), -1) // 3
             model.generate(**given | {"segment_ids": segments}, max_length=7)
-        begun = sample_frames(model, [5, 3], beginning=torch.zeros(2, model.config.input_size).numpy())["sample"]
+        begun = latent.sample_frames(model, [5, 3], beginning=torch.zeros(2, model.config.input_size).numpy())[
+            "sample"
+        ]
         return bound.cpu(), decoded.sequences.cpu(), torch.as_tensor(begun)
     return bound.cpu(), decoded.cpu()
 
@@ -78,6 +80,13 @@ def check_model(model, batch):
         torch.testing.assert_close(found, value, rtol=1e-3, atol=1e-4, equal_nan=True)
     model.train()(**batch).loss.backward()
     assert all(p.grad is None or p.grad.device == p.device for p in model.parameters())
+
+
+def check_missing_label(model, batch):
+    """Of a batch on the CPU, as where a file's frames are reconstructed."""
+    batch["class_ids"] = torch.tensor([[0], [-100], [2], [-100]])
+    wanted = latent.conditions_of(model, batch)["class_ids"]
+    assert torch.equal(latent.conditions_of(model.to(second_device.NAME), batch)["class_ids"].cpu(), wanted)
 
 
 def check_run(flags, waiting):
@@ -116,7 +125,8 @@ def frames():
     made = {name: make_frame_model(**options) for name, options in FRAME_VARIANTS.items()}
     made |= {n: make_hierarchical_frame_model(**o) for n, o in HIERARCHICAL_VARIANTS.items()}
     checks = {name: (check_model, model, make_frames(model)) for name, model in made.items()}
-    return checks | of_vrnns("frames")
+    model = make_frame_model(**CONDITIONAL["semi-supervised"])
+    return checks | of_vrnns("frames") | {"a missing label": (check_missing_label, model, make_frames(model))}
 
 
 def of_vrnns(kind):

@@ -13,6 +13,8 @@ from torch.utils._mode_utils import no_dispatch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
 
+from hf_vrae.modeling import generation_vrae, kernels, modeling_latent
+
 NAME = "other"
 MOVES = ("aten::_to_copy", "aten::copy_")
 INDEXING = ("aten::index", "aten::index_put_", "aten::_index_put_impl_")
@@ -162,6 +164,15 @@ def _step_by_step(fused, whole, packed):
     return layer
 
 
+def _is_plain(linear) -> bool:
+    """Weights there are of another type, which would pass for quantized ones: our kernels would never be seen."""
+    hooked = linear._forward_hooks or linear._forward_pre_hooks
+    return _is_plain_here(linear) or (type(linear) is torch.nn.Linear and type(linear.weight) is There and not hooked)
+
+
+_is_plain_here = kernels.is_plain
+for _module in (kernels, modeling_latent, generation_vrae):
+    _module.is_plain = _is_plain
 _setup_privateuseone_for_python_backend(NAME, _Backend())
 torch._C._set_only_lift_cpu_tensors(True)  # what `torch.tensor` makes is moved by the dispatcher
 torch.autograd.set_multithreading_enabled(False)

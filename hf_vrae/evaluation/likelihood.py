@@ -89,7 +89,7 @@ def evaluate(
     if accelerator.is_main_process:
         inverse = np.argsort(np.concatenate([row["index"] for row in rows]))
         columns = {name: np.concatenate([row[name] for row in rows])[inverse] for name in rows[0]}
-        results = [_summarise(columns, type(posterior), dataset, model.config, num_samples, svi_steps, per_sequence)]
+        results = [_summarise(columns, type(posterior), dataset, model, num_samples, svi_steps, per_sequence)]
     return broadcast_object_list(results)[0]
 
 
@@ -117,15 +117,15 @@ def _columns(terms) -> tuple[dict[str, np.ndarray], torch.distributions.Distribu
     return {name: term.cpu().numpy() for name, term in terms.items()}, q
 
 
-def _summarise(columns, family, dataset, config, num_samples, svi_steps, per_sequence) -> dict:
-    count = len(columns["kl"])
+def _summarise(columns, family, dataset, model, num_samples, svi_steps, per_sequence) -> dict:
+    config, count = model.config, len(columns["kl"])
     bounds = [name for name in ("nll_iw", "nll_fivo") if name in columns]
     results = {name: float(columns[name].sum()) / count for name in ("reconstruction", "kl", *bounds)}
     results = {"neg_elbo": results["reconstruction"] + results["kl"]} | results
     results |= {name: float(columns[name].sum()) / count for name in columns if name.startswith("kl_")}  # of scales
     told = Conditions.of_config(config) != Conditions()  # something of each sequence
     if family is not type(None):
-        results |= _of_one_latent(columns, family, told)
+        results |= _of_one_latent(columns, family, told, model.device)
     if "label_known" in columns and columns["label_known"].any():
         results["label_accuracy"] = float(columns["label_right"][columns["label_known"]].mean())
     results["active_units"] = active_units(torch.from_numpy(columns["mean"]))
@@ -150,16 +150,18 @@ def _has_unknown(dataset, config) -> bool:
     return config.input_size is None and any(config.unk_token_id in row for row in dataset["input_ids"])
 
 
-def _of_one_latent(columns, family, told) -> dict[str, float]:
+def _of_one_latent(columns, family, told, device) -> dict[str, float]:
     """`mutual_information`, `mutual_information_32`, `mi_num_sequences`, and beside one prior `marginal_kl`."""
     count = len(columns["kl"])
     some = np.linspace(0, count - 1, min(count, MI_SEQUENCES)).astype(int)
+    # Each with each: beside a GPU launchers leave the host a single core. (Apple's has no float64.)
+    device = "cpu" if device.type == "mps" else device
     parameters = {
-        name.removeprefix("posterior/"): torch.from_numpy(column[some])
+        name.removeprefix("posterior/"): torch.from_numpy(column[some]).to(device)
         for name, column in columns.items()
         if name.startswith("posterior/")
     }
-    latents = torch.from_numpy(columns["latents"][some])
+    latents = torch.from_numpy(columns["latents"][some]).to(device)
     batches = [slice(i, i + 32) for i in range(0, len(some), 32)]
     of_32 = [
         mutual_information(family(**{k: v[b] for k, v in parameters.items()}), latents[b]) * len(latents[b])

@@ -213,7 +213,11 @@ def linear_cross_entropy(
             of `weight`.
     """
     exact = torch.promote_types(weight.dtype, torch.float32)
-    scale = torch.as_tensor(scale, dtype=exact, device=hidden.device).expand(labels.shape)
+    if not isinstance(scale, torch.Tensor):
+        scale = torch.full(
+            (), scale, dtype=exact, device=hidden.device
+        )  # a copy from the host would wait for the device
+    scale = scale.to(exact).expand(labels.shape)
     if labels.device.type == "cpu":  # elsewhere to count the real ones would cost a synchronisation
         real = (labels != IGNORE_INDEX).nonzero().squeeze(1)
         hidden, labels, scale = hidden.index_select(0, real), labels[real], scale[real]
@@ -280,16 +284,17 @@ def linear_nll(hidden: torch.Tensor, weight: torch.Tensor, labels: torch.Tensor)
         [N], 0 where there is no label.
     """
     real = labels != IGNORE_INDEX
+    rows = real if labels.device.type == "cpu" else slice(None)  # as in [`linear_cross_entropy`]
     result = hidden.new_zeros(labels.shape, dtype=torch.promote_types(hidden.dtype, torch.float32))
-    hidden, labels = hidden[real], labels[real]
+    hidden, labels = hidden[rows], labels[rows].clamp(min=0)
     nll = result.new_empty(labels.shape)
     weight = weight.to(product_dtype(hidden))
     with torch.no_grad(), torch.autocast(hidden.device.type, enabled=False):
         for _, y, chunk, logits in _chunks(512, hidden, weight, labels):
             for part, label, out in _cached(logits, y, nll[chunk]):
                 out.copy_(_softmax(part.to(nll.dtype), label)[1].squeeze(1))
-    result[real] = nll
-    return result
+    result[rows] = nll
+    return result.masked_fill_(~real, 0)
 
 
 def _chunks(rows: int, hidden: torch.Tensor, weight: torch.Tensor, labels: torch.Tensor):

@@ -74,6 +74,9 @@ class LatentSequenceModel(PreTrainedModel):
                 f"`device_map` must keep a {cls.__name__} on one device; got {', '.join(sorted(places))}. Say "
                 'device_map="auto" without `max_memory`, or one device, as in device_map="cuda:0".'
             )
+        for part in model.modules():
+            if isinstance(part, nn.RNNBase):
+                part.flatten_parameters()  # loaded one by one to a GPU, cuDNN would copy them together at each call
         return loaded
 
     def _check_schedules(self, loss: str, remedy: str, weighs_kl: bool = True) -> None:

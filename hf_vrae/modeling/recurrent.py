@@ -33,14 +33,7 @@ class LSTM(nn.LSTM):
         """See [`run_layer`]."""
         if prefers_loop(self, inputs, state):
             return run_loop(self, *input_gates(self, inputs, constant), state, lengths)
-        inputs, hx = append(inputs, constant), tuple(s.unsqueeze(0).contiguous() for s in state)  # [1, B, H]
-        autocast = contextlib.nullcontext()
-        if autocast_fails(inputs):
-            autocast, dtype = torch.autocast("cpu", enabled=False), self.weight_hh_l0.dtype
-            inputs, hx = inputs.to(dtype), tuple(s.to(dtype) for s in hx)
-        with weights_dropped(self), autocast:
-            outputs, (h, c) = run_fused(super().forward, inputs, hx, lengths)
-        return outputs, (h.squeeze(0), c.squeeze(0))
+        return run_fused(self, super().forward, append(inputs, constant), state, lengths)
 
     def step(self, gates_x: torch.Tensor, gates_h: torch.Tensor, state: State) -> State:
         i, f, g, o = (gates_x + gates_h).chunk(4, dim=-1)
@@ -66,10 +59,7 @@ class GRU(nn.GRU):
         """See [`run_layer`]."""
         if prefers_loop(self, inputs, state):
             return run_loop(self, *input_gates(self, inputs, constant), state, lengths)
-        hx = state[0].unsqueeze(0).contiguous()
-        with weights_dropped(self):
-            outputs, h = run_fused(super().forward, append(inputs, constant), hx, lengths)
-        return outputs, (h.squeeze(0),)
+        return run_fused(self, super().forward, append(inputs, constant), state, lengths)
 
     def step(self, gates_x: torch.Tensor, gates_h: torch.Tensor, state: State) -> State:
         r_x, u_x, n_x = gates_x.chunk(3, dim=-1)
@@ -180,20 +170,31 @@ def input_gates(layer: nn.Module, inputs: torch.Tensor, constant: torch.Tensor |
 
 
 def autocast_fails(inputs: torch.Tensor) -> bool:
-    """Whether torch's LSTM (not its GRU) raises under autocast here: on a CPU whose oneDNN lacks the type (torch 2.13;
-    bfloat16 without AVX512), where float32 is the faster one anyway."""
-    on_cpu = inputs.device.type == "cpu" and torch.is_autocast_enabled("cpu")
-    return on_cpu and product_dtype(inputs) not in PACKED_DTYPES
+    """Whether autocast is no good to torch's layers here. On a CPU whose oneDNN lacks the type (bfloat16 without
+    AVX512) its LSTM raises (torch 2.13), and float32 is faster anyway. On a GPU those of cuDNN and MIOpen run in
+    float16 even where bfloat16 is asked for (ATen/cudnn/AutocastRNN.cpp), which without a GradScaler loses small
+    gradients; in float32 they take its tensor cores too, by TF32."""
+    device = inputs.device.type
+    if not torch.is_autocast_enabled(device):
+        return False
+    dtype = product_dtype(inputs)
+    return dtype not in PACKED_DTYPES if device == "cpu" else device == "cuda" and dtype == torch.bfloat16
 
 
-def run_fused(forward, inputs, hx, lengths):
-    """Run a torch layer so that its final state is that after `lengths` tokens."""
-    if lengths is None:
-        return forward(inputs, hx)
-    packed = nn.utils.rnn.pack_padded_sequence(inputs, lengths.cpu(), batch_first=True, enforce_sorted=False)
-    outputs, hx = forward(packed, hx)
-    outputs, _ = nn.utils.rnn.pad_packed_sequence(outputs, batch_first=True, total_length=inputs.shape[1])
-    return outputs, hx
+def run_fused(layer, forward, inputs, state, lengths):
+    """Run `forward`, torch's own, of a layer with its weights dropped, as [`run_layer`] says."""
+    hx, autocast = tuple(s.unsqueeze(0).contiguous() for s in state), contextlib.nullcontext()  # [1, B, H] each
+    if autocast_fails(inputs):
+        autocast, dtype = torch.autocast(inputs.device.type, enabled=False), layer.recurrent_weight.dtype
+        inputs, hx = inputs.to(dtype), tuple(s.to(dtype) for s in hx)
+    time = inputs.shape[1]
+    with weights_dropped(layer), autocast:
+        if lengths is not None:
+            inputs = nn.utils.rnn.pack_padded_sequence(inputs, lengths.cpu(), batch_first=True, enforce_sorted=False)
+        outputs, hx = forward(inputs, hx if len(hx) > 1 else hx[0])
+        if lengths is not None:
+            outputs, _ = nn.utils.rnn.pad_packed_sequence(outputs, batch_first=True, total_length=time)
+    return outputs, tuple(h.squeeze(0) for h in (hx if isinstance(hx, tuple) else (hx,)))
 
 
 def stepwise_product(kernels: str, weight: torch.Tensor, steps: int, rows: int, like: torch.Tensor):

@@ -6,6 +6,7 @@ import logging
 import os
 import platform
 from collections.abc import Iterator
+from datetime import timedelta
 
 import torch
 from accelerate import Accelerator, PartialState
@@ -36,6 +37,12 @@ def make_accelerator(args: TrainArguments) -> Accelerator:
     return accelerator
 
 
+def process_state() -> PartialState:
+    """Which process this is, and on what. Only `Accelerator` would look at the variable itself, and each process would
+    train on its own. While the main one tokenizes the others wait, and NCCL gives up after ten minutes."""
+    return PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"), timeout=timedelta(hours=2))
+
+
 def trackers_of(report_to: str) -> list[str] | None:
     """The trackers that a run reports to; accelerate passes over those that are not installed."""
     if report_to == "none":
@@ -54,7 +61,7 @@ def precision_here(asked: str | None) -> str:
     """The mixed precision of this machine: what is asked for, by default by the launcher, but float32 on a CPU without
     bfloat16, so that a recipe runs everywhere. (accelerate does not look.)"""
     precision = asked or os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
-    if PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU")).device.type == "cpu":
+    if process_state().device.type == "cpu":
         if precision == "fp16":
             raise ValueError("`mixed_precision` fp16 needs a GPU; a CPU has bf16.")
         if precision == "bf16" and torch.bfloat16 not in PACKED_DTYPES:

@@ -138,9 +138,7 @@ class TrainingLoop:
         self.state = TrainingState(
             fingerprint=described[0], judged_by=f"{self.metric} of {described[1]}", aggressive=args.aggressive
         )
-        # Tensor cores like multiples of 8; a CPU would pass over the padding for nothing.
-        multiple = 1 if accelerator.mixed_precision == "no" or accelerator.device.type == "cpu" else 8
-        self.collator = task.collator(pad_to_multiple_of=multiple)
+        self.collator = task.collator()
         self.batches = UpdateBatches(train, self.lengths, self.collator, args, accelerator)
         self.state.batch_size, self.steps_per_epoch = self.batches.batch_size, self.batches.steps_per_epoch
         self.kl_schedule = KLSchedule.of_run(args, self.steps_per_epoch)

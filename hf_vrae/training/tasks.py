@@ -150,9 +150,9 @@ class TextTask:
             raise ValueError(f"`segment_separators` must be tokens of the tokenizer, and {unknown[0]!r} is none.")
         return [vocabulary[token] for token in separators]
 
-    def collator(self, pad_to_multiple_of: int = 1) -> AutoencodingCollator:
+    def collator(self) -> AutoencodingCollator:
         kind = CausalCollator if self.causal else AutoencodingCollator
-        return kind(self.tokenizer.pad_token_id, pad_to_multiple_of)
+        return kind(self.tokenizer.pad_token_id)
 
     def scored(self, lengths: np.ndarray) -> int:
         """Tokens that are predicted in sequences of these lengths: all but `<s>`."""
@@ -291,8 +291,8 @@ class FrameTask:
             )
         return model
 
-    def collator(self, pad_to_multiple_of: int = 1) -> FrameCollator:
-        return FrameCollator(pad_to_multiple_of)
+    def collator(self) -> FrameCollator:
+        return FrameCollator()
 
     def scored(self, lengths: np.ndarray) -> int:
         """Frames that are predicted in sequences of these lengths: all."""

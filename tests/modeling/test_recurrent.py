@@ -1,5 +1,7 @@
 """Layers against torch and against the paper's equations; masks against shorter sequences."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from torch import nn
@@ -34,9 +36,10 @@ def test_fused_layers_follow_torch_cells(rnn_type):
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("weights", [torch.float32, torch.bfloat16])
-def test_a_fused_lstm_leaves_autocast_where_the_processor_lacks_the_type(dtype, weights, monkeypatch):
+@pytest.mark.parametrize("rnn_type", ["lstm", "gru"])
+def test_a_fused_layer_leaves_autocast_where_the_processor_lacks_the_type(rnn_type, dtype, weights, monkeypatch):
     monkeypatch.setattr("hf_vrae.modeling.recurrent.PACKED_DTYPES", (torch.float32,))
-    layer, inputs = LAYERS["lstm", False](3, 5).to(weights), torch.randn(2, 4, 3)
+    layer, inputs = LAYERS[rnn_type, False](3, 5).to(weights), torch.randn(2, 4, 3)
     expected, _ = run_layer(layer, inputs.to(weights), lengths=torch.tensor([4, 2]))
     with torch.autocast("cpu", dtype):
         outputs, _ = run_layer(layer, inputs.to(dtype).to(inputs), lengths=torch.tensor([4, 2]))
@@ -44,6 +47,25 @@ def test_a_fused_lstm_leaves_autocast_where_the_processor_lacks_the_type(dtype, 
     torch.testing.assert_close(outputs, expected, atol=0.01, rtol=0)
     outputs.sum().backward()
     assert layer.weight_ih_l0.grad.isfinite().all()
+
+
+@pytest.mark.parametrize(("dtype", "leaves"), [(torch.bfloat16, True), (torch.float16, False)])
+def test_on_a_gpu_a_fused_layer_leaves_autocast_in_bfloat16_alone(dtype, leaves, monkeypatch):
+    """cuDNN's layers would run in float16, for which accelerate scales the loss only where it is asked for."""
+    monkeypatch.setattr(torch, "is_autocast_enabled", lambda device: device == "cuda")
+    monkeypatch.setattr(torch, "get_autocast_dtype", lambda device: dtype)
+    inputs = SimpleNamespace(device=torch.device("cuda"), dtype=torch.float32)
+    assert recurrent.autocast_fails(inputs) == leaves
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("rnn_type", ["lstm", "gru"])
+def test_small_gradients_survive_bfloat16_on_a_gpu(rnn_type):
+    layer, inputs = LAYERS[rnn_type, False](3, 5).cuda(), torch.randn(2, 4, 3, device="cuda")
+    with torch.autocast("cuda", torch.bfloat16):
+        outputs, _ = run_layer(layer, inputs)
+    (outputs.sum() * 1e-10).backward()
+    assert outputs.dtype == torch.float32 and layer.weight_ih_l0.grad.abs().max() > 0
 
 
 def test_layer_norm_lstm_follows_the_equations():
