@@ -8,6 +8,7 @@ import pytest
 import torch
 from transformers import AutoModel
 
+from hf_vrae.data.collators import FrameCollator
 from hf_vrae.data.signals import generate_frames
 from hf_vrae.hub import load, write_model_card
 from hf_vrae.measure import encode_file, evaluate_file, represent_file, walk_frames
@@ -180,7 +181,7 @@ def test_bounds_a_step_against_their_definitions(family, recipe, tmp_path):
         with pytest.raises(ValueError, match=r"no q\(z\|x\) of a sequence"):
             encode_file(model, None)
     state = torch.get_rng_state()
-    other = evaluate(model, data, task.collator(8), num_samples=4, batch_size=2)
+    other = evaluate(model, data, FrameCollator(pad_to_multiple_of=8), num_samples=4, batch_size=2)
     assert torch.equal(torch.get_rng_state(), state)
     same = [name for name in other if name != "units"]
     assert {k: other[k] for k in same} == pytest.approx({k: results[k] for k in same}, rel=1e-4, abs=1e-6)
