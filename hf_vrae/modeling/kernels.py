@@ -213,10 +213,8 @@ def linear_cross_entropy(
             of `weight`.
     """
     exact = torch.promote_types(weight.dtype, torch.float32)
-    if not isinstance(scale, torch.Tensor):
-        scale = torch.full(
-            (), scale, dtype=exact, device=hidden.device
-        )  # a copy from the host would wait for the device
+    if not isinstance(scale, torch.Tensor):  # filled there: a copy to a GPU would wait for it
+        scale = torch.full((), scale, dtype=exact, device=hidden.device)
     scale = scale.to(exact).expand(labels.shape)
     if labels.device.type == "cpu":  # elsewhere to count the real ones would cost a synchronisation
         real = (labels != IGNORE_INDEX).nonzero().squeeze(1)

@@ -76,7 +76,7 @@ class LatentSequenceModel(PreTrainedModel):
             )
         for part in model.modules():
             if isinstance(part, nn.RNNBase):
-                part.flatten_parameters()  # loaded one by one to a GPU, cuDNN would copy them together at each call
+                part.flatten_parameters()  # `device_map` puts weights on a GPU one by one, and cuDNN wants one piece
         return loaded
 
     def _check_schedules(self, loss: str, remedy: str, weighs_kl: bool = True) -> None:
