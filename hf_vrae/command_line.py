@@ -28,6 +28,8 @@ def run_script(main: Callable[[], None]) -> None:
     ours = logging.getLogger("hf_vrae")
     ours.addHandler(_AboveTheBar())
     ours.propagate = False
+    if hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(errors="replace")  # a file or pipe on Windows may know few letters
     here = True  # until it is known which process this is
     try:
         state = process_state()

@@ -113,7 +113,7 @@ def write_model_card(folder: str | Path, repo_id: str | None = None) -> Path:
         ),
         template_path=str(TEMPLATE if of_text else FRAMES_TEMPLATE),
         model_name=name,
-        repo_id=repo_id or str(folder),
+        repo_id=repo_id or folder.as_posix(),
         introduction=_introduction(config, run, source),
         config=config,
         split=results.get("split", "evaluated"),

@@ -18,6 +18,7 @@ from hf_vrae.modeling import generation_vrae, kernels, modeling_latent
 NAME = "other"
 MOVES = ("aten::_to_copy", "aten::copy_")
 INDEXING = ("aten::index", "aten::index_put_", "aten::_index_put_impl_")
+HAS_FLOAT64 = True  # Apple's has not
 WAITS = ("aten::_local_scalar_dense", "aten::nonzero", "aten::masked_select", "aten::_unique2")
 waits = []  # names of the operations for whose result the host waited
 
@@ -40,6 +41,8 @@ class There(torch.Tensor):
 
     @staticmethod
     def __new__(cls, here: torch.Tensor):
+        if here.dtype == torch.float64 and not HAS_FLOAT64:
+            raise TypeError(f"The device {NAME} has no float64.")
         sizes = {"strides": here.stride(), "storage_offset": here.storage_offset()}
         there = torch.Tensor._make_wrapper_subclass(
             cls, here.size(), dtype=here.dtype, device=torch.device(NAME, 0), **sizes

@@ -106,7 +106,7 @@ def decode(tokenizer: PreTrainedTokenizerFast, sequences: Iterable[Sequence[int]
     marks = {tokenizer.pad_token_id, tokenizer.bos_token_id, tokenizer.eos_token_id}
     texts = []
     for sequence in sequences:
-        ids = [int(token) for token in sequence]
+        ids = sequence.tolist() if hasattr(sequence, "tolist") else list(sequence)  # of a GPU's a row at a time
         start = 1 if ids[:1] == [tokenizer.bos_token_id] else 0  # some tokenizers use one token for both marks
         if tokenizer.eos_token_id in ids[start:]:
             ids = ids[: ids.index(tokenizer.eos_token_id, start)]

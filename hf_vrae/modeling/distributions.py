@@ -6,6 +6,8 @@ import math
 import torch
 from torch.distributions import Distribution, constraints, kl_divergence, register_kl
 
+from .kernels import to_float64
+
 
 class DiagonalGaussian(Distribution):
     """N(mean, diag(exp(logvar))) over vectors z of D dimensions.
@@ -222,18 +224,17 @@ class VonMisesFisher(Distribution):
     @property
     def mean(self) -> torch.Tensor:
         """E[z] = I_{D/2}(kappa) / I_{D/2-1}(kappa) loc, inside the sphere, [*batch, D]"""
-        return self._resultant_length().to(self.loc.dtype).unsqueeze(-1) * self.loc
+        return self._resultant_length().to(self.loc).unsqueeze(-1) * self.loc
 
     @property
     def variance(self) -> torch.Tensor:
         """Of each coordinate, [*batch, D]: E[w^2] - E[w]^2 along loc, and (1 - E[w^2]) / (D - 1) across it, with
         w = loc . z and E[w^2] = 1 - (D - 1) E[w] / kappa."""
         length, across = self._resultant_length(), self.event_shape[0] - 1
-        beside = length / self.concentration  # = (1 - E[w^2]) / (D - 1)
+        beside = length / to_float64(self.concentration)  # = (1 - E[w^2]) / (D - 1)
         along = 1 - across * beside - length.square()
-        share = self.loc.square()
-        variance = along.unsqueeze(-1) * share + beside.unsqueeze(-1) * (1 - share)
-        return variance.to(self.loc.dtype)
+        along, beside, share = along.to(self.loc).unsqueeze(-1), beside.to(self.loc).unsqueeze(-1), self.loc.square()
+        return along * share + beside * (1 - share)
 
     @property
     def mode(self) -> torch.Tensor:
@@ -249,7 +250,7 @@ class VonMisesFisher(Distribution):
         size = self.event_shape[0]
         shape = torch.Size(sample_shape) + self.batch_shape + (size + 1,)
         noise = _standard_normal(shape, self.loc.new_empty(*self.batch_shape, size + 1), generator)
-        w = self._cosine(torch.special.ndtr(noise[..., 0].double())).to(self.loc.dtype).unsqueeze(-1)
+        w = self._cosine(torch.special.ndtr(to_float64(noise[..., 0]))).to(self.loc).unsqueeze(-1)
         v = noise[..., 1:]
         v = v - (v * self.loc).sum(-1, keepdim=True) * self.loc
         return w * self.loc + (1 - w.square()).clamp(min=0).sqrt() * v / v.norm(dim=-1, keepdim=True)
@@ -261,11 +262,11 @@ class VonMisesFisher(Distribution):
 
     def log_prob(self, value: torch.Tensor) -> torch.Tensor:
         """log density of unit vectors `value` [..., D] on the sphere, in nats: [...]."""
-        return self.concentration * (value * self.loc).sum(-1) + self._log_normaliser().to(value.dtype)
+        return self.concentration * (value * self.loc).sum(-1) + self._log_normaliser().to(value)
 
     def entropy(self) -> torch.Tensor:
         """In nats: [*batch]."""
-        return -(self.concentration * self._resultant_length() + self._log_normaliser()).to(self.loc.dtype)
+        return -(to_float64(self.concentration) * self._resultant_length() + self._log_normaliser()).to(self.loc)
 
     def expand(self, batch_shape, _instance=None):
         batch_shape = torch.Size(batch_shape)
@@ -277,11 +278,11 @@ class VonMisesFisher(Distribution):
 
     def _log_normaliser(self) -> torch.Tensor:
         """log C_D(kappa), C_D(kappa) = kappa^nu / ((2 pi)^(D/2) I_nu(kappa)) with nu = D/2 - 1; float64."""
-        half, kappa = self.event_shape[0] / 2, self.concentration.double()
+        half, kappa = self.event_shape[0] / 2, to_float64(self.concentration)
         return (half - 1) * kappa.log() - half * math.log(2 * math.pi) - log_bessel(half - 1, kappa)
 
     def _resultant_length(self) -> torch.Tensor:
-        half, kappa = self.event_shape[0] / 2, self.concentration.double()
+        half, kappa = self.event_shape[0] / 2, to_float64(self.concentration)
         return (log_bessel(half, kappa) - log_bessel(half - 1, kappa)).exp()
 
     def _cosine(self, u: torch.Tensor) -> torch.Tensor:
@@ -289,7 +290,7 @@ class VonMisesFisher(Distribution):
         w = torch.empty_like(u)
         for kappa in self.concentration.unique().tolist():
             w_grid, cumulative = (t.to(u.device) for t in _cosine_table(self.event_shape[0], kappa))
-            here = (self.concentration == kappa).expand(u.shape)
+            here = (self.concentration == kappa).to(u.device).expand(u.shape)
             inside = torch.searchsorted(cumulative, u[here]).clamp(1, len(cumulative) - 1)
             low, high = cumulative[inside - 1], cumulative[inside]
             share = ((u[here] - low) / (high - low).clamp(min=1e-300)).clamp(0, 1)
@@ -316,7 +317,7 @@ def log_bessel(order: float, x: torch.Tensor) -> torch.Tensor:
 
     All terms of its series are positive, and the largest stands near x / 2: the sum takes all that count.
     """
-    x = x.double()
+    x = to_float64(x)
     k = torch.arange(int(x.max()) + 200, dtype=torch.float64, device=x.device)
     terms = 2 * k * (x.unsqueeze(-1) / 2).log() - torch.lgamma(k + 1) - torch.lgamma(k + order + 1)
     return order * (x / 2).log() + terms.logsumexp(-1)

@@ -195,7 +195,7 @@ class NADEFrames(FrameDistribution):
     def _terms(self, value):
         shape = torch.broadcast_shapes(value.shape, self.b.shape)
         x, b, c = (t.expand(*shape[:-1], -1).reshape(-1, t.shape[-1]) for t in (value.to(self.b), self.b, self.c))
-        if self.plain:
+        if self.plain or x.device.type == "mps":  # where before macOS 15 what goes to a part of `out` was lost
             steps = x.unsqueeze(2) * self.W  # [N, F, Hn]
             hidden = (c.unsqueeze(1) + steps.cumsum(1) - steps).sigmoid()
             logits = b + torch.einsum("nfh,fh->nf", hidden, self.V)

@@ -23,7 +23,7 @@ from .distributions import (
     kl_per_dimension,
 )
 from .inference import refine
-from .kernels import IGNORE_INDEX, at_least_float32, float_dtype, is_plain, weights_of
+from .kernels import IGNORE_INDEX, at_least_float32, float_dtype, is_plain, to_float64, weights_of
 from .objectives import (
     capacity_gap,
     doubly_reparameterised_weights,
@@ -279,12 +279,12 @@ class OneLatentModel(LatentSequenceModel):
             q = self.refine(q, target, svi_steps, generators, condition=condition)
         p = self._prior_beside(q, condition)
         z = q.rsample((num_samples,), generators)  # [K, B, D]
-        log_weights = self.log_importance_weights(latents=z, posterior=q, **batch).double()
-        log_ratio = (q.log_prob(z) - p.log_prob(z)).double()  # [K, B]; what the KL is the mean of
+        log_weights = to_float64(self.log_importance_weights(latents=z, posterior=q, **batch))
+        log_ratio = to_float64(q.log_prob(z) - p.log_prob(z))  # [K, B]; what the KL is the mean of
         return {
             "log_weights": log_weights,
             "reconstruction": -(log_weights + log_ratio).mean(0),
-            **{name: term.double() for name, term in self._kl_terms(q, p, z).items()},
+            **{name: to_float64(term) for name, term in self._kl_terms(q, p, z).items()},
             "num_steps": self.num_steps(target),
             "mean": q.mean,
             "latents": z[0],

@@ -21,7 +21,15 @@ from .distributions import DiagonalGaussian, generators_of_rows, kl_per_dimensio
 from .generation import RecurrentCache
 from .generation_vrnn import LatentNoise, VRNNGenerationMixin
 from .heads import make_frame_embedding
-from .kernels import IGNORE_INDEX, Dropout, at_least_float32, draw, linear_cross_entropy, linear_nll
+from .kernels import (
+    IGNORE_INDEX,
+    Dropout,
+    at_least_float32,
+    draw,
+    linear_cross_entropy,
+    linear_nll,
+    to_float64,
+)
 from .modeling_latent import (
     LatentSequenceModel,
     check_floats,
@@ -299,13 +307,13 @@ class VRNNPreTrainedModel(LatentSequenceModel):
         parts = []
         for part in noise.split(self._samples_at_once(observed)):
             path = self.model.layer.unroll(observed.phi_x, observed.lengths, part)
-            log_p = self._log_likelihood(path, observed).double().sum(1)
+            log_p = to_float64(self._log_likelihood(path, observed)).sum(1)
             real = observed.real.repeat(len(part), 1).unsqueeze(-1)
             mean = (path.posterior.mean * real).sum(1) / real.sum(1).clamp(min=1)
             terms = (
                 log_p,
-                self._log_ratio(path, observed).double().sum(1),
-                self._kl(path, observed).double().sum(1),
+                to_float64(self._log_ratio(path, observed)).sum(1),
+                to_float64(self._kl(path, observed)).sum(1),
                 mean,
             )
             parts.append([term.view(len(part), len(observed.phi_x), *term.shape[1:]) for term in terms])
@@ -319,7 +327,8 @@ class VRNNPreTrainedModel(LatentSequenceModel):
         }
         if num_samples > 1 and self.config.latent_size:
             _, resampling = self._filter(observed, noise, generators)
-            terms["log_fivo"] = particle_filter_bound(resampling.terms().double(), resampling.segments())
+            weights = to_float64(resampling.terms())
+            terms["log_fivo"] = particle_filter_bound(weights, resampling.segments().to(weights.device))
         return terms
 
     def _bound(self, observed: Observed) -> dict:

@@ -173,12 +173,14 @@ def autocast_fails(inputs: torch.Tensor) -> bool:
     """Whether autocast is no good to torch's layers here. On a CPU whose oneDNN lacks the type (bfloat16 without
     AVX512) its LSTM raises (torch 2.13), and float32 is faster anyway. On a GPU those of cuDNN and MIOpen run in
     float16 even where bfloat16 is asked for (ATen/cudnn/AutocastRNN.cpp), which without a GradScaler loses small
-    gradients; in float32 they take its tensor cores too, by TF32."""
+    gradients; in float32 they take its tensor cores too, by TF32. Apple's take all types from the inputs'."""
     device = inputs.device.type
     if not torch.is_autocast_enabled(device):
         return False
     dtype = product_dtype(inputs)
-    return dtype not in PACKED_DTYPES if device == "cpu" else device == "cuda" and dtype == torch.bfloat16
+    if device == "cpu":
+        return dtype not in PACKED_DTYPES
+    return device == "mps" or device == "cuda" and dtype == torch.bfloat16
 
 
 def run_fused(layer, forward, inputs, state, lengths):

@@ -188,7 +188,7 @@ class VRNNLayer(nn.Module):
 
     def _has_kernel(self, gates_x: torch.Tensor) -> bool:
         config = self.config
-        plain = config.kernels == "plain" or torch.compiler.is_compiling()
+        plain = config.kernels == "plain" or torch.compiler.is_compiling() or gates_x.device.type == "mps"
         exact = gates_x.dtype in (torch.float32, torch.float64)  # not under autocast
         return exact and not plain and not config.layer_norm and config.feature_layers == 1
 

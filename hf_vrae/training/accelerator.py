@@ -5,6 +5,7 @@ import ctypes
 import logging
 import os
 import platform
+import sys
 from collections.abc import Iterator
 from datetime import timedelta
 
@@ -39,8 +40,13 @@ def make_accelerator(args: TrainArguments) -> Accelerator:
 
 def process_state() -> PartialState:
     """Which process this is, and on what. Only `Accelerator` would look at the variable itself, and each process would
-    train on its own. While the main one tokenizes the others wait, and NCCL gives up after ten minutes."""
-    return PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"), timeout=timedelta(hours=2))
+    train on its own. While the main one tokenizes the others wait, and NCCL gives up after ten minutes.
+
+    On a Mac it is the CPU: its GPU has no float64 and no second derivative of an LSTM, its random state is in no
+    checkpoint of accelerate's, and nothing was tried there.
+    """
+    cpu = parse_flag_from_env("ACCELERATE_USE_CPU") or torch.backends.mps.is_available()
+    return PartialState(cpu=cpu, timeout=timedelta(hours=2))
 
 
 def trackers_of(report_to: str) -> list[str] | None:
@@ -97,7 +103,7 @@ def use_all_of_the_cpu(state: PartialState | Accelerator) -> None:
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
         here = int(os.environ.get("LOCAL_WORLD_SIZE", state.num_processes))  # processes of this machine
         torch.set_num_threads(max(1, cores // here))
-    if platform.libc_ver()[0] == "glibc":
+    if sys.platform == "linux" and platform.libc_ver()[0] == "glibc":
         libc, never = ctypes.CDLL(None), 2**31 - 1
         libc.mallopt(M_MMAP_THRESHOLD, never)
         libc.mallopt(M_TRIM_THRESHOLD, never)

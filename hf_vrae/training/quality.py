@@ -3,6 +3,7 @@
 import json
 import logging
 import statistics
+import sys
 import time
 from pathlib import Path
 
@@ -31,9 +32,13 @@ def peak_memory(device: torch.device) -> float:
     this process, the libraries' own half a GiB included, and runs before in the same process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20
-    import resource  # not on every platform
+    if sys.platform == "win32":
+        import psutil  # accelerate needs it too
 
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10  # KiB on Linux
+        return psutil.Process().memory_info().peak_wset / 2**20
+    import resource  # not on Windows
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
 
 
 def measure_quality(model, task, data: DatasetDict, split: str, recipe: Recipe, accelerator: Accelerator) -> dict:

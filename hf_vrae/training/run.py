@@ -1,5 +1,6 @@
 """From a recipe to a trained, evaluated and documented model in one folder."""
 
+import contextlib
 import dataclasses
 import json
 import logging
@@ -212,11 +213,18 @@ def pretrain_autoencoder(recipe: Recipe, autoencoder: TrainArguments) -> TrainAr
     return then
 
 
+def _command() -> str:
+    script = sys.argv[0]  # "" in a console
+    with contextlib.suppress(ValueError):  # Windows: from one drive no path leads to another
+        script = script and os.path.relpath(script)
+    return shlex.join([script, *sys.argv[1:]])
+
+
 def describe_run(accelerator: Accelerator, model, task, data: DatasetDict, seed: int) -> dict:
     """Where a run's numbers come from: command, seed, versions, hardware, data."""
     gpu = torch.cuda.get_device_name() if accelerator.device.type == "cuda" else None
     return {
-        "command": shlex.join([sys.argv[0] and os.path.relpath(sys.argv[0]), *sys.argv[1:]]),  # "" in a console
+        "command": _command(),
         "seed": seed,
         "num_parameters": model.num_parameters(),
         "num_processes": accelerator.num_processes,

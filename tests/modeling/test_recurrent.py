@@ -49,12 +49,15 @@ def test_a_fused_layer_leaves_autocast_where_the_processor_lacks_the_type(rnn_ty
     assert layer.weight_ih_l0.grad.isfinite().all()
 
 
-@pytest.mark.parametrize(("dtype", "leaves"), [(torch.bfloat16, True), (torch.float16, False)])
-def test_on_a_gpu_a_fused_layer_leaves_autocast_in_bfloat16_alone(dtype, leaves, monkeypatch):
+@pytest.mark.parametrize(
+    ("device", "dtype", "leaves"),
+    [("cuda", torch.bfloat16, True), ("cuda", torch.float16, False), ("mps", torch.float16, True)],
+)
+def test_a_fused_layer_leaves_autocast_where_a_gpu_makes_it_something_else(device, dtype, leaves, monkeypatch):
     """cuDNN's layers would run in float16, for which accelerate scales the loss only where it is asked for."""
-    monkeypatch.setattr(torch, "is_autocast_enabled", lambda device: device == "cuda")
+    monkeypatch.setattr(torch, "is_autocast_enabled", lambda name: name == device)
     monkeypatch.setattr(torch, "get_autocast_dtype", lambda device: dtype)
-    inputs = SimpleNamespace(device=torch.device("cuda"), dtype=torch.float32)
+    inputs = SimpleNamespace(device=torch.device(device), dtype=torch.float32)
     assert recurrent.autocast_fails(inputs) == leaves
 
 

@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, PartialState
 from safetensors.torch import load_file
 from transformers import (
     AutoModel,
@@ -998,6 +998,14 @@ def test_trackers(tiny, tmp_path):
     assert trackers_of("tensorboard, all") == ["tensorboard", "all"] and trackers_of("none") is None
     with pytest.raises(ValueError, match="`report_to` names 'tensorbord', and of trackers there are .*tensorboard"):
         make_accelerator(tiny("--report_to tensorbord").training)
+
+
+def test_on_a_mac_a_run_takes_the_cpu(tiny, monkeypatch):
+    monkeypatch.setattr("accelerate.state.is_mps_available", lambda *args, **options: True)
+    assert PartialState().device.type == "mps"
+    fresh_accelerator()
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    assert make_accelerator(tiny().training).device.type == "cpu"
 
 
 def test_fp16_needs_a_gpu(tiny):
