@@ -12,7 +12,7 @@ import torch
 from accelerate import Accelerator, PartialState
 
 from hf_vrae import latent
-from hf_vrae.modeling import kernels
+from hf_vrae.modeling import distributions
 from hf_vrae.training.arguments import parse_recipe
 from hf_vrae.training.loop import TrainingLoop
 from hf_vrae.training.run import run
@@ -161,7 +161,7 @@ if __name__ == "__main__":
     checks = {"texts": texts, "frames": frames, "runs": runs}[sys.argv[1]]()
     if sys.argv[1] != "runs":  # which on a Mac take the CPU
         second_device.HAS_FLOAT64 = False
-        kernels.WITHOUT_FLOAT64 += (second_device.NAME,)
+        distributions.WITHOUT_FLOAT64 += (second_device.NAME,)
     with second_device.SecondDevice():
         found = {name: attempt(*check) for name, check in checks.items()}
     print(json.dumps(found))

@@ -12,7 +12,6 @@ from accelerate.utils import broadcast_object_list, gather_object
 
 from ..data.conditions import batch_rows
 from ..latent import conditions_of
-from ..modeling.kernels import to_float64
 from .information import in_evaluation_mode
 from .likelihood import own_batches
 
@@ -101,7 +100,7 @@ def _agreement(said: torch.Tensor, truth: torch.Tensor, model) -> np.ndarray:
     if kind == "binary":
         pair = (said * truth).sum(), (said != truth).sum()
     elif kind == "real":
-        pair = (to_float64(said) - to_float64(truth)).square().sum(), torch.tensor(truth.numel())
+        pair = (said.cpu().double() - truth.cpu().double()).square().sum(), torch.tensor(truth.numel())
     else:
         pair = (said == truth).sum(), torch.tensor(truth.numel())
     return np.array([float(number) for number in pair])

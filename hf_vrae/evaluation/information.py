@@ -8,7 +8,6 @@ import torch
 from torch.distributions import Distribution
 
 from ..data.conditions import batch_rows
-from ..modeling.kernels import to_float64
 
 
 @torch.no_grad()
@@ -93,7 +92,7 @@ def mutual_information(posterior: Distribution, latents: torch.Tensor, rows_at_o
     total = torch.zeros((), dtype=torch.float64)
     for start in range(0, count, rows_at_once):
         part = latents[start : start + rows_at_once]
-        log_q = to_float64(posterior.log_prob(part.unsqueeze(1)))  # [rows, N]: log q(z_i | x_j)
+        log_q = posterior.log_prob(part.unsqueeze(1)).double()  # [rows, N]: log q(z_i | x_j)
         own = log_q[torch.arange(len(part)), start + torch.arange(len(part))]
         total += (own - log_q.logsumexp(dim=1) + math.log(count)).sum().cpu()
     return (total / count).item()

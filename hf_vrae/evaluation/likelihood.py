@@ -154,7 +154,8 @@ def _of_one_latent(columns, family, told, device) -> dict[str, float]:
     """`mutual_information`, `mutual_information_32`, `mi_num_sequences`, and beside one prior `marginal_kl`."""
     count = len(columns["kl"])
     some = np.linspace(0, count - 1, min(count, MI_SEQUENCES)).astype(int)
-    # Each with each, on the model's device: beside a GPU launchers leave the host a single core.
+    # Each with each: beside a GPU launchers leave the host a single core. (Apple's has no float64.)
+    device = "cpu" if device.type == "mps" else device
     parameters = {
         name.removeprefix("posterior/"): torch.from_numpy(column[some]).to(device)
         for name, column in columns.items()

@@ -6,7 +6,12 @@ import math
 import torch
 from torch.distributions import Distribution, constraints, kl_divergence, register_kl
 
-from .kernels import to_float64
+WITHOUT_FLOAT64 = ("mps",)  # Apple's
+
+
+def to_float64(tensor: torch.Tensor) -> torch.Tensor:
+    """In double precision; brought to the CPU from a device that has none."""
+    return (tensor.cpu() if tensor.device.type in WITHOUT_FLOAT64 else tensor).double()
 
 
 class DiagonalGaussian(Distribution):

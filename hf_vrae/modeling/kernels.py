@@ -44,17 +44,11 @@ PACKED_DTYPES = tuple(dtype for dtype in (torch.float32, torch.bfloat16) if _pac
 # (20 rows by [64, 64] take it 4 us, oneDNN 20), if the weights are laid out as their transpose.
 PACKED_FROM = 2**20
 FEWEST_ROWS = 1 if MKL_IS_SLOW else 2  # with a single row MKL need not lay out anything first
-WITHOUT_FLOAT64 = ("mps",)
 CACHED_ROWS = 32  # of logits, of some ten thousand words: 1.25 MiB in float32
 
 
 def at_least_float32(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
-
-
-def to_float64(tensor: torch.Tensor) -> torch.Tensor:
-    """In double precision; brought to the CPU from a device that has none."""
-    return (tensor.cpu() if tensor.device.type in WITHOUT_FLOAT64 else tensor).double()
 
 
 def prefers_onednn(tensor: torch.Tensor) -> bool:

@@ -21,9 +21,10 @@ from .distributions import (
     generators_of_rows,
     kl_divergence,
     kl_per_dimension,
+    to_float64,
 )
 from .inference import refine
-from .kernels import IGNORE_INDEX, at_least_float32, float_dtype, is_plain, to_float64, weights_of
+from .kernels import IGNORE_INDEX, at_least_float32, float_dtype, is_plain, weights_of
 from .objectives import (
     capacity_gap,
     doubly_reparameterised_weights,

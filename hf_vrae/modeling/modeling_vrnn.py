@@ -17,19 +17,11 @@ from transformers.utils import can_return_tuple
 
 from .cache_name import CACHE, takes_cache
 from .configuration_vrnn import VRNNConfig
-from .distributions import DiagonalGaussian, generators_of_rows, kl_per_dimension
+from .distributions import DiagonalGaussian, generators_of_rows, kl_per_dimension, to_float64
 from .generation import RecurrentCache
 from .generation_vrnn import LatentNoise, VRNNGenerationMixin
 from .heads import make_frame_embedding
-from .kernels import (
-    IGNORE_INDEX,
-    Dropout,
-    at_least_float32,
-    draw,
-    linear_cross_entropy,
-    linear_nll,
-    to_float64,
-)
+from .kernels import IGNORE_INDEX, Dropout, at_least_float32, draw, linear_cross_entropy, linear_nll
 from .modeling_latent import (
     LatentSequenceModel,
     check_floats,

@@ -11,7 +11,6 @@ from ...data.collators import AutoencodingCollator, CausalCollator
 from ...data.datasets import spread_places
 from ...data.tokenization import decode
 from ...latent import OF_ALL_WORDS, draw_latents, interpolate, is_on_sphere, seed_behind, stream
-from ...modeling.kernels import to_float64
 from ..information import in_evaluation_mode
 from ..likelihood import noise_generators, perplexity
 from .strings import bleu_signature, compare, interpolation_smoothness, sample_quality
@@ -223,7 +222,7 @@ def forward_perplexity(
     with in_evaluation_mode(judge):
         for indices, batch in _batches(judge, tokenizer, texts, batch_size, "Judging"):
             noise = noise_generators(seed, indices)
-            weights = to_float64(judge.log_importance_weights(num_samples, generator=noise, **batch))  # [K, B]
+            weights = judge.log_importance_weights(num_samples, generator=noise, **batch).cpu().double()  # [K, B]
             nats += float((math.log(num_samples) - weights.logsumexp(0)).sum())
             tokens += int(batch["attention_mask"].sum()) - len(indices)  # all but `<s>`
             unknown += int(torch.isin(batch["input_ids"], unk).sum())
