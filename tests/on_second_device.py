@@ -70,9 +70,8 @@ def said(model, batch):
         if model.config.model_type == "hierarchical_vrae":  # boundaries of another device than the frames
             segments = torch.arange(given["input_features"].shape[1]).expand(len(given["input_features"]), -1) // 3
             model.generate(**given | {"segment_ids": segments}, max_length=7)
-        begun = latent.sample_frames(model, [5, 3], beginning=torch.zeros(2, model.config.input_size).numpy())[
-            "sample"
-        ]
+        beginning = torch.zeros(2, model.config.input_size).numpy()
+        begun = latent.sample_frames(model, [5, 3], beginning=beginning)["sample"]
         return *terms, bound.cpu(), decoded.sequences.cpu(), torch.as_tensor(begun)
     return *terms, bound.cpu(), decoded.cpu()
 

@@ -347,12 +347,12 @@ def test_auto_classes_find_the_model(tmp_path):
 def test_the_weights_of_a_loaded_model_lie_together(monkeypatch, tmp_path):
     """cuDNN asks for it, and `device_map` puts them on a GPU one by one."""
     make_model(bidirectional_encoder=True).save_pretrained(tmp_path)
-    flattened = []
-    flatten = lambda layer: flattened.append(layer) if layer.weight_ih_l0.device.type == "cpu" else None  # noqa: E731
+    flattened = []  # layers, and where their weights were
+    flatten = lambda layer: flattened.append((layer, layer.weight_ih_l0.device.type))  # noqa: E731
     monkeypatch.setattr(torch.nn.RNNBase, "flatten_parameters", flatten)
     model = AutoModel.from_pretrained(tmp_path)
     layers = [layer for layer in model.modules() if isinstance(layer, torch.nn.RNNBase)]
-    assert len(layers) == 3 and set(layers) <= set(flattened)
+    assert len(layers) == 3 and {(layer, "cpu") for layer in layers} <= set(flattened)
 
 
 @pytest.mark.parametrize("make", [make_model, make_frame_model, make_hierarchical_model])
