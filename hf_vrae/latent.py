@@ -76,11 +76,12 @@ def infers_labels(model) -> bool:
 
 
 def conditions_of(model, batch: dict) -> dict[str, torch.Tensor]:
-    """What of a batch its latents stand under, and its segments, for `generate`; a missing label is inferred where the
-    model can."""
+    """What of a batch its latents stand under, and its segments, for `generate`, on the model's device; a missing
+    label is inferred where the model can."""
+    batch = {name: values.to(model.device) for name, values in batch.items()}
     under = {name: batch[name] for name in (*WORDS, "segment_ids") if batch.get(name) is not None}
     if infers_labels(model):
-        under["class_ids"] = model.infer_labels(**{name: values.to(model.device) for name, values in batch.items()})
+        under["class_ids"] = model.infer_labels(**batch)
     return under
 
 

@@ -137,7 +137,7 @@ def evaluate_file(
         rows = _spread(data, num_text_samples)
         texts = _as_read(rows)
         batch = collator(batch_rows(rows).__getitems__(list(range(len(rows)))))
-        under = conditions_of(model, {name: tensor.to(model.device) for name, tensor in batch.items()})
+        under = conditions_of(model, batch)
         metrics["text"] = evaluate_text(model, tokenizer, texts, batch_size, seed, judge, under)
     options = {"svi_steps": svi_steps, "per_sequence": True}
     metrics |= evaluate(model, data, collator, num_samples, batch_size, seed, accelerator, **options)
@@ -174,7 +174,7 @@ def prior_of(model, tokenizer: PreTrainedTokenizerFast | None, data: Dataset) ->
         raise ValueError("`latent_size` 0 is a model without z: there is neither a prior nor a KL.")
     batches = batches_in_order(data, task_of(model, tokenizer).collator(), batch_size=64)
     with in_evaluation_mode(model):
-        parts = [conditions_of(model, {name: rows.to(model.device) for name, rows in b.items()}) for b in batches]
+        parts = [conditions_of(model, batch) for batch in batches]
         names = parts[0].keys() - {"segment_ids"}
         return model.prior(**{name: torch.cat([part[name] for part in parts]) for name in names})
 

@@ -66,7 +66,7 @@ def measure_quality(model, task, data: DatasetDict, split: str, recipe: Recipe, 
         # Under the conditions, if any, of rows spread over the split.
         places = spread_places(len(data[split]), count)
         rows = task.collator()(batch_rows(data[split]).__getitems__(places.tolist()))
-        under = conditions_of(model, {name: tensor.to(model.device) for name, tensor in rows.items()})
+        under = conditions_of(model, rows)
         samples = draw_samples(model, task.tokenizer, count, SAMPLES_AT_ONCE, args.seed, under)
         drawn = sum(map(len, task.tokenizer(samples)["input_ids"])) - count
     else:
