@@ -35,6 +35,9 @@ def test_curves_are_drawn_of_whatever_a_run_left(kinds, tmp_path):
     with Image.open(tmp_path / "curves.png") as picture:
         assert picture.size[0] > 1000 and len(picture.convert("RGB").getcolors(2**24)) > 10
     assert figure.axes[2].get_title() == "What the latent says"
+    (weight,) = (axis for axis in figure.axes if axis.get_ylabel() == "weight")
+    assert list(weight.lines[0].get_ydata()) == [TRAIN["kl_weight"] for row in rows if row["kind"] == "train"]
+    assert legend(figure.axes[1])[-1] == "KL weight (right)"
     (units,) = (axis for axis in figure.axes if axis.get_ylabel() == "active units")
     if "eval" in kinds:
         assert set(units.lines[0].get_ydata()) == {3} and units.get_ylim()[1] > 3  # below the frame

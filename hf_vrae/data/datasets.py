@@ -264,8 +264,8 @@ def tokenize(
         num_proc: processes to tokenise with.
 
     Returns:
-        the data set with `input_ids`, `length` (tokens), `num_characters` (of the text kept, and one for its end) and
-        `truncated` added.
+        the data set with `input_ids`, `length` (tokens), `num_characters` (of the text kept, and one for its end),
+        `truncated` and `has_unknown` (`<unk>` stands for a word; where the text itself has it, it does not) added.
 
     Raises:
         ValueError: where nothing is left, or no row has a word that the tokenizer knows.
@@ -336,10 +336,11 @@ def _tokenize_rows(rows: dict[str, list], tokenizer: PreTrainedTokenizerFast, ma
     columns = {name: [values[i] for i in keep] for name, values in rows.items() if name != "text"}
     columns["text"] = [texts[i] for i in keep]
     columns["marked"] = [marked[i] for i in keep]
-    for name in ("input_ids", "length", "num_characters", "truncated", "only_unknown"):
+    for name in ("input_ids", "length", "num_characters", "truncated", "only_unknown", "has_unknown"):
         columns[name] = []
     # The tokenizer's own truncation would change its state, and with it the fingerprint that the cache goes by.
-    for encoding in tokenizer.backend_tokenizer.encode_batch(columns["text"]) if keep else []:
+    encodings = tokenizer.backend_tokenizer.encode_batch(columns["text"]) if keep else []
+    for text, encoding in zip(columns["text"], encodings, strict=True):
         ids, offsets = encoding.ids, encoding.offsets
         truncated = len(ids) > max_length
         if truncated:
@@ -349,4 +350,7 @@ def _tokenize_rows(rows: dict[str, list], tokenizer: PreTrainedTokenizerFast, ma
         columns["num_characters"].append(offsets[-2][1] + 1)
         columns["truncated"].append(truncated)
         columns["only_unknown"].append(all(token == tokenizer.unk_token_id for token in ids[1:-1]))
+        words = zip(ids[1:-1], offsets[1:-1], strict=True)
+        unknown = {text[start:end] for token, (start, end) in words if token == tokenizer.unk_token_id}
+        columns["has_unknown"].append(bool(unknown - {tokenizer.unk_token}))
     return columns

@@ -65,11 +65,12 @@ def evaluate(
         `num_sequences`, `svi_steps` where there are any, `true_nll` where the data know it, `label_accuracy` of q(c|x)
         on rows with a label, where the model has one; where z is one a sequence `mutual_information` (of
         `mi_num_sequences` sequences) and `mutual_information_32` (the mean over batches of 32, the size of He et al.
-        2019, at most log 32 = 3.47), which beside a prior that knows the condition count what z repeats of it, and can
-        exceed the KL; beside one that knows none `marginal_kl`, KL(q(z) || p(z)) = KL - MI of the same sequences (how
-        far the posteriors together are from where samples come from, Hoffman & Johnson 2016; too high where MI nears
-        the log of their number); where z has scales, these are of that of the whole, and `kl_global`, `kl_sections`
-        and `kl_segments` are parts of `kl`. Of tokens [`_of_tokens`] adds its own, of frames [`_of_frames`].
+        2019, at most log 32 = 3.47; they are neighbours in the data, which where these are sorted by label differ in
+        less), which beside a prior that knows the condition count what z repeats of it, and can exceed the KL; beside
+        one that knows none `marginal_kl`, KL(q(z) || p(z)) = KL - MI of the same sequences (how far the posteriors
+        together are from where samples come from, Hoffman & Johnson 2016; too high where MI nears the log of their
+        number); where z has scales, these are of that of the whole, and `kl_global`, `kl_sections` and `kl_segments`
+        are parts of `kl`. Of tokens [`_of_tokens`] adds its own, of frames [`_of_frames`].
         `per_sequence` holds arrays [N]: `neg_elbo`, `kl`, `nll_iw`, `num_steps`, and `nll_fivo`.
     """
     accelerator = accelerator or Accelerator()
@@ -133,7 +134,7 @@ def _summarise(columns, family, dataset, model, num_samples, svi_steps, per_sequ
     if svi_steps:
         results["svi_steps"] = svi_steps
     on_a_grid = config.input_size is not None and config.head == "logistic_mixture"  # no density, as the true one is
-    if "true_log_prob" in dataset.column_names and not (on_a_grid or told or _has_unknown(dataset, config)):
+    if "true_log_prob" in dataset.column_names and not (on_a_grid or told or _has_unknown(dataset)):
         known = dataset.with_format("numpy")
         if "truncated" not in dataset.column_names or not known["truncated"][:].any():  # and of whole sequences
             results["true_nll"] = -float(np.mean(known["true_log_prob"][:]))
@@ -145,9 +146,9 @@ def _summarise(columns, family, dataset, model, num_samples, svi_steps, per_sequ
     return results
 
 
-def _has_unknown(dataset, config) -> bool:
+def _has_unknown(dataset) -> bool:
     """Whether `<unk>` stands for a word somewhere, which is likelier than any of the words it stands for."""
-    return config.input_size is None and any(config.unk_token_id in row for row in dataset["input_ids"])
+    return "has_unknown" in dataset.column_names and bool(np.any(dataset.with_format("numpy")["has_unknown"][:]))
 
 
 def _of_one_latent(columns, family, told, device) -> dict[str, float]:
@@ -179,11 +180,12 @@ def _of_one_latent(columns, family, told, device) -> dict[str, float]:
 
 
 def _of_tokens(results, columns, bounds, dataset, config) -> dict[str, float]:
-    """`ppl_iw`, `ppl_elbo`, `ppl_fivo`, `bits_per_token`, `num_tokens`; `bits_per_character` and `num_characters`."""
+    """`ppl_iw`, `ppl_elbo`, `ppl_fivo`, `bits_per_token`, `num_tokens`; where no word is unknown, `bits_per_character`
+    and `num_characters`."""
     count, tokens = results["num_sequences"], int(columns["num_steps"].sum())
     added = {f"ppl_{name.split('_')[1]}": perplexity(results[name], count, tokens) for name in bounds}
     added |= {"bits_per_token": bits(results["nll_iw"], count, tokens), "num_tokens": tokens}
-    if "num_characters" in dataset.column_names:
+    if "num_characters" in dataset.column_names and not _has_unknown(dataset):
         characters = int(np.sum(dataset.with_format("numpy")["num_characters"][:]))
         added |= {"bits_per_character": bits(results["nll_iw"], count, characters), "num_characters": characters}
     return added

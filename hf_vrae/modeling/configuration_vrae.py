@@ -523,6 +523,11 @@ class VRAEConfig(LatentSequenceConfig):
                 f"`svi_steps` {self.svi_steps} descends the whole -ELBO, of which {free} charges a part. Keep one.",
             ),
             (
+                self.svi_steps > 0 and self.bag_of_words_weight > 0,
+                f"`svi_steps` {self.svi_steps} descends the -ELBO, of which `bag_of_words_weight` "
+                f"{self.bag_of_words_weight} is no part. Keep one.",
+            ),
+            (
                 self.svi_steps > 0 and self.kernels != "plain",
                 f"`svi_steps` {self.svi_steps} differentiates through steps of gradient descent, which needs "
                 f"`kernels` plain, got {self.kernels}.",

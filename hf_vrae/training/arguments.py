@@ -389,6 +389,11 @@ class Recipe:
                 f"`word_noise` {data.word_noise} is of the ELBO of one sample. Leave it out, or leave out "
                 "`num_train_samples` and `svi_steps`."
             )
+        if data.word_noise and self.model.bag_of_words_weight:
+            raise ValueError(
+                f"`word_noise` {data.word_noise} changes the words that `bag_of_words_weight` "
+                f"{self.model.bag_of_words_weight} would have z foretell. Leave one of them out."
+            )
         columns = {*(data.label_columns or ()), *(data.attribute_columns or ()), data.condition_column}
         if data.of_frames and (ours := columns & {"length", "input_features"}):
             raise ValueError(

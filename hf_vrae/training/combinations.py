@@ -34,10 +34,11 @@ def check_model(args: "TrainArguments", config: LatentSequenceConfig) -> None:
                 f"`kl_weight` 1, got {args.kl_schedule} and {args.kl_weight}.",
             ),
             (
-                config.latent_size == 0 and (floor or args.aggressive or args.autoencoder_epochs > 0),
-                "`latent_size` 0 is a model without z, which has no KL to hold and no encoder to train: leave out "
-                f"`minimum_rate` {args.minimum_rate}, `aggressive` {args.aggressive} and `autoencoder_epochs` "
-                f"{args.autoencoder_epochs}.",
+                config.latent_size == 0
+                and (floor or args.aggressive or args.autoencoder_epochs > 0 or args.reset_decoder),
+                "`latent_size` 0 is a model without z, which has no KL to hold and no encoder to train or to keep: "
+                f"leave out `minimum_rate` {args.minimum_rate}, `aggressive` {args.aggressive}, `autoencoder_epochs` "
+                f"{args.autoencoder_epochs} and `reset_decoder` {args.reset_decoder}.",
             ),
             *(_not_of_vrnn(args) if config.model_type == "vrnn" else _not_of_vrae(args, config, floor)),
         ]

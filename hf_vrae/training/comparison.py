@@ -10,6 +10,7 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import yaml
 from accelerate import PartialState
@@ -300,16 +301,17 @@ def _names_of(rows: Sequence[dict], ran_so: Callable[[dict], bool]) -> set[str]:
     return {" / ".join(sorted(names))} if names else set()  # a name may have commas
 
 
-def _samples_of(rows: Sequence[dict]) -> set[str]:
-    """The K of most rows, and those that have another: bounds of other K are not comparable to a tenth of a nat."""
-    counts = Counter(k for row in rows for k in {run["num_samples"] for run in row["runs"]})
-    usual = min(counts, key=lambda k: (-counts[k], k))
+def _usual(rows: Sequence[dict], of_run: Callable[[dict], Any]) -> set[str]:
+    """What most rows have, and those that have another: bounds of other K are not comparable to a tenth of a nat, nor
+    minutes of other hardware."""
+    counts = Counter(value for row in rows for value in set(map(of_run, row["runs"])))
+    usual = min(counts, key=lambda value: (-counts[value], value))
     others = (
-        f"{k} of {names}"
-        for k in sorted(counts.keys() - {usual})
-        for names in _names_of(rows, lambda run, k=k: run["num_samples"] == k)
+        f"{value} of {names}"
+        for value in sorted(counts.keys() - {usual})
+        for names in _names_of(rows, lambda run, value=value: of_run(run) == value)
     )
-    mixed = sorted(row["name"] for row in rows if len({run["num_samples"] for run in row["runs"]}) > 1)
+    mixed = sorted(row["name"] for row in rows if len(set(map(of_run, row["runs"]))) > 1)
     unequal = f" (not the same for all seeds of {' / '.join(mixed)})" if mixed else ""
     return {", but ".join(filter(None, (str(usual), " and ".join(others)))) + unequal}
 
@@ -320,7 +322,7 @@ def comparison_notes(rows: Sequence[dict]) -> str:
     if not runs:
         return "No row has been run.\n"
     distinct = {
-        "K": _samples_of(rows),
+        "K": _usual(rows, lambda run: run["num_samples"]),
         "sequences": {run["num_sequences"] for run in runs},
         "steps": {run["num_steps"] for run in runs if "num_steps" in run},
         "sequences of MI": {run["mi_num_sequences"] for run in runs if "mi_num_sequences" in run},
@@ -328,7 +330,7 @@ def comparison_notes(rows: Sequence[dict]) -> str:
         "samples": {run["num_quality_samples"] for run in runs if "num_quality_samples" in run},
         "self-BLEU of as many real texts": _rounded(runs, "reference_self_bleu", 1),
         "reverse PPL of as many real texts": _rounded(runs, "reference_reverse_ppl", 2),
-        "hardware": {run["run"]["hardware"] for run in runs},
+        "hardware": _usual(rows, lambda run: run["run"]["hardware"]),
         "in bf16": _names_of(rows, lambda run: run["run"].get("mixed_precision") == "bf16"),
         "in fp16": _names_of(rows, lambda run: run["run"].get("mixed_precision") == "fp16"),
         "in several processes": _names_of(rows, lambda run: run["run"].get("num_processes", 1) > 1),
@@ -339,6 +341,8 @@ def comparison_notes(rows: Sequence[dict]) -> str:
         del distinct["sequences of MI"]
     else:
         distinct["MI and AU of the global z alone"] = _names_of(rows, lambda run: "kl_global" in run)
+        of_steps = _names_of(rows, lambda run: run["kl"] > 0 and "mutual_information" not in run)
+        distinct["AU of posterior means that are averaged over the steps"] = of_steps
         # It cannot, but where the prior knows the condition, and what z repeats of that is told too.
         beyond = _names_of(rows, lambda run: run.get("mutual_information", 0) > run["kl"] + 0.05)
         distinct["MI above the KL, since it counts what z tells of the condition"] = beyond

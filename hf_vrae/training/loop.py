@@ -61,7 +61,8 @@ def remedies_of(config, args: TrainArguments) -> Iterator[str]:
             "let the KL weight rise more slowly (--kl_warmup_steps) or in cycles (--kl_schedule cyclical), for a "
             "larger --kl_weight makes it worse"
         )
-        if not getattr(config, "label_classifier", False):
+        prescribed = args.minimum_rate or args.kl_schedule == "capacity" or args.svi_steps
+        if not (prescribed or getattr(config, "label_classifier", False)):
             yield "leave some of the KL free (--free_bits)"
     if config.model_type == "vrnn":
         yield "let the posterior begin at the prior (--residual_posterior) and see what comes (--smoothing_posterior)"
@@ -458,7 +459,9 @@ class TrainingLoop:
         """Say so where z tells nothing of x, and what helps this model."""
         config = self.plain_model.config
         found = f"the KL is {results['kl']:.3f} nats a sequence with {results['active_units']} active units"
-        collapsed = results["kl"] < COLLAPSED or (config.model_type != "vrnn" and results["active_units"] == 0)
+        collapsed = results["kl"] < COLLAPSED
+        if config.model_type == "vrae":  # others have more latents than the units are counted of
+            collapsed = collapsed or results["active_units"] == 0
         if getattr(config, "posterior", None) == "vmf":
             # Its KL is constant, and means on a sphere vary by 1 / latent_size at most: often no unit is ever active.
             found = f"the mutual information is {results['mutual_information']:.3f} nats a sequence"

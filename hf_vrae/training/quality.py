@@ -13,6 +13,7 @@ from datasets import Dataset, DatasetDict
 
 from ..data.conditions import batch_rows
 from ..data.datasets import spread_places
+from ..data.tokenization import decode
 from ..evaluation.free_running import evaluate_free_running
 from ..evaluation.text import draw_samples, self_bleu
 from ..latent import conditions_of, each_label, sample_frames
@@ -78,17 +79,22 @@ def measure_quality(model, task, data: DatasetDict, split: str, recipe: Recipe, 
         drawn = sum(int(sample["lengths"].sum()) for sample in samples)
     results[f"generated_{speed}"] = drawn / (time.perf_counter() - start)
     if task.unit == "tokens":
-        results |= _of_samples(samples, data, split, recipe, accelerator)
+        results |= _of_samples(samples, task.tokenizer, data, split, recipe, accelerator)
     return {**results, "num_quality_samples": count}
 
 
-def _of_samples(samples: list[str], data: DatasetDict, split: str, recipe: Recipe, accelerator: Accelerator) -> dict:
+def _of_samples(
+    samples: list[str], tokenizer, data: DatasetDict, split: str, recipe: Recipe, accelerator: Accelerator
+) -> dict:
     """`self_bleu` of the samples, and `reverse_ppl`: the perplexity of the real texts of `split` under a language
     model trained on the samples, which rises where these are dull, wrong or leave things out (Zhao et al. 2018).
-    Beside each, with `reference_` before the name, that of as many real texts, the first of the training split.
+    Beside each, with `reference_` before the name, that of as many real texts, spread over the training split and in
+    the words of `tokenizer`, as the samples are.
     """
     folder = Path(recipe.training.output_dir) / "judges"
-    real = [text.strip() for text in data["train"][: len(samples)]["text"]]
+    train = data["train"]
+    places = spread_places(len(train), min(len(samples), len(train)))
+    real = decode(tokenizer, train.select(places)["input_ids"])
     results = {"self_bleu": self_bleu(samples)["self_bleu"], "reference_self_bleu": self_bleu(real)["self_bleu"]}
     for name, texts in (("reverse_ppl", samples), ("reference_reverse_ppl", real)):
         if not any(texts):  # a language model of nothing is none

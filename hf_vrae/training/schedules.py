@@ -112,7 +112,8 @@ class KLSchedule:
 
     def has_arrived(self, step: int) -> bool:
         """Whether weight and capacity are at their final values: only then does a loss say how good the model is."""
-        return self.position(step) >= self.warmup_steps
+        is_constant = self.kind != "capacity" and self.start == self.weight
+        return is_constant or self.position(step) >= self.warmup_steps
 
     def position(self, step: int) -> float:
         """Updates since the last rise began."""

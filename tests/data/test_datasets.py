@@ -166,6 +166,9 @@ def test_tokenizing_counts_what_it_drops_and_cuts(caplog):
     assert data["input_ids"][:] == [[2, 5, 4, 3], [2, 1, 1, 3], [2, *[4] * 6, 3], [2, 4, 3]]
     assert data["length"][:] == [4, 4, 8, 3] and data["truncated"][:] == [False, False, True, False]
     assert data["num_characters"][:] == [9, 8, 30, 5]  # the end of the sequence is one
+    assert data["has_unknown"][:] == [False, True, False, False]
+    written = tokenize(Dataset.from_dict({"text": ["the <unk>", "the <unk> zzz"]}), tokenizer, 8)
+    assert written["input_ids"][0] == [2, 5, 1, 3] and written["has_unknown"][:] == [False, True]
 
 
 def test_what_a_call_left_in_the_tokenizer_is_not_in_the_data():

@@ -9,6 +9,7 @@ from datasets import Dataset
 from torch.distributions import Categorical, Independent, MixtureSameFamily, Normal, kl_divergence
 
 from hf_vrae.data.collators import AutoencodingCollator
+from hf_vrae.data.datasets import tokenize
 from hf_vrae.evaluation.information import encode_dataset, mutual_information
 from hf_vrae.evaluation.likelihood import bits, evaluate, noise_generators, perplexity
 from hf_vrae.modeling.distributions import DiagonalGaussian
@@ -137,6 +138,13 @@ def test_perplexity_is_of_totals_not_a_mean_of_means():
 def test_published_pair_of_the_protocol():
     """PTB test: NLL 101.04 nats a sentence is perplexity 100.5 at 82,430 tokens (Li et al. 2020, table 8)."""
     assert perplexity(101.04, 3761, 78_669 + 3761) == pytest.approx(100.5, abs=0.1)
+
+
+def test_bits_a_character_are_of_texts_without_unknown_words(trained, tokenizer):
+    known, unknown = ({"text": ["the king sold a letter .", last]} for last in ("the <unk> .", "the xyzzy ."))
+    known, unknown = (tokenize(Dataset.from_dict(rows), tokenizer, 64) for rows in (known, unknown))
+    assert known["input_ids"][:] == unknown["input_ids"][:]  # nor would the nats be those of the word
+    assert "bits_per_character" in run(trained, known) and "bits_per_character" not in run(trained, unknown)
 
 
 def test_data_without_characters_or_truth(trained):

@@ -2,6 +2,8 @@
 
 import copy
 import itertools
+import math
+from typing import get_args
 
 import pytest
 import torch
@@ -11,7 +13,9 @@ from transformers.integrations import accelerate
 
 from hf_vrae import VRAEConfig, VRAEForSequenceGeneration
 from hf_vrae.modeling.cache_name import CACHE
+from hf_vrae.modeling.configuration_common import FreeBitsForm
 from hf_vrae.modeling.distributions import DiagonalGaussian, generators_of_rows, kl_per_dimension
+from hf_vrae.modeling.objectives import free_bits
 from hf_vrae.modeling.posteriors import MAX_LOGVAR, MIN_LOGVAR
 from hf_vrae.modeling.recurrent import append
 from tests.models import make_frame_model, make_hierarchical_model, make_model
@@ -107,6 +111,19 @@ def test_free_bits_are_of_the_training_loss_only(model, batch):
     torch.testing.assert_close(outputs.loss, outputs.reconstruction_loss + 0.5 * charged)
     outputs = model.eval()(**batch, labels=labels)
     torch.testing.assert_close(outputs.loss, outputs.reconstruction_loss + 0.5 * outputs.kl)
+
+
+@pytest.mark.parametrize("form", get_args(FreeBitsForm))
+def test_free_bits_are_in_the_form_asked_for(form, batch):
+    model = make_model()
+    raw = kl_per_dimension(model.encode(**batch), model.prior())
+    amount = raw.median().item() if form.startswith("dimension") else raw.sum(1).median().item()
+    amount *= 1.1 / (math.log(2) if form == "hinge" else 1)
+    charged = {of: free_bits(raw, amount, of).item() for of in get_args(FreeBitsForm)}
+    assert list(charged.values()).count(charged[form]) == 1  # no other form has the same
+    model.config.free_bits, model.config.free_bits_form = amount, form
+    outputs = model.train()(**batch, labels=model.labels_from_input_ids(**batch))
+    assert (outputs.loss - outputs.reconstruction_loss).item() == pytest.approx(charged[form], abs=1e-5)
 
 
 def test_a_decoder_is_made_anew_and_the_encoder_kept(model):

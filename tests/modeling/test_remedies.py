@@ -441,6 +441,7 @@ def test_skip_connections_add_what_a_layer_was_given(batch):
             "`bag_of_words_weight` and `svi_steps` are of the ELBO",
         ),
         ({"svi_steps": 4, "free_bits": 0.1, "kernels": "plain"}, "descends the whole -ELBO"),
+        ({"svi_steps": 4, "bag_of_words_weight": 0.1, "kernels": "plain"}, "`bag_of_words_weight` 0.1 is no part"),
         ({"svi_steps": 4}, "needs `kernels` plain, got auto"),
         ({"svi_steps": 4, "kernels": "plain", "posterior": "delta"}, "out of the family delta"),
     ],

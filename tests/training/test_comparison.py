@@ -223,6 +223,9 @@ def test_a_table_of_frames_is_of_steps(folder, tmp_path):
     assert comparison.comparison_notes(rows).startswith(
         f"K: 1, but 9 of {rows[1]['name']} and 500 of {rows[0]['name']};"
     )
+    assert "hardware: a CPU;" in comparison.comparison_notes(rows)
+    rows[2]["runs"] = [{**results, "run": run | {"hardware": "a GPU", "data": {"test": {"sha256": "0" * 64}}}}]
+    assert f"hardware: a CPU, but a GPU of {rows[2]['name']};" in comparison.comparison_notes(rows)
 
 
 QUALITY = {"teacher_forced_accuracy": 0.5, "self_bleu": 40.04, "reverse_ppl": 9.0, "tokens_per_second": 12345.6}

@@ -1,5 +1,6 @@
 """The loop: the same update however it is shared out, exact resumption, and nothing lost when it stops."""
 
+import functools
 import itertools
 import json
 import os
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator, PartialState
+from datasets import Dataset
 from safetensors.torch import load_file
 from transformers import (
     AutoModel,
@@ -24,18 +26,20 @@ from transformers import (
 from transformers.tokenization_utils_base import VERY_LARGE_INTEGER
 
 from hf_vrae import VRAEForSequenceGeneration
+from hf_vrae.evaluation.likelihood import evaluate
 from hf_vrae.hub import load
 from hf_vrae.measure import evaluate_file
 from hf_vrae.modeling import distributions
 from hf_vrae.training import loop as loop_module
 from hf_vrae.training.accelerator import main_process_first, make_accelerator, trackers_of, use_all_of_the_cpu
 from hf_vrae.training.arguments import parse_recipe
+from hf_vrae.training.batches import UpdateBatches
 from hf_vrae.training.checkpoints import checkpoints, find_run
 from hf_vrae.training.loop import Interrupted, TrainingLoop, TrainingState
 from hf_vrae.training.optimization import learning_rate_schedule, make_optimizer
 from hf_vrae.training.run import autoencoder_arguments, run
-from hf_vrae.training.tasks import task_of
-from tests.models import make_model
+from hf_vrae.training.tasks import TextTask, task_of
+from tests.models import make_hierarchical_model, make_model
 from tests.scripts import fresh_accelerator
 
 
@@ -455,6 +459,33 @@ def test_the_encoder_is_trained_until_its_loss_rises_from_one_window_to_the_next
     assert loop.state.encoder_updates == updates
 
 
+def test_several_processes_end_the_encoders_updates_together():
+    """By the loss of all, of which one process has a part that falls, and the other one that rises more."""
+    mine, theirs = ([*np.repeat(nats, 15)] for nats in ([5.0, 4.0, 3.0, 2.0], [5.0, 6.5, 7.0, 8.0]))
+    loop = SimpleNamespace(
+        plain_model=torch.nn.Module(),
+        batches=SimpleNamespace(of_encoder=lambda update: np.array([0])),
+        update=lambda batches, indices, frozen: (torch.tensor([mine[loop.state.encoder_updates]]), None),
+        state=SimpleNamespace(encoder_updates=0),
+        task=SimpleNamespace(scored=lambda lengths: 1),
+        lengths=np.array([1]),
+    )
+    of_window = lambda: sum(theirs[loop.state.encoder_updates - 15 : loop.state.encoder_updates])  # noqa: E731
+    loop.accelerator = SimpleNamespace(reduce=lambda tensor, how: tensor + of_window())
+    loop.plain_model.get_encoder = lambda: torch.nn.Linear(1, 1)
+    TrainingLoop.train_encoder(loop, iter(()))
+    assert loop.state.encoder_updates == 30
+
+
+def test_the_encoder_is_trained_on_batches_drawn_at_random():
+    args = parse_recipe("--per_device_train_batch_size 4".split()).training
+    split = Dataset.from_dict({"input_ids": [[2, 5, 3]] * 80})
+    batches = UpdateBatches(split, np.full(80, 3), None, args, Accelerator())
+    drawn = [batches.of_encoder(number).tolist() for number in range(40)]
+    assert 10 < len(set(map(tuple, drawn))) <= 20  # of an epoch's 20, with replacement
+    assert drawn == [batches.of_encoder(number).tolist() for number in range(40)]
+
+
 def test_aggressive_training_ends_with_its_last_epoch(tiny, monkeypatch):
     mi = iter(range(1, 99))
     original = loop_module.evaluate
@@ -486,6 +517,18 @@ def test_a_minimum_rate_is_held_where_the_posterior_would_collapse(tiny, tmp_pat
     free, held = (lines(tmp_path / name, "train")[-1] for name in ("free", "held"))
     assert free["kl"] < 1 and 2 < held["kl"] < 6
     assert 0 <= held["kl_weight"] < 1
+
+
+def test_the_multiplier_of_a_minimum_rate_ascends_between_0_and_beta():
+    loop = SimpleNamespace(
+        accelerator=SimpleNamespace(reduce=lambda tensor, how: tensor),
+        args=SimpleNamespace(minimum_rate=3.0, kl_weight=0.8),
+        state=SimpleNamespace(rate_multiplier=0.5),
+    )
+    for before, kl, after in ((0.5, 1.0, 0.506), (0.5, 5.0, 0.494), (0.797, 1.0, 0.8), (0.003, 5.0, 0.0)):
+        loop.state.rate_multiplier = before
+        TrainingLoop.hold_rate(loop, torch.tensor([0.0, 0.0, 4 * kl]), 4)
+        assert loop.state.rate_multiplier == pytest.approx(after)
 
 
 def test_a_capacity_draws_the_kl_up(tiny, tmp_path):
@@ -529,7 +572,7 @@ def test_scheduled_sampling_rises_to_its_share(tiny, monkeypatch):
         ("--mmd_weight 1 --per_device_train_batch_size 1", "compares a batch with the prior"),
         (
             "--latent_size 0 --kl_schedule constant --autoencoder_epochs 1",
-            "no encoder to train: leave out `minimum_rate` 0.0, `aggressive` False and `autoencoder_epochs` 1.0",
+            "no encoder to train or to keep: leave out `minimum_rate` 0.0, `aggressive` False, `autoencoder_epochs` 1",
         ),
         ("--autoencoder_epochs 1 --num_train_samples 4 --free_bits 0.1", "has no KL term"),
         ("--num_train_samples 4 --free_bits 0.1", "has no KL term that `free_bits` 0.1"),
@@ -538,6 +581,25 @@ def test_scheduled_sampling_rises_to_its_share(tiny, monkeypatch):
 def test_a_run_refuses_what_makes_no_sense_for_its_model(flags, reason, tiny, tmp_path):
     with pytest.raises(ValueError, match=reason):
         run(tiny(flags))
+
+
+def test_the_decoder_of_a_language_model_is_not_made_anew(tiny, tmp_path):
+    flags = "--latent_size 0 --kl_schedule constant --max_steps 1"
+    run(tiny(flags, "lm"))
+    with pytest.raises(ValueError, match="to keep: leave out .* and `reset_decoder` True"):
+        run(tiny(f"{flags} --reset_decoder --model_name_or_path {tmp_path / 'lm'}"))
+
+
+def test_segments_that_tell_all_are_no_collapse(tiny, caplog):
+    """Active units are those of the z of the whole alone."""
+    loop = SimpleNamespace(
+        plain_model=make_hierarchical_model(), args=tiny("").training, state=SimpleNamespace(step=7)
+    )
+    with caplog.at_level("WARNING"):
+        TrainingLoop.warn_of_collapse(loop, {"kl": 857.0, "active_units": 0, "mutual_information": 0.0})
+        assert not caplog.text
+        TrainingLoop.warn_of_collapse(loop, {"kl": 0.01, "active_units": 0, "mutual_information": 0.0})
+    assert "collapsed: at step 7 the KL is 0.010" in caplog.text
 
 
 @pytest.mark.parametrize("places", ["initial_state input", "initial_state output"])
@@ -563,6 +625,9 @@ def test_collapse_is_said_in_plain_words(places, tiny, caplog):
         ),
         ({"num_train_samples": 3}, "--num_train_samples 3", "--num_train_samples --word_dropout"),
         ({"condition_labels": {"a": ["b", "c"]}, "label_classifier": True}, "", "--kl_warmup_steps --word_dropout"),
+        ({}, "--svi_steps 2 --kernels plain", "--kl_warmup_steps --word_dropout"),
+        ({}, "--minimum_rate 3", "--kl_warmup_steps --word_dropout"),
+        ({}, "--kl_schedule capacity --kl_capacity 3", "--kl_warmup_steps --word_dropout"),
     ],
 )
 def test_no_remedy_is_named_that_a_run_would_refuse(family, flags, named, tiny):
@@ -776,10 +841,14 @@ def test_starting_from_a_model(tiny, tmp_path):
 def test_a_recipe_changes_of_a_saved_model_what_no_weight_depends_on(tiny, tmp_path):
     run(tiny("--max_steps 1", "first"))
     first = f" --max_steps 1 --model_name_or_path {tmp_path / 'first'}"
-    run(tiny("--word_dropout 0.7 --kernels plain --svi_steps 2 --forget_bias 0.7" + first))
-    config = json.loads((tmp_path / "run" / "config.json").read_text())
-    changed = ("word_dropout", "kernels", "svi_steps", "forget_bias")
-    assert [config[name] for name in changed] == [0.7, "plain", 2, 0.7]
+    for changed in (
+        {"word_dropout": 0.7, "kernels": "plain", "svi_steps": 2, "forget_bias": 0.7},
+        {"free_bits": 0.3, "free_bits_form": "example", "mmd_weight": 2.0},
+    ):
+        flags = " ".join(f"--{name} {value}" for name, value in changed.items())
+        run(tiny(f"{flags} --overwrite_output_dir {first}"))
+        config = json.loads((tmp_path / "run" / "config.json").read_text())
+        assert {name: config[name] for name in changed} == changed
     with pytest.raises(ValueError, match="`posterior` is gaussian in the model .* the recipe asks for batch_norm"):
         run(tiny("--posterior batch_norm" + first, "third"))
 
@@ -931,8 +1000,14 @@ def test_a_model_is_measured_on_texts_cut_as_in_its_training(tiny, tmp_path):
 
 
 def test_a_semi_amortised_model_is_measured_as_it_was_trained(tiny, tmp_path):
-    results = run(tiny("--svi_steps 2 --kernels plain"))
+    results = run(tiny("--svi_steps 2 --kernels plain --eval_strategy steps --eval_steps 12"))
     model = load(str(tmp_path / "run"))
+    (validated,) = lines(tmp_path / "run", "eval")
+    data = task_of(*model).ready(TextTask.prepare(tiny("", "data"))[1]["validation"])
+    measure = functools.partial(evaluate, model[0], data, task_of(*model).collator(), num_samples=1, seed=42)
+    refined, as_encoded = (measure(svi_steps=steps) for steps in (2, 0))
+    assert validated["neg_elbo"] == pytest.approx(refined["neg_elbo"], rel=1e-5)
+    assert abs(as_encoded["neg_elbo"] - refined["neg_elbo"]) > 1e-3
     options = {"path": None, "num_samples": 2}
     measured = evaluate_file(*model, **options)
     assert measured["svi_steps"] == results["svi_steps"] == 2

@@ -7,7 +7,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 
-from hf_vrae.data.datasets import tokenize
+from hf_vrae.data.datasets import spread_places, tokenize
 from hf_vrae.data.grammar import generate_corpus
 from hf_vrae.data.tokenization import train_tokenizer
 from hf_vrae.training import accelerator, quality
@@ -42,6 +42,17 @@ def test_of_text(family, tmp_path):
     samples = (tmp_path / "run/judges/reverse_ppl/train.txt").read_text().splitlines()
     real = (tmp_path / "run/judges/reference_reverse_ppl/train.txt").read_text().splitlines()
     assert len(samples) == len(real) == 40
+    assert real == generate_corpus(240, 24, 24)["train"].select(spread_places(240, 40))["text"][:]
+
+
+def test_real_texts_are_in_the_words_of_the_samples(tiny, tmp_path):
+    lines = ["the king sold a letter ."] * 30 + ["the queen sold a ring ."] * 30
+    (tmp_path / "train.txt").write_text("\n".join(lines))
+    (tmp_path / "test.txt").write_text("\n".join(lines[::3]))
+    files = f"--train_file {tmp_path / 'train.txt'} --test_file {tmp_path / 'test.txt'} --min_frequency 31"
+    run(tiny(f"{files} --num_quality_samples 2"))
+    real = (tmp_path / "run/judges/reference_reverse_ppl/train.txt").read_text().splitlines()
+    assert real == ["the <unk> sold a <unk> ."] * 2
 
 
 def test_what_is_interrupted_in_a_judge_goes_on_as_the_run(tiny, tmp_path, monkeypatch):

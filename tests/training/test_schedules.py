@@ -16,6 +16,12 @@ def test_linear_rises_from_start_within_the_warmup():
     assert [schedule.has_arrived(step) for step in (0, 19, 20, 99)] == [False, False, True, True]
 
 
+def test_a_weight_that_starts_at_its_end_has_arrived():
+    for value in (0.0, 1.0):
+        schedule = KLSchedule("linear", 100, weight=value, start=value, warmup=80)
+        assert schedule(0) == schedule(50) == value and schedule.has_arrived(0)
+
+
 def test_a_warmup_below_one_is_a_share_of_the_run():
     assert KLSchedule("linear", 100, warmup=0.2)(10) == KLSchedule("linear", 100, warmup=20)(10) == pytest.approx(0.5)
 

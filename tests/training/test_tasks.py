@@ -322,6 +322,7 @@ def test_what_is_walked_in_has_the_segments_of_its_file(recipe, tmp_path):
         ("hierarchical", "--word_noise 0.2", "a vrae without `label_classifier`; this is a hierarchical_vrae"),
         ("hierarchical", "--minimum_rate 3 --segment_free_bits 0.1", "hold the KL of all scales together"),
         ("vrae", "--word_noise 0.2 --svi_steps 2 --kernels plain", "is of the ELBO of one sample"),
+        ("vrae", "--word_noise 0.2 --bag_of_words_weight 0.5", "changes the words that `bag_of_words_weight` 0.5"),
         ("vrae", "--train_file a.npz --segment_column bar", "segments of a hierarchical_vrae lie, and this is a vrae"),
         ("vrae", f"{FRAMES} --tokenizer_type char", "`tokenizer_type` is of text, and the data are frames"),
         ("vrae", "--text_column words", "`text_column` says how to read data, and none are named"),

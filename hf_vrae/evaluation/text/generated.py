@@ -46,7 +46,8 @@ def evaluate_text(
         "reconstruction": reconstruction_quality(
             model, tokenizer, texts, batch_size, seed=seed, conditions=conditions
         ),
-        "samples": sample_quality(samples, texts),
+        # The samples' own words, or a rare one that they cannot say would make real texts look more diverse.
+        "samples": sample_quality(samples, decode(tokenizer, tokenizer(list(texts))["input_ids"])),
         "bleu_signature": bleu_signature(),
     }
     if model.config.is_encoder_decoder and model.config.latent_size:
