@@ -72,7 +72,7 @@ def moved(model, latents: torch.Tensor, step: torch.Tensor) -> torch.Tensor:
 
 def infers_labels(model) -> bool:
     """Whether a label that is missing is inferred from the sequence."""
-    return model.config.model_type == "vrae" and model.config.label_classifier
+    return model.config.model_type != "vrnn" and model.config.label_classifier
 
 
 def conditions_of(model, batch: dict) -> dict[str, torch.Tensor]:

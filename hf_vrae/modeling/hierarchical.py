@@ -104,20 +104,15 @@ class HierarchicalEncoder(VRAERecurrentEncoder):
         first = first_segments(config, summaries.shape[1]).to(counts.device)
         present = first < counts.unsqueeze(1)  # [B, W - D]
         blocks = None
-        for reader, posterior, size in zip(
-            self.readers,
-            self.segment_posteriors if config.segment_latent_size else [None] * len(self.readers),
-            [*reversed(config.section_sizes), None],
-            strict=True,
-        ):
-            if posterior is not None:
-                moments = posterior(self.dropout(summaries))  # [B, N, D] each
-                blocks = moments if blocks is None else [
-                    torch.cat([m, block.reshape(*m.shape[:2], -1)], dim=2)
-                    for m, block in zip(moments, blocks, strict=True)
-                ]  # fmt: skip
+        for level, size in enumerate([*reversed(config.section_sizes), None]):  # from segments to the whole
+            if config.segment_latent_size:
+                own = self.segment_posteriors[level](self.dropout(summaries))  # [B, N, D] each
+                if blocks is not None:  # behind a node's own stands what hangs below it
+                    below = [block.reshape(*own[0].shape[:2], -1) for block in blocks]
+                    own = [torch.cat(both, dim=2) for both in zip(own, below, strict=True)]
+                blocks = own
             nodes = torch.arange(summaries.shape[1], device=counts.device)
-            whole, outputs = reader(summaries, nodes < counts.unsqueeze(1), True)
+            whole, outputs = self.readers[level](summaries, nodes < counts.unsqueeze(1), True)
             if size is not None:
                 starts = nodes[::size].expand(len(counts), -1)  # [B, N]
                 last = (counts - 1).unsqueeze(1)

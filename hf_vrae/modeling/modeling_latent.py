@@ -34,7 +34,7 @@ from .objectives import (
     negative_elbo,
 )
 from .posteriors import BatchNormPosterior, CorrelatedPrior, GaussianPosterior
-from .recurrent import GRU, LSTM, LayerNormCell, LayerNormLSTM
+from .recurrent import LAYERS, LSTM, LayerNormLSTM
 
 MAX_AT_ONCE = 2**22  # decoder outputs, or parameters of p(x_t), held at once for importance weights: 16 MiB in float32
 
@@ -97,7 +97,10 @@ class LatentSequenceModel(PreTrainedModel):
                 "`token_type_ids` tell apart the texts of a pair, and here each stands alone. Set "
                 '`tokenizer.model_input_names = ["input_ids", "attention_mask"]`, which is saved with it.'
             )
-        known = inspect.signature(type(self).forward).parameters
+        known = {}
+        for base in type(self).__mro__:  # all of them: a subclass may pass on what it is given
+            if issubclass(base, LatentSequenceModel) and "forward" in vars(base):
+                known |= inspect.signature(base.forward).parameters
         for name in batch.keys() - known.keys():
             names = [*known, "num_samples", "latents", "generator", "posterior"]
             (nearest,) = difflib.get_close_matches(name, names, n=1, cutoff=0.0)
@@ -138,7 +141,7 @@ class LatentSequenceModel(PreTrainedModel):
                 init.zeros_(module.num_batches_tracked)
                 if module.scale is not None:
                     init.ones_(module.scale)
-        elif isinstance(module, (LSTM, GRU, LayerNormCell)):
+        elif isinstance(module, tuple(LAYERS.values())):
             for name, parameter in module.named_parameters(recurse=False):
                 if "weight" in name:
                     init.uniform_(parameter, -bound, bound)
@@ -187,6 +190,9 @@ class OneLatentModel(LatentSequenceModel):
     - `num_steps(target)`: how many steps are scored, [B];
     - `teacher_forced(latents, **batch)`: the likeliest x_t given z and the true steps before it;
     - `_parts_of_likelihood()`: the modules of p(x|z).
+
+    What training minimises is made by `_bound`, which weighs the reconstruction and the KL, and `_auxiliary_losses`,
+    which adds to it: a loss of one's own overrides one of these, with a configuration of its own if it is to be saved.
 
     Everything may stand under a condition c, which [`ConditionalModel`] makes of a batch; here there is none.
     """

@@ -277,7 +277,7 @@ class VRNNPreTrainedModel(LatentSequenceModel):
         return (kl_per_dimension(path.posterior, path.prior) * real).sum(1)
 
     def evaluation_terms(
-        self, num_samples: int, generators: list[torch.Generator] | None, svi_steps: int = 0, **batch
+        self, num_samples: int, generators: list[torch.Generator] | None = None, svi_steps: int = 0, **batch
     ):
         """What evaluation takes of a batch, a row a sequence, in nats.
 

@@ -18,7 +18,7 @@ from .configuration_vrnn import VRNNConfig
 from .distributions import DiagonalGaussian
 from .kernels import Dropout, PackedLinear, as_weight_of, at_least_float32, is_plain, weight_and_bias
 from .posteriors import MAX_LOGVAR, MIN_LOGVAR
-from .recurrent import LAYERS, drop_weights, one_step_back, run_layer, stepwise_product, take_time
+from .recurrent import GRU, LAYERS, LSTM, drop_weights, one_step_back, run_layer, stepwise_product, take_time
 from .recurrent_latent import sample_path
 
 
@@ -190,7 +190,7 @@ class VRNNLayer(nn.Module):
         config = self.config
         plain = config.kernels == "plain" or torch.compiler.is_compiling() or gates_x.device.type == "mps"
         exact = gates_x.dtype in (torch.float32, torch.float64)  # not under autocast
-        return exact and not plain and not config.layer_norm and config.feature_layers == 1
+        return exact and not plain and type(self.rnn) in (LSTM, GRU) and config.feature_layers == 1
 
     def _walk_by_kernel(self, gates_x, features_x, noise, reads_h, weight_z, choose):
         """[`_walk`] by [`sample_path`]."""

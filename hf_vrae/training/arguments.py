@@ -8,7 +8,7 @@ import re
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, get_args, get_origin
+from typing import Literal
 
 import yaml
 from transformers import HfArgumentParser
@@ -280,25 +280,19 @@ def _check_positive(arguments, *names: str) -> None:
 
 def _model_arguments() -> type:
     """A dataclass of the configurations' fields that a user chooses; the data decide about the rest."""
-    plain = {float | int: float, float | int | None: float | None}  # HfArgumentParser knows no union of numbers
+    # HfArgumentParser knows no union of numbers, and no list of choices.
+    places = VRAEConfig.__dataclass_fields__["latent_conditioning"].type
+    plain = {float | int: float, float | int | None: float | None, list[float | int] | None: list[float] | None}
+    plain[places] = list[str] | None
     model_type = _arg(
         "vrae",
         "vrae: one latent a sequence; vrnn: one latent a step; hierarchical_vrae: one of the whole, one a segment",
     )
     chosen = {"model_type": ("model_type", Literal[*CONFIGURATIONS], model_type)}
     for f in (f for configuration in CONFIGURATIONS.values() for f in dataclasses.fields(configuration)):
-        if "help" not in f.metadata or f.name == "vocab_size" or f.name in chosen:
-            continue
-        lists = [
-            {list[int]: kind, list[float | int]: list[float]}.get(kind, list[str])  # of names
-            for kind in get_args(f.type)
-            if get_origin(kind) is list
-        ]
-        kind = lists[0] | None if lists else plain.get(f.type, f.type)
-        default = (
-            {"default_factory": f.default_factory} if f.default is dataclasses.MISSING else {"default": f.default}
-        )
-        chosen[f.name] = (f.name, kind, field(**default, metadata=f.metadata))
+        if "help" in f.metadata and f.name != "vocab_size":
+            kind = plain.get(f.type, f.type)
+            chosen.setdefault(f.name, (f.name, kind, field(default=f.default, metadata=f.metadata)))
     return dataclasses.make_dataclass("ModelArguments", chosen.values())
 
 

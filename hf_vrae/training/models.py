@@ -3,33 +3,23 @@
 from collections.abc import Iterable
 
 from safetensors import SafetensorError
-from transformers import AutoConfig, PreTrainedModel
+from transformers import AutoConfig, AutoModel, PreTrainedModel
 
 from ..modeling.configuration_common import DATA_COLUMNS, LatentSequenceConfig
-from ..modeling.modeling_hierarchical import HierarchicalVRAEForSequenceGeneration
-from ..modeling.modeling_hierarchical_frames import HierarchicalVRAEForFrameGeneration
 from ..modeling.modeling_vrae import VRAEForSequenceGeneration
-from ..modeling.modeling_vrae_frames import VRAEForFrameGeneration
-from ..modeling.modeling_vrnn import VRNNForSequenceGeneration
-from ..modeling.modeling_vrnn_frames import VRNNForFrameGeneration
-from .arguments import CONFIGURATIONS, Recipe
+from .arguments import CONFIGURATIONS, Recipe, TrainArguments
 from .combinations import check_model
 
-OF_TOKENS = {
-    "vrae": VRAEForSequenceGeneration,
-    "vrnn": VRNNForSequenceGeneration,
-    "hierarchical_vrae": HierarchicalVRAEForSequenceGeneration,
-}
-OF_FRAMES = {
-    "vrae": VRAEForFrameGeneration,
-    "vrnn": VRNNForFrameGeneration,
-    "hierarchical_vrae": HierarchicalVRAEForFrameGeneration,
-}
-OF_THE_LOSS = ("free_bits", "free_bits_form", "mmd_weight", "num_train_samples", "resampling", "svi_steps")
-"""What of the configuration the run's arguments set, whatever model it starts from."""
+OF_THE_LOSS = tuple(
+    name
+    for name in TrainArguments.__dataclass_fields__
+    if any(name in kind.__dataclass_fields__ for kind in CONFIGURATIONS.values())
+)
+"""What of the configuration the run's arguments set, whatever model it starts from: fields of both, by their names."""
 FREE_TO_CHANGE = (
-    "dropout", "encoder_dropout", "weight_dropout", "variational_dropout", "word_dropout",
-    "kernels", "initializer_range", "forget_bias", "condition_dropout", "classifier_weight", "batch_norm_gamma",
+    "dropout", "encoder_dropout", "weight_dropout", "variational_dropout", "word_dropout", "kernels",
+    "initializer_range", "embedding_initializer_range", "forget_bias", "condition_dropout", "classifier_weight",
+    "batch_norm_gamma", "committed_rate", "concentration",
     "segment_kl_weight", "segment_free_bits", "section_kl_weight", "section_free_bits",
 )  # fmt: skip
 """What of a saved model a recipe may set anew: no weight depends on it."""
@@ -52,7 +42,7 @@ def make_model(recipe: Recipe, **of_the_data) -> PreTrainedModel:
     config = configuration(recipe, **of_the_data)
     if not args.model_name_or_path:
         check_model(args, config)
-        return class_of(config)(config)
+        return AutoModel.from_config(config)
     model = start_from(args.model_name_or_path, config, recipe.given_fields())
     check_model(args, model.config)
     if args.reset_decoder:
@@ -81,10 +71,6 @@ def from_pretrained_parts(recipe: Recipe, **of_the_data) -> PreTrainedModel:
     )
     check_model(args, model.config)
     return model
-
-
-def class_of(config: LatentSequenceConfig) -> type[PreTrainedModel]:
-    return (OF_TOKENS if config.input_size is None else OF_FRAMES)[config.model_type]
 
 
 def configuration(recipe: Recipe, **of_the_data) -> LatentSequenceConfig:
@@ -142,6 +128,6 @@ def start_from(name_or_path: str, wanted: LatentSequenceConfig, given: Iterable[
         setattr(config, name, getattr(wanted, name))
     config.validate_architecture()
     try:
-        return class_of(config).from_pretrained(name_or_path, config=config)
+        return AutoModel.from_pretrained(name_or_path, config=config)
     except SafetensorError as error:
         raise ValueError(f"The weights of {name_or_path!r} cannot be read: {error}") from error

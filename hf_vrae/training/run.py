@@ -26,7 +26,7 @@ from .batches import UpdateBatches
 from .checkpoints import checkpoints, find_checkpoint, find_run, prepare_output_dir
 from .combinations import check_model
 from .loop import TrainingLoop
-from .models import configuration
+from .models import OF_THE_LOSS, configuration
 from .quality import measure_quality, peak_memory
 from .schedules import KLSchedule
 from .tasks import FrameTask, TextTask, cut, lengths
@@ -166,9 +166,8 @@ def autoencoder_arguments(args: TrainArguments) -> TrainArguments:
     """Those of the first stage of Li et al. 2019: the same model, z still sampled, its KL free of charge."""
     # What says something of a KL that costs nothing, or is of the decoder that is made anew.
     without = (
-        "autoencoder_epochs", "max_steps", "kl_cycles", "kl_capacity", "minimum_rate", "free_bits", "mmd_weight",
-        "num_train_samples", "svi_steps", "aggressive", "aggressive_max_epochs", "scheduled_sampling",
-        "num_quality_samples",
+        *OF_THE_LOSS, "autoencoder_epochs", "max_steps", "kl_cycles", "kl_capacity", "minimum_rate", "aggressive",
+        "aggressive_max_epochs", "scheduled_sampling", "num_quality_samples",
     )  # fmt: skip
     return dataclasses.replace(
         args,

@@ -517,3 +517,15 @@ def test_outputs_as_tuples_and_hidden_states_by_configuration(model, batch):
     assert [h.shape[-1] for h in outputs.encoder_hidden_states] == [16] * (config.encoder_layers + 1)
     sizes = [config.embedding_size] + [config.decoder_hidden_size] * config.decoder_layers
     assert [h.shape[-1] for h in outputs.decoder_hidden_states] == sizes and outputs.last_hidden_state is None
+
+
+class PassingOn(VRAEForSequenceGeneration):
+    def forward(self, *args, **kwargs):
+        return super().forward(*args, **kwargs)
+
+
+def test_a_subclass_may_pass_on_what_forward_is_given(batch):
+    model = PassingOn(make_model().config).eval()
+    assert model.encode(**batch, labels=batch["input_ids"]).mean.shape[0] == len(batch["input_ids"])
+    with pytest.raises(TypeError, match="`latent` is of no batch of a PassingOn. Did you mean `latents`"):
+        model.encode(**batch, latent=1)

@@ -4,8 +4,9 @@ import pytest
 import torch
 from torch import nn
 
-from hf_vrae import VRNNConfig
+from hf_vrae import VRNNConfig, VRNNForSequenceGeneration
 from hf_vrae.modeling import vrnn
+from hf_vrae.modeling.recurrent import GRU, LAYERS
 from hf_vrae.modeling.vrnn import VRNNLayer
 
 
@@ -50,6 +51,28 @@ def test_a_path_by_one_function_is_that_of_the_loop(rnn_type, options, samples, 
     torch.testing.assert_close(found[1], found[0])
     with torch.no_grad():
         torch.testing.assert_close(unrolled(layer, "auto", inputs, samples)[0], found[0][0])
+
+
+class OtherCell(GRU):
+    pass
+
+
+def test_a_layer_of_ones_own_is_initialised_and_has_no_kernel(monkeypatch):
+    monkeypatch.setitem(LAYERS, ("gru", False), OtherCell)
+    model = VRNNForSequenceGeneration(VRNNConfig(vocab_size=9, rnn_type="gru", hidden_size=7, feature_size=7)).eval()
+    assert type(model.model.layer.rnn) is OtherCell
+    path, loss = unrolled(model.model.layer, "auto", (torch.randn(2, 5, 7), None, torch.randn(1, 2, 5, 32)), 1)
+    assert not any("SamplePath" in type(node).__name__ for node in ancestors(loss))
+
+    class Own(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight, self.bias = (nn.Parameter(torch.full((3, 3), 1e30)) for _ in "wb")
+
+    monkeypatch.setitem(LAYERS, ("own", False), Own)
+    layer = Own()
+    model._init_weights(layer)
+    assert layer.weight.abs().max() <= model.config.initializer_range and not layer.bias.any()
 
 
 def ancestors(tensor):

@@ -844,6 +844,7 @@ def test_a_recipe_changes_of_a_saved_model_what_no_weight_depends_on(tiny, tmp_p
     for changed in (
         {"word_dropout": 0.7, "kernels": "plain", "svi_steps": 2, "forget_bias": 0.7},
         {"free_bits": 0.3, "free_bits_form": "example", "mmd_weight": 2.0},
+        {"embedding_initializer_range": 0.2},
     ):
         flags = " ".join(f"--{name} {value}" for name, value in changed.items())
         run(tiny(f"{flags} --overwrite_output_dir {first}"))

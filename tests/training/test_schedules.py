@@ -1,8 +1,9 @@
 import math
+from typing import get_args
 
 import pytest
 
-from hf_vrae.training.schedules import KLSchedule
+from hf_vrae.training.schedules import KLSchedule, ScheduleKind
 
 
 def test_constant():
@@ -89,3 +90,12 @@ def test_capacity_rises_while_the_weight_stays():
     assert [schedule.target(step) for step in (0, 10, 20, 40, 99)] == [0, 2, 4, 8, 8]
     assert [schedule.has_arrived(step) for step in (39, 40)] == [False, True]
     assert KLSchedule("linear", 100).target(50) is None
+
+
+def test_no_kind_is_another_one_and_each_ends_at_its_weight():
+    curves = {}
+    for kind in get_args(ScheduleKind):
+        schedule = KLSchedule(kind, 100, weight=0.8, warmup=0.4, capacity=3.0 * (kind == "capacity"))
+        curves[kind] = [(schedule(step), schedule.target(step)) for step in range(100)]
+        assert schedule(99) == pytest.approx(0.8, rel=0.01)
+    assert len(set(map(tuple, curves.values()))) == len(curves)
