@@ -314,32 +314,37 @@ class VRAEConfig(LatentSequenceConfig):
     def _fields_nobody_reads(self) -> list[tuple[bool, str]]:
         """Fields off their defaults which say something about another kind of encoder, decoder or posterior alone."""
         encoder = "rnn" if self.latent_size == 0 else self.encoder_type
-        rnn = encoder == "rnn" or self.decoder_type == "rnn"
         own = (encoder == "transformer" and self.encoder_config is None) or self._kind_of_decoder == "transformer"
-        steps = own or "independent" in (encoder, self.decoder_type)
-        read = dict.fromkeys(("rnn_type", "layer_norm", "forget_bias"), rnn)
-        read["bidirectional_encoder"] = encoder == "rnn"
-        read |= dict.fromkeys(("weight_dropout", "skip_connections"), self.decoder_type == "rnn")
-        read |= {"num_attention_heads": own, "intermediate_size": own, "max_position_embeddings": steps}
-        read["memory_tokens"] = "memory" in self.latent_conditioning
         kinds = f"`encoder_type` {encoder} and `decoder_type` {self.decoder_type}"
-        says_nothing = f"says nothing of {kinds} with `latent_conditioning` {self.latent_conditioning}. Leave it out."
-        unread = {name: says_nothing for name, is_read in read.items() if not is_read}
-        families = {"batch_norm_gamma": "batch_norm", "learn_batch_norm_scale": "batch_norm"}
-        families |= {"committed_rate": "delta", "concentration": "vmf"}
-        unread |= {
-            name: f"is of `posterior` {family}, got {self.posterior}. Set that, or leave it out."
-            for name, family in families.items()
-            if self.posterior != family
-        }
-        if self.word_dropout and not self.reads_the_past:
-            unread["word_dropout"] = (
-                "is of what the decoder reads, and without `autoregressive`, or with `decoder_type` independent, it "
-                "reads nothing. Leave it out."
-            )
+        nothing = f"says nothing of {kinds} with `latent_conditioning` {self.latent_conditioning}. Leave it out."
+        of_family = f"is of `posterior` {{}}, got {self.posterior}. Set that, or leave it out."
+        reads_nothing = (
+            "is of what the decoder reads, and without `autoregressive`, or with `decoder_type` independent, it reads "
+            "nothing. Leave it out."
+        )
+        rules = [
+            (["rnn_type", "layer_norm", "forget_bias"], "rnn" in (encoder, self.decoder_type), nothing),
+            (["bidirectional_encoder"], encoder == "rnn", nothing),
+            (["weight_dropout", "skip_connections"], self.decoder_type == "rnn", nothing),
+            (["num_attention_heads", "intermediate_size"], own, nothing),
+            (["max_position_embeddings"], own or "independent" in (encoder, self.decoder_type), nothing),
+            (["memory_tokens"], "memory" in self.latent_conditioning, nothing),
+            (
+                ["batch_norm_gamma", "learn_batch_norm_scale"],
+                self.posterior == "batch_norm",
+                of_family.format("batch_norm"),
+            ),
+            (["committed_rate"], self.posterior == "delta", of_family.format("delta")),
+            (["concentration"], self.posterior == "vmf", of_family.format("vmf")),
+            (["word_dropout"], self.reads_the_past or not self.word_dropout, reads_nothing),
+        ]
         return [
-            (getattr(self, name) != self.__dataclass_fields__[name].default, f"`{name}` {getattr(self, name)} {why}")
-            for name, why in unread.items()
+            (
+                not is_read and getattr(self, name) != self.__dataclass_fields__[name].default,
+                f"`{name}` {getattr(self, name)} {reason}",
+            )
+            for names, is_read, reason in rules
+            for name in names
         ]
 
     def _check_conditions(self):
