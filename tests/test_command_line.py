@@ -145,3 +145,13 @@ def test_text_of_one_word_and_of_ten_thousand(desk, tmp_path):
     assert script(["scripts/train.py", *TINY.split(), "--train_file", "odd.txt", "--max_length", "50"]) == 0
     results = json.loads((tmp_path / "output" / "results.json").read_text())
     assert results["run"]["data"]["train"]["sequences"] + results["num_sequences"] == 40
+
+
+def test_scripts_push_where_and_as_they_are_told(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    pushed = []
+    monkeypatch.setattr("hf_vrae.hub.push_folder", lambda *args: pushed.append(tuple(map(str, args))) or "there")
+    words = f"{TINY} --corpus_size 50 --push_to_hub --hub_private_repo"
+    assert script(["scripts/train.py", *words.split()]) == 0
+    assert script(["scripts/push_to_hub.py", "output", "me/x", "--private"]) == 0
+    assert pushed == [("output", "output", "True"), ("output", "me/x", "True")]

@@ -6,10 +6,12 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
-from huggingface_hub import ModelCard
+from huggingface_hub import HfApi, ModelCard
+from huggingface_hub.utils import filter_repo_objects
 
 from hf_vrae import VRNNConfig, VRNNForFrameGeneration
 from hf_vrae.hub import load, push_folder, write_model_card
@@ -100,6 +102,29 @@ def shared(tmp_path, tokenizer):
     (folder / "checkpoint-10").mkdir()
     (folder / "checkpoint-10" / "optimizer.bin").write_bytes(b"large")
     return folder
+
+
+def test_a_repository_is_private_where_it_is_to_be_and_has_no_data(shared, monkeypatch):
+    asked = {}
+
+    def create(self, repo_id, **options):
+        asked.update(options)
+        return SimpleNamespace(repo_id=repo_id)
+
+    def upload(self, **options):
+        asked.update(options)
+        return SimpleNamespace(commit_url="there")
+
+    monkeypatch.setattr(HfApi, "create_repo", create)
+    monkeypatch.setattr(HfApi, "upload_folder", upload)
+    for private in (True, False):
+        assert push_folder(shared, "org/mine", private) == "there" and asked["private"] is private
+    kept = ["config.json", "README.md", "samples.jsonl"]
+    ours = [
+        "judges/reverse_ppl/train.txt", "nan_batch.json", "autoencoder/model.safetensors", "checkpoint-4/a",
+        "partial-checkpoint-4/a", "runs/hf_vrae/events", "hf_vrae/1/events", "run.log",
+    ]  # fmt: skip
+    assert list(filter_repo_objects(kept + ours, ignore_patterns=asked["ignore_patterns"])) == kept
 
 
 def test_card_holds_the_runs_own_numbers(shared):

@@ -48,9 +48,10 @@ class KLSchedule:
     @classmethod
     def of_run(cls, args: "TrainArguments", steps_per_epoch: int) -> "KLSchedule":
         """That of a run whose epochs are so long."""
+        steps = math.ceil(round(args.num_train_epochs * steps_per_epoch, 6))  # 1.1 * 50 is a little more than 55
         return cls(
             args.kl_schedule,
-            args.max_steps if args.max_steps > 0 else math.ceil(args.num_train_epochs * steps_per_epoch),
+            args.max_steps if args.max_steps > 0 else steps,
             args.kl_weight,
             args.kl_start,
             args.kl_warmup_steps,

@@ -391,3 +391,10 @@ def test_an_autoencoder_first_is_part_of_the_run_and_of_its_resumption(tiny, tmp
         with pytest.raises(ValueError, match=message):
             run(tiny(f"{flags} --resume_from_checkpoint {name}", "resumed"))
     assert files == {path: path.stat().st_mtime_ns for path in (tmp_path / "resumed").iterdir()}
+
+
+def test_minutes_are_those_of_the_autoencoder_too(tiny, tmp_path):
+    results = run_module.run(tiny("--autoencoder_epochs 0.1 --max_steps 1"))
+    first = json.loads((tmp_path / "run" / "autoencoder" / "results.json").read_text())
+    seconds = first["run"]["training_seconds"] + results["run"]["training_seconds"]
+    assert comparison._minutes([results]) == pytest.approx(seconds / 60)

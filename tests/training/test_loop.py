@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import signal
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -106,11 +107,29 @@ def test_training_lowers_the_bound(tiny):
     assert after["neg_elbo"] < before["neg_elbo"] - 10
 
 
-def test_the_loss_of_a_line_is_that_of_its_updates(tiny, tmp_path):
-    run(tiny("--kl_schedule constant --kl_weight 0.5"))
-    for row in lines(tmp_path / "run", "train"):
-        assert row["kl_weight"] == 0.5
-        assert row["loss"] == pytest.approx(row["reconstruction"] + 0.5 * row["kl"], rel=1e-5)
+RISING = "--logging_steps 1 --kl_warmup_steps 8 --kl_start 0.1 --kl_weight 9 --initializer_range 1"
+
+
+@pytest.mark.parametrize(("flags", "first"), [("--kl_schedule constant --kl_weight 0.5", 0.5), (RISING, 0.1)])
+def test_the_loss_of_a_line_is_that_of_its_updates(flags, first, tiny, tmp_path):
+    run(tiny(flags))
+    rows = lines(tmp_path / "run", "train")
+    assert rows[0]["kl_weight"] == first
+    for row in rows:
+        assert row["loss"] == pytest.approx(row["reconstruction"] + row["kl_weight"] * row["kl"], rel=1e-5)
+
+
+def test_the_time_of_an_evaluation_is_not_that_of_training(tiny, tmp_path, monkeypatch):
+    original, passed = loop_module.evaluate, [0.0]
+
+    def slow(*args, **options):
+        passed[0] += 1e6
+        return original(*args, **options)
+
+    monkeypatch.setattr(loop_module, "time", SimpleNamespace(perf_counter=lambda: time.perf_counter() + passed[0]))
+    monkeypatch.setattr(loop_module, "evaluate", slow)
+    run(tiny("--eval_strategy steps --eval_steps 3"))
+    assert all(row["tokens_per_second"] > 1 for row in lines(tmp_path / "run", "train"))
 
 
 def test_the_gradient_norm_of_a_line_is_of_the_updates_that_were_taken():
@@ -199,6 +218,29 @@ def test_runs_repeat_themselves_and_seeds_differ(tiny, tmp_path):
     for name, flags in (("a", ""), ("b", ""), ("c", "--seed 1")):
         run(tiny(flags, name))
     assert weights(tmp_path / "a") == weights(tmp_path / "b") != weights(tmp_path / "c")
+
+
+def test_the_seed_makes_the_weights_the_batches_and_the_noise(tiny, monkeypatch):
+    seen = []
+
+    def first_update(self, micro_batches, indices, frozen=()):
+        seen.append((self.plain_model.lm_head.weight.tolist(), indices.tolist(), torch.rand(3).tolist()))
+        raise Interrupted(2, "")
+
+    monkeypatch.setattr(TrainingLoop, "update", first_update)
+    for seed in "112":
+        with pytest.raises(Interrupted):
+            run(tiny(f"--seed {seed} --overwrite_output_dir"))
+    first, again, other = seen
+    assert first == again and all(a != b for a, b in zip(first, other, strict=True))
+
+
+def test_a_second_signal_is_for_whom_it_was_before():
+    loop, before = TrainingLoop.__new__(TrainingLoop), [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)]
+    with loop.handle_signals():
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert loop.stop_signal == signal.SIGTERM
+        assert [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)] == before
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -351,6 +393,13 @@ def test_an_evaluation_ends_each_epoch_and_the_run(tiny, tmp_path):
     assert [row["step"] for row in lines(tmp_path / "run", "eval")] == [3, 6, 7]
 
 
+def test_every_update_is_taken_at_the_rate_of_its_line(tiny, tmp_path):
+    run(tiny("--learning_rate 0.08 --warmup_steps 4 --logging_steps 1 --save_steps 1 --save_total_limit 99"))
+    said = [row["learning_rate"] for row in lines(tmp_path / "run", "train")]
+    files = (tmp_path / "run" / f"checkpoint-{step}" / "optimizer.bin" for step in range(1, 13))
+    assert [torch.load(file)["param_groups"][0]["lr"] for file in files] == said and len(set(said)) > 5
+
+
 def test_a_run_has_the_rates_of_its_schedule_and_clips_where_it_is_told_to(tiny, tmp_path):
     run(tiny("--learning_rate 0.08 --warmup_steps 4 --logging_steps 1"))
     rates = [row["learning_rate"] for row in lines(tmp_path / "run", "train")]
@@ -475,15 +524,6 @@ def test_several_processes_end_the_encoders_updates_together():
     loop.plain_model.get_encoder = lambda: torch.nn.Linear(1, 1)
     TrainingLoop.train_encoder(loop, iter(()))
     assert loop.state.encoder_updates == 30
-
-
-def test_the_encoder_is_trained_on_batches_drawn_at_random():
-    args = parse_recipe("--per_device_train_batch_size 4".split()).training
-    split = Dataset.from_dict({"input_ids": [[2, 5, 3]] * 80})
-    batches = UpdateBatches(split, np.full(80, 3), None, args, Accelerator())
-    drawn = [batches.of_encoder(number).tolist() for number in range(40)]
-    assert 10 < len(set(map(tuple, drawn))) <= 20  # of an epoch's 20, with replacement
-    assert drawn == [batches.of_encoder(number).tolist() for number in range(40)]
 
 
 def test_aggressive_training_ends_with_its_last_epoch(tiny, monkeypatch):
@@ -838,6 +878,16 @@ def test_starting_from_a_model(tiny, tmp_path):
     assert results["run"]["data"]["train"]["sequences"] == 100
 
 
+def test_a_model_to_start_from_is_trained_with_its_dropout(tiny, tmp_path, monkeypatch):
+    run(tiny("--max_steps 1", "first"))
+    modes, update = [], TrainingLoop.update
+    monkeypatch.setattr(
+        TrainingLoop, "update", lambda self, *args: (modes.append(self.model.training), update(self, *args))[1]
+    )
+    run(tiny(f"--max_steps 2 --model_name_or_path {tmp_path / 'first'}"))
+    assert modes == [True, True]
+
+
 def test_a_recipe_changes_of_a_saved_model_what_no_weight_depends_on(tiny, tmp_path):
     run(tiny("--max_steps 1", "first"))
     first = f" --max_steps 1 --model_name_or_path {tmp_path / 'first'}"
@@ -970,6 +1020,17 @@ def test_another_optimizer_or_precision_does_not_go_on(tiny, tmp_path, monkeypat
         run(tiny("--optim adamw --resume_from_checkpoint latest --max_steps 9"))
 
 
+@pytest.mark.parametrize(
+    ("optim", "anew", "name", "value"),
+    [("adam", "--adam_beta1 0.5", "betas", (0.5, 0.999)), ("sgd", "--momentum 0.5", "momentum", 0.5)],
+)
+def test_what_is_said_anew_of_the_optimizer_counts(optim, anew, name, value, tiny, tmp_path):
+    run(tiny(f"--optim {optim} --max_steps 1"))
+    run(tiny(f"--optim {optim} {anew} --max_steps 2 --resume_from_checkpoint latest"))
+    optimizer = torch.load(tmp_path / "run" / "checkpoint-2" / "optimizer.bin")
+    assert optimizer["param_groups"][0][name] == value
+
+
 def test_own_files_by_another_tokenizer(tiny, tmp_path, corpus):
     for split in ("train", "test"):
         (tmp_path / f"{split}.txt").write_text("\n".join(corpus[split]["text"]) + "\n\n")
@@ -1074,6 +1135,19 @@ def test_trackers(tiny, tmp_path):
     assert trackers_of("tensorboard, all") == ["tensorboard", "all"] and trackers_of("none") is None
     with pytest.raises(ValueError, match="`report_to` names 'tensorbord', and of trackers there are .*tensorboard"):
         make_accelerator(tiny("--report_to tensorbord").training)
+
+
+def test_what_the_launcher_says_counts_where_the_recipe_says_nothing(tiny, monkeypatch):
+    monkeypatch.setattr("hf_vrae.training.accelerator.PACKED_DTYPES", (torch.float32, torch.bfloat16))
+    monkeypatch.setattr(torch, "set_num_threads", lambda number: None)
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    monkeypatch.setenv("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "3")
+    split = Dataset.from_dict({"input_ids": [[2, 5, 3]] * 80})
+    accelerator = make_accelerator(tiny().training)
+    assert accelerator.mixed_precision == "bf16"
+    assert UpdateBatches(split, np.full(80, 3), None, tiny().training, accelerator).batch_size == 3 * 16
+    fresh_accelerator()
+    assert make_accelerator(tiny("--mixed_precision no").training).mixed_precision == "no"
 
 
 def test_on_a_mac_a_run_takes_the_cpu(tiny, monkeypatch):

@@ -55,6 +55,20 @@ def test_real_texts_are_in_the_words_of_the_samples(tiny, tmp_path):
     assert real == ["the <unk> sold a <unk> ."] * 2
 
 
+def test_each_number_is_of_the_texts_it_is_named_for(tiny, tmp_path, monkeypatch):
+    monkeypatch.setattr(quality, "draw_samples", lambda *args: ["the king sold a letter ."] * 4)
+    results = run(tiny("--num_quality_samples 4"))
+    assert results["self_bleu"] == pytest.approx(100) and results["reference_self_bleu"] < 90
+    samples = (tmp_path / "run" / "judges" / "reverse_ppl" / "train.txt").read_text().splitlines()
+    assert samples == ["the king sold a letter ."] * 4
+    for name in ("reverse_ppl", "reference_reverse_ppl"):
+        judged = (tmp_path / "run" / "judges" / name / "test.txt").read_text().splitlines()
+        assert judged == generate_corpus(240, 24, 24)["test"]["text"][:]
+    rows = map(json.loads, (tmp_path / "run" / "metrics.jsonl").read_text().splitlines())
+    speeds = [row["tokens_per_second"] for row in rows if row["kind"] == "train"]
+    assert len(speeds) == 3 and results["tokens_per_second"] == sorted(speeds)[1]
+
+
 def test_what_is_interrupted_in_a_judge_goes_on_as_the_run(tiny, tmp_path, monkeypatch):
     told_to_stop = TrainingLoop.told_to_stop
     in_a_judge = lambda self, ask=True: 15 * (self.output_dir.name == "model")  # noqa: E731

@@ -3,6 +3,7 @@ from typing import get_args
 
 import pytest
 
+from hf_vrae.training.arguments import parse_recipe
 from hf_vrae.training.schedules import KLSchedule, ScheduleKind
 
 
@@ -99,3 +100,9 @@ def test_no_kind_is_another_one_and_each_ends_at_its_weight():
         curves[kind] = [(schedule(step), schedule.target(step)) for step in range(100)]
         assert schedule(99) == pytest.approx(0.8, rel=0.01)
     assert len(set(map(tuple, curves.values()))) == len(curves)
+
+
+@pytest.mark.parametrize(("epochs", "steps"), [("1.1", 55), ("2", 100), ("0.01", 1), ("0.011", 1), ("0.03", 2)])
+def test_the_updates_of_a_run_are_those_of_its_epochs(epochs, steps):
+    args = parse_recipe(["--num_train_epochs", epochs]).training
+    assert KLSchedule.of_run(args, 50).total_steps == steps

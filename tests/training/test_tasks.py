@@ -9,6 +9,8 @@ import torch
 from transformers import AutoModel
 
 from hf_vrae.data.collators import FrameCollator
+from hf_vrae.data.conditions import batch_rows
+from hf_vrae.data.frames import frames_fingerprint
 from hf_vrae.data.signals import generate_frames
 from hf_vrae.hub import load, write_model_card
 from hf_vrae.measure import encode_file, evaluate_file, represent_file, walk_frames
@@ -38,6 +40,35 @@ def recipe(tmp_path):
         return parse_recipe(f"{COMMON} {built_in} {FAMILIES[family]} {flags} --output_dir {tmp_path / name}".split())
 
     return recipe
+
+
+@pytest.mark.parametrize(("data", "varied"), [("", "--word_noise 0.9"), (FRAMES, "--transpose 1")])
+def test_batches_are_varied_in_training_and_nowhere_else(data, varied, recipe, tmp_path):
+    rows = []
+    for name, flags in (("plain", data), ("varied", f"{data} {varied}")):
+        run(recipe("vrae", f"{flags} --learning_rate 1e-12 --max_steps 4", name))
+        rows.append([json.loads(line) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()])
+    (plain, *_, known), (other, *_, judged) = rows
+    assert plain["loss"] != other["loss"] and judged["neg_elbo"] == pytest.approx(known["neg_elbo"], rel=1e-6)
+
+
+def test_the_channels_of_a_sequence_are_moved_together(recipe):
+    task, splits = FrameTask.prepare(recipe("vrae", f"{FRAMES} --transpose 1"))
+    batch = task.collator()(batch_rows(splits["train"]).__getitems__(list(range(40))))
+    moved, seen = task.vary(batch), set()
+    for row in range(40):
+        frames, labels = batch["input_features"][row], batch["labels"][row]
+        (by,) = (by for by in (-1, 0, 1) if torch.equal(moved["input_features"][row], frames.roll(by, -1)))
+        torch.testing.assert_close(moved["labels"][row], labels.roll(by, -1), equal_nan=True, rtol=0, atol=0)
+        seen.add(by)
+    assert seen == {-1, 0, 1} and torch.equal(moved["attention_mask"], batch["attention_mask"])
+
+
+def test_windows_of_training_are_of_the_training_data_alone(recipe):
+    whole, cut = (FrameTask.prepare(recipe("vrae", FRAMES + more))[1] for more in ("", " --train_window 7"))
+    assert max(cut["train"]["length"][:]) == 7 and sum(cut["train"]["length"][:]) == sum(whole["train"]["length"][:])
+    for name in ("validation", "test"):
+        assert frames_fingerprint(cut[name]) == frames_fingerprint(whole[name])
 
 
 @pytest.mark.parametrize("family", FAMILIES)
