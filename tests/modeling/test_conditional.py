@@ -631,3 +631,59 @@ def test_each_beginning_has_a_latent_of_its_own():
         assert len(model.generate(decoder_input_ids=beginnings, labels=labels, max_length=6)) == 3
     with pytest.raises(ValueError, match="a row for each of the 2 sequences"):
         model.generate(decoder_input_ids=beginnings, labels=["a", "b"], max_length=6)
+
+
+@pytest.mark.parametrize("make", [make_model, make_frame_model])
+def test_other_conditions_count_beside_a_label_that_is_inferred(make, batch):
+    """In the bound where a label is missing, and in the loss."""
+    options = {"condition_attributes": ["length"], "embedding_initializer_range": 1.0, "dropout": 0, "word_dropout": 0}
+    model = make(**SEMI, **options)
+    x = make_frames(model) if make is make_frame_model else batch | {"labels": model.labels_from_input_ids(**batch)}
+    q = model.encode(**x)
+    z, bounds, losses = q.sample((3,)), [], []
+    for length in (0.0, 2.0):
+        given = {"class_ids": torch.tensor([1, -100, -100, 2]), "attributes": torch.full((4, 1), length), **x}
+        bounds.append(model.eval().log_importance_weights(latents=z, posterior=q, **given))
+        torch.manual_seed(0)
+        losses.append(model.train()(**given).loss)
+    assert not torch.isclose(*bounds).any() and not torch.isclose(*losses)
+
+
+@pytest.mark.parametrize("make", [make_model, make_frame_model])
+def test_mmd_is_to_the_prior_of_the_condition(make, batch, monkeypatch):
+    monkeypatch.setattr("hf_vrae.modeling.modeling_latent.maximum_mean_discrepancy", lambda z, prior_z: prior_z.sum())
+    monkeypatch.setattr("hf_vrae.modeling.distributions._standard_normal", lambda shape, *_: torch.zeros(shape))
+    labels = {"condition_labels": {"kind": ["a", "b"]}, "condition_dropout": 0.0}
+    model = make(mmd_weight=2.0, **labels).train()
+    x = make_frames(model) if make is make_frame_model else batch | {"labels": model.labels_from_input_ids(**batch)}
+    ids = torch.tensor([0, 1, 1, 0])
+    outputs, drawn = model(class_ids=ids, **x), model.prior(class_ids=ids).mean
+    torch.testing.assert_close(outputs.loss, outputs.reconstruction_loss + outputs.kl + 2 * drawn.sum())
+
+
+def test_refinement_goes_by_the_prior_of_the_condition(batch, monkeypatch):
+    model, given = make_model(condition_labels={"kind": ["a", "b"]}), []
+    monkeypatch.setattr("hf_vrae.modeling.modeling_latent.refine", lambda q, f, *_: given.append(f) or q)
+    x = batch | {"class_ids": torch.tensor([0, 1, 1, 0])}
+    q, p = model.encode(**x), model.prior(**x)
+    z = q.sample()
+    log_p = model.log_importance_weights(latents=z.unsqueeze(0), **x)[0] + q.log_prob(z) - p.log_prob(z)
+    model.refine(q, model.target(**x), 1, condition=model.condition(**x))
+    torch.testing.assert_close(given[0](q, z), kl_divergence(q, p) - log_p)
+
+
+def test_frequencies_of_labels_are_shares_whatever_their_sum():
+    models = [make_model(**SEMI | {"label_frequencies": counts}) for counts in ([5, 3, 2], None)]
+    shares = [model._log_label_prior().exp() for model in models]
+    torch.testing.assert_close(shares, [torch.tensor([0.5, 0.3, 0.2]), torch.full((3,), 1 / 3)])
+
+
+def test_a_vector_with_a_missing_number_is_missing():
+    embed = make_model(**CONDITIONAL["conditional"]).model.embed_condition
+    assert torch.equal(embed(condition=torch.tensor([[torch.nan, 1.0, 2.0]]))[0], embed())
+
+
+def test_scheduled_sampling_is_under_the_condition(batch):
+    model = make_model(**CONDITIONAL["conditional"]).train()
+    model.sampling_probability = 1.0
+    assert model(labels=model.labels_from_input_ids(**batch), **conditions_of(model), **batch).loss.isfinite()

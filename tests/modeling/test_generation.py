@@ -323,3 +323,15 @@ def test_attentions_are_asked_for_by_name_and_refused(model, batch):
     )
     with pytest.raises(ValueError, match="`output_attentions` cannot be had"):
         model.generate(**batch, output_attentions=True, return_dict_in_generate=True, max_length=9)
+
+
+@pytest.mark.parametrize("options", [{}, {"condition_labels": {"kind": ["a", "b"]}}], ids=["plain", "conditional"])
+def test_what_a_mask_leaves_out_of_an_input_is_not_decoded(options, batch):
+    """Nor of embeddings; what is `pad_token_id` is left out without a mask too."""
+    model, mask = make_model(**options), batch["attention_mask"]
+    ids = batch["input_ids"].masked_fill(mask == 0, 17)
+    wanted = generate(model, latents=model.encode(ids, mask).mode)
+    assert torch.equal(generate(model, input_ids=ids, attention_mask=mask), wanted)
+    embedded = model.get_input_embeddings()(ids)
+    assert torch.equal(generate(model, inputs_embeds=embedded, attention_mask=mask), wanted)
+    assert not torch.equal(generate(model, input_ids=ids), wanted)

@@ -529,3 +529,14 @@ def test_a_subclass_may_pass_on_what_forward_is_given(batch):
     assert model.encode(**batch, labels=batch["input_ids"]).mean.shape[0] == len(batch["input_ids"])
     with pytest.raises(TypeError, match="`latent` is of no batch of a PassingOn. Did you mean `latents`"):
         model.encode(**batch, latent=1)
+
+
+def test_without_labels_z_is_sampled_in_training_too(model, batch):
+    model.train()
+    first, second = (model(**batch, decoder_input_ids=batch["input_ids"]) for _ in range(2))
+    assert not torch.equal(first.latents, second.latents)
+
+
+def test_as_many_of_the_last_logits_as_asked_for(model, batch):
+    given = {"latents": torch.randn(4, 6), "decoder_input_ids": batch["input_ids"]}
+    torch.testing.assert_close(model(**given, logits_to_keep=2).logits, model(**given).logits[:, -2:])

@@ -11,7 +11,9 @@ from hf_vrae.modeling.distributions import DiagonalGaussian, kl_per_dimension
 from hf_vrae.modeling.posteriors import (
     BatchNormPosterior,
     CommittedRatePosterior,
+    ConditionalPrior,
     CorrelatedPrior,
+    GaussianPosterior,
     VonMisesFisherPosterior,
     committed_rate_bounds,
 )
@@ -162,3 +164,19 @@ def test_a_correlated_prior_is_trained_saved_and_measured(batch, tmp_path):
     q, z = terms["posterior"], again.prior().sample((4,))
     torch.testing.assert_close(terms["kl"], kl_divergence(q, model.prior()).double(), rtol=1e-4, atol=1e-4)
     assert again.generate(latents=z, max_new_tokens=5).shape[0] == 4
+
+
+def test_autocast_leaves_moments_in_float32():
+    """A log-variance rounded to 8 bits would spoil the KL."""
+    posterior, x = GaussianPosterior(8, 4), summary()
+    for read in (x, x.bfloat16()):  # as a recurrent layer under autocast may give it
+        wanted = posterior(read.float())
+        with torch.autocast("cpu", torch.bfloat16):
+            torch.testing.assert_close(posterior(read), wanted, rtol=0, atol=0)
+
+
+def test_a_conditional_prior_has_a_hidden_layer():
+    prior, c = ConditionalPrior(3, 5, 2), torch.randn(4, 3)
+    mean, logvar = ((c @ prior.hidden.weight.T + prior.hidden.bias).tanh() @ prior.moments.weight.T).chunk(2, dim=-1)
+    p = prior(c)
+    torch.testing.assert_close([p.mean, p.logvar], [mean, logvar])

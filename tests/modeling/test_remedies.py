@@ -12,7 +12,7 @@ from hf_vrae.modeling.distributions import DiagonalGaussian
 from hf_vrae.modeling.inference import refine
 from hf_vrae.modeling.kernels import Dropout
 from tests.modeling.test_modeling_vrnn import make_model as make_vrnn
-from tests.models import LANGUAGE_MODELS, make_model
+from tests.models import LANGUAGE_MODELS, make_frame_model, make_frames, make_model
 
 DRY = {"dropout": 0.0, "word_dropout": 0.0}  # nothing random but z
 
@@ -450,3 +450,27 @@ def test_skip_connections_add_what_a_layer_was_given(batch):
 def test_combinations_without_sense_are_refused(options, reason):
     with pytest.raises(ValueError, match=reason):
         make_model(**options)
+
+
+@pytest.mark.parametrize("make", [make_model, make_frame_model])
+def test_what_schedules_set_counts_in_training_alone(make, batch):
+    model = make(**DRY)
+    x = make_frames(model) if make is make_frame_model else batch | {"labels": labels_of(model, batch)}
+    z = torch.randn(2, 4, model.config.latent_size)
+
+    def measured():
+        return model(**x).loss, model.log_importance_weights(latents=z, **x), model.teacher_forced(z[0], **x)
+
+    wanted = measured()
+    model.sampling_probability, model.kl_capacity = 1.0, 50.0
+    torch.testing.assert_close(measured(), wanted)
+
+
+@pytest.mark.parametrize("encoder_type", ["rnn", "transformer", "independent"])
+def test_dropout_of_the_encoder_is_its_own_and_of_its_summary_too(encoder_type, batch):
+    model = make_model(encoder_type=encoder_type, encoder_layers=2, dropout=0.5, word_dropout=0.0).train()
+    torch.testing.assert_close(*(model.encode(**batch).mean for _ in range(2)))  # `dropout` is the decoder's
+    model, read = make_model(encoder_type=encoder_type, encoder_dropout=0.5, **DRY).train(), []
+    model.model.encoder.posterior.register_forward_pre_hook(lambda module, args: read.append(args[0]))
+    model.encode(**batch)
+    assert 0.3 < (read[0] == 0).float().mean() < 0.7

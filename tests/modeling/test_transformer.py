@@ -328,3 +328,49 @@ def test_a_mask_beside_a_cache_says_of_the_tokens_before_too():
         model(**more, decoder_attention_mask=torch.tensor([[1, 1], [1, 0]]))
     whole = torch.cat([mask, torch.tensor([[1, 1], [1, 0]])], 1)
     assert model(**more, decoder_attention_mask=whole).logits.isfinite().all()
+
+
+def test_dropout_is_where_gpt2_has_it():
+    """On the weights of attention, in training alone, and on what each branch adds (Radford et al. 2019)."""
+    layer = make_model(decoder_type="transformer", dropout=0.5).model.decoder.transformer.layers[0]
+    x, memory, dropped = torch.randn(4, 9, 16), torch.randn(4, 4, 16), []
+    layer.dropout.register_forward_hook(lambda module, inputs, output: dropped.append((output == 0).float().mean()))
+    for training in (True, False):
+        layer.train(training)
+        assert torch.equal(layer.attention(x), layer.attention(x)) != training
+        assert torch.equal(layer.memory_attention(x, memory), layer.memory_attention(x, memory)) != training
+    layer.train()(x, memory)
+    assert len(dropped) == 3 and all(0.4 < share < 0.6 for share in dropped)
+
+
+def test_sizes_of_a_transformer_are_those_asked_for(batch):
+    sizes = {"num_attention_heads": 2, "intermediate_size": 24, "memory_tokens": 3}
+    model, memories = make_model(**TRANSFORMERS, **sizes), []
+    for part in (model.model.encoder, model.model.decoder):
+        (layer,) = part.transformer.layers
+        heads = layer.attention.heads(torch.zeros(1, 5, 16))
+        assert heads.shape == (1, 2, 5, 8) and layer.attention.scaling == 8**-0.5
+        assert layer.feed_forward[0].out_features == 24
+    layer.register_forward_pre_hook(lambda module, args: memories.append(args[1]))
+    model(latents=torch.randn(4, 6), decoder_input_ids=batch["input_ids"])
+    assert memories[0].shape == (4, 3, 16)
+
+
+def test_marks_are_those_of_the_pretrained_decoder(pretrained):
+    """BERT's family has no mark of an end."""
+    sizes = {"hidden_size": 12, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 24}
+    BertModel(BertConfig(vocab_size=30, **sizes)).save_pretrained(pretrained / "unmarked")
+    model = VRAEForSequenceGeneration.from_encoder_decoder_pretrained(
+        pretrained / "unmarked", pretrained / "gpt2", latent_size=4
+    )
+    config = model.config
+    assert (config.bos_token_id, config.eos_token_id, config.decoder_start_token_id) == (2, 3, 2)
+    assert model.generation_config.eos_token_id == 3
+
+
+@pytest.mark.parametrize("implementation", ["eager", "sdpa"])
+def test_models_of_transformers_attend_as_asked_for(implementation, tmp_path):
+    make_model(encoder_config=BERT, decoder_config=GPT2).save_pretrained(tmp_path)
+    model = VRAEForSequenceGeneration.from_pretrained(tmp_path, attn_implementation=implementation)
+    for part in (model.model.encoder, model.model.decoder):
+        assert part.body.config._attn_implementation == implementation
