@@ -14,10 +14,11 @@ from hf_vrae.latent import (
     interpolate_texts,
     move_frames,
     move_texts,
+    reconstruct_frames,
     reconstruct_texts,
     sample_texts,
 )
-from hf_vrae.measure import transfer_file
+from hf_vrae.measure import transfer_file, walk_frames
 from tests.modeling.test_modeling_vrnn import make_model as make_vrnn
 from tests.models import make_frame_model, make_model
 
@@ -170,3 +171,55 @@ def test_paths_and_moves_of_unit_vectors_stay_on_their_sphere(tokenizer, monkeyp
     assert len(seen) >= 6
     norms = torch.cat([z.norm(dim=-1) for z in seen])
     torch.testing.assert_close(norms, torch.ones_like(norms))
+
+
+def test_frames_are_moved_towards_the_attribute():
+    """By one whole vector from the sequence without it to the one that has it."""
+    model, (has, lacks) = make_frame_model(), np.random.rand(2, 5, 3)
+    moved = move_frames(model, [lacks], [has], [lacks])["moved 1"]
+    np.testing.assert_allclose(moved, reconstruct_frames(model, [has])["reconstruction"], rtol=1e-4, atol=1e-5)
+
+
+def test_what_is_asked_of_a_walk_is_done(pair, tmp_path, monkeypatch):
+    """A great circle, and frames that are drawn."""
+    np.savez(tmp_path / "x.npz", x=np.random.rand(4, 5, 3), y=[0, 1, 0, 1])
+    model, path, seen = make_frame_model(), str(tmp_path / "x.npz"), []
+    of = {"interpolate": {}, "reconstruct": {}, "attribute": {"examples": "1", "without": "0"}}
+    for mode, more in of.items():
+        greedy, again, drawn = (walk_frames(model, mode, path, **more, do_sample=do) for do in (False, False, True))
+        (name,) = (name for name in greedy if name in ("path", "reconstruction", "moved 1"))
+        assert np.array_equal(greedy[name], again[name]) and not np.isclose(greedy[name], drawn[name]).any()
+    greedy, drawn = [], []
+    for made, do_sample in ((greedy, False), (drawn, True)):
+        torch.manual_seed(0)
+        made.append(walk_frames(model, "sample", count=2, max_length=3, do_sample=do_sample)["sample"])
+    assert not np.isclose(greedy, drawn).any()
+    monkeypatch.setattr(latent, "interpolate", lambda *args: seen.append(args[3]) or interpolate(*args))
+    for spherical in (False, True):
+        interpolate_texts(*pair, TEXTS, 3, spherical)
+        walk_frames(model, "interpolate", path, spherical=spherical)
+    assert seen == [False, False, True, True]
+
+
+def test_words_are_drawn_from_the_whole_distribution(pair):
+    """Whatever the model's own configuration says; of a latent a token by the seed too."""
+    trained, tokenizer = pair
+    for model in (trained, make_vrnn(vocab_size=len(tokenizer))):
+        options = {"seed": 1, "do_sample": True, "max_length": 9}
+        rows = sample_texts(model, tokenizer, 5, **options)
+        model.generation_config.update(top_k=1, temperature=0.1)
+        assert sample_texts(model, tokenizer, 5, **options) == rows
+        assert sample_texts(model, tokenizer, 5, **options | {"seed": 2}) != rows
+
+
+def test_texts_are_decoded_and_encoded_under_the_labels_that_are_said(tokenizer):
+    model, said = make_model(vocab_size=len(tokenizer), condition_labels={"kind": ["a", "b"]}), ["a", "b"]
+    model.generation_config.max_length = 12
+    z = draw_latents(model, 2, torch.Generator().manual_seed(1), labels=said)
+    rows = sample_texts(model, tokenizer, 2, seed=1, labels=said)
+    assert [row["text"] for row in rows] == decode_latents(model, tokenizer, z, labels=said)
+    z = encode_texts(model, tokenizer, TEXTS, labels=said)
+    assert not torch.allclose(z, encode_texts(model, tokenizer, TEXTS))
+    for other, wanted in (({}, said), ({"labels": "b"}, ["b", "b"])):
+        rows = reconstruct_texts(model, tokenizer, TEXTS, said, **other)
+        assert [row["reconstruction"] for row in rows] == decode_latents(model, tokenizer, z, labels=wanted)

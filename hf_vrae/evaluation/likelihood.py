@@ -66,11 +66,11 @@ def evaluate(
         on rows with a label, where the model has one; where z is one a sequence `mutual_information` (of
         `mi_num_sequences` sequences) and `mutual_information_32` (the mean over batches of 32, the size of He et al.
         2019, at most log 32 = 3.47; they are neighbours in the data, which where these are sorted by label differ in
-        less), which beside a prior that knows the condition count what z repeats of it, and can exceed the KL; beside
-        one that knows none `marginal_kl`, KL(q(z) || p(z)) = KL - MI of the same sequences (how far the posteriors
-        together are from where samples come from, Hoffman & Johnson 2016; too high where MI nears the log of their
-        number); where z has scales, these are of that of the whole, and `kl_global`, `kl_sections` and `kl_segments`
-        are parts of `kl`. Of tokens [`_of_tokens`] adds its own, of frames [`_of_frames`].
+        less), which beside a prior that knows the condition count what z repeats of it, and can exceed the KL; of a
+        model without conditions `marginal_kl`, KL(q(z) || p(z)) = KL - MI of the same sequences (how far the
+        posteriors together are from where samples come from, Hoffman & Johnson 2016; too high where MI nears the log
+        of their number); where z has scales, these are of that of the whole, and `kl_global`, `kl_sections` and
+        `kl_segments` are parts of `kl`. Of tokens [`_of_tokens`] adds its own, of frames [`_of_frames`].
         `per_sequence` holds arrays [N]: `neg_elbo`, `kl`, `nll_iw`, `num_steps`, and `nll_fivo`.
     """
     accelerator = accelerator or Accelerator()

@@ -4,9 +4,12 @@ import sys
 
 import numpy as np
 import pytest
+import torch
+from datasets import ClassLabel, Dataset, Features
 
 from hf_vrae.data.collators import AutoencodingCollator
 from hf_vrae.data.grammar import FACTORS
+from hf_vrae.evaluation import disentanglement
 from hf_vrae.evaluation.disentanglement import (
     dci,
     evaluate_disentanglement,
@@ -15,6 +18,7 @@ from hf_vrae.evaluation.disentanglement import (
 )
 from hf_vrae.evaluation.information import encode_dataset
 from hf_vrae.measure import evaluate_file
+from hf_vrae.modeling.distributions import DiagonalGaussian
 from tests.models import make_model
 
 VALUES = (2, 3, 5)
@@ -157,3 +161,25 @@ def test_only_the_built_in_corpus_has_factors(tokenizer, tokenized):
         evaluate_file(model, tokenizer, "my_test.txt", disentanglement=True)
     with pytest.raises(ValueError, match="ClassLabel"):
         evaluate_disentanglement(model, tokenized["test"].select_columns(["input_ids"]), AutoencodingCollator(0))
+
+
+def test_a_factor_of_two_of_four_dimensions_is_half_complete():
+    """H_4 of (1/2, 1/2, 0, 0) is 1/2."""
+    codes = np.zeros((2000, 4))
+    codes[:, :2] = np.random.default_rng(0).integers(0, 2, (2000, 2))
+    assert dci(codes, codes[:, :1] * 2 + codes[:, 1:2])["completeness"] == pytest.approx(0.5, abs=0.03)
+
+
+def test_each_factor_is_told_of_the_dimension_that_knows_most_of_it(monkeypatch):
+    rng = np.random.default_rng(0)
+    factors = {"first": rng.integers(0, 2, 400), "second": (rng.random(400) < 0.2).astype(int)}
+    codes = np.stack([factors["second"], rng.standard_normal(400), factors["first"]], axis=1)
+    data = Dataset.from_dict(factors, Features({name: ClassLabel(names=["a", "b"]) for name in factors}))
+    monkeypatch.setattr(
+        disentanglement, "encode_dataset", lambda *args: DiagonalGaussian(torch.tensor(codes), torch.zeros(400, 3))
+    )
+    rows = evaluate_disentanglement(make_model(), data, None)["factors"]
+    assert [row["dimension"] for row in rows.values()] == [2, 0]
+    for name, row in rows.items():
+        assert row["information"] == pytest.approx(row["entropy"]) and row["accuracy"] == 1
+        assert row["commonest"] == pytest.approx(max(np.bincount(factors[name])) / 400, abs=0.05)

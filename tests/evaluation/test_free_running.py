@@ -8,12 +8,23 @@ import torch
 from datasets import Dataset
 
 from hf_vrae.data.collators import AutoencodingCollator, CausalCollator, FrameCollator
+from hf_vrae.data.conditions import MISSING
+from hf_vrae.data.frames import PREFIX
 from hf_vrae.data.frames import make_frames as make_split
+from hf_vrae.evaluation import free_running
 from hf_vrae.evaluation.free_running import _free_tokens, evaluate_free_running
 from tests.modeling.test_modeling_vrnn import KINDS, make_batch
 from tests.modeling.test_modeling_vrnn import VARIANTS as VRNN_VARIANTS
 from tests.modeling.test_modeling_vrnn import make_model as make_vrnn
-from tests.models import FRAME_VARIANTS, LANGUAGE_MODELS, VARIANTS, make_frame_model, make_frames, make_model
+from tests.models import (
+    CONDITIONAL,
+    FRAME_VARIANTS,
+    LANGUAGE_MODELS,
+    VARIANTS,
+    make_frame_model,
+    make_frames,
+    make_model,
+)
 
 
 class Parrot:
@@ -185,3 +196,27 @@ def test_batch_size_changes_nothing(family, kind, tokenized):
 
 
 WAYS = ("teacher_forced", "free_running")
+
+
+def test_the_free_run_is_under_all_that_a_sequence_stands_under(tokenized, tokenizer, monkeypatch):
+    model, seen = make_model(vocab_size=len(tokenizer), **CONDITIONAL["conditional"]), []
+    data = tokenized["test"].select(range(3))
+    given = {"class_ids": [[0, 1], [1, 2], [1, MISSING]], "attributes": [[1.0, 2.0]] * 3, "condition": [[0.5] * 3] * 3}
+    for name, rows in given.items():
+        data = data.add_column(PREFIX + name, rows)
+    generate = model.generate
+    monkeypatch.setattr(model, "generate", lambda **options: seen.append(options) or generate(**options))
+    evaluate_free_running(model, data, AutoencodingCollator(0), batch_size=1)
+    found = {name: sorted(options[name][0].tolist() for options in seen) for name in given}
+    assert found == {name: sorted(rows) for name, rows in given.items()}
+
+
+def test_each_process_takes_its_share(tokenized, tokenizer, monkeypatch):
+    model, data, others = make_model(vocab_size=len(tokenizer)), tokenized["test"].select(range(9)), []
+    wanted = evaluate_free_running(model, data, AutoencodingCollator(0), batch_size=2)
+    monkeypatch.setattr(free_running, "gather_object", lambda own: others.extend(own) or others)
+    monkeypatch.setattr(free_running, "broadcast_object_list", lambda results: results)
+    for rank in (1, 0):
+        process = SimpleNamespace(process_index=rank, num_processes=2, is_main_process=rank == 0)
+        results = evaluate_free_running(model, data, AutoencodingCollator(0), 2, process)
+    assert len(others) == 5 and results == pytest.approx(wanted)

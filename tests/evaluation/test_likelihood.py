@@ -8,12 +8,15 @@ import torch
 from datasets import Dataset
 from torch.distributions import Categorical, Independent, MixtureSameFamily, Normal, kl_divergence
 
-from hf_vrae.data.collators import AutoencodingCollator
+from hf_vrae.data.collators import AutoencodingCollator, FrameCollator
+from hf_vrae.data.conditions import MISSING
 from hf_vrae.data.datasets import tokenize
-from hf_vrae.evaluation.information import encode_dataset, mutual_information
+from hf_vrae.data.frames import PREFIX
+from hf_vrae.evaluation.information import active_units, encode_dataset, mutual_information
 from hf_vrae.evaluation.likelihood import bits, evaluate, noise_generators, perplexity
 from hf_vrae.modeling.distributions import DiagonalGaussian
-from tests.models import make_hierarchical_model, make_model
+from tests.evaluation.test_free_running import series
+from tests.models import CONDITIONAL, make_frame_model, make_hierarchical_model, make_model
 
 KEYS = """neg_elbo reconstruction kl nll_iw ppl_iw ppl_elbo bits_per_token mutual_information active_units num_samples
 num_sequences num_tokens""".split()
@@ -151,3 +154,36 @@ def test_data_without_characters_or_truth(trained):
     data = Dataset.from_dict({"input_ids": [[2, 5, 3]], "length": [3]})
     results = run(trained, data)
     assert "bits_per_character" not in results and "true_nll" not in results and results["num_tokens"] == 2
+
+
+def test_of_many_sequences_some_from_all_over_the_data_are_compared(trained, tokenized, monkeypatch):
+    monkeypatch.setattr("hf_vrae.evaluation.likelihood.MI_SEQUENCES", 10)
+    with torch.no_grad():
+        trained.model.encoder.posterior.weight[:2] = 0  # two means that never move, of samples that do
+    data, some = tokenized["test"].select(range(30)), np.linspace(0, 29, 10).astype(int)
+    results, q = run(trained, data, num_samples=1), encode_dataset(trained, data, AutoencodingCollator(0))
+    z = q.rsample((1,), noise_generators(0, np.arange(30)))[0]
+    told = mutual_information(DiagonalGaussian(q.mean[some], q.logvar[some]), z[some])
+    assert results["mi_num_sequences"] == 10 and results["mutual_information"] == pytest.approx(told, rel=1e-4)
+    kl = kl_divergence(q, trained.prior())[some].mean().item()
+    assert results["marginal_kl"] == pytest.approx(kl - told, rel=1e-4)
+    assert results["active_units"] == active_units(q.mean) < 5
+
+
+def test_labels_are_told_of_rows_that_have_one(tokenizer, tokenized):
+    """And where p(z|c) is learnt the posteriors together are from no one prior."""
+    model = make_model(vocab_size=len(tokenizer), **CONDITIONAL["semi-supervised"])
+    data = tokenized["test"].select(range(12))
+    right = [model.classify(input_ids=torch.tensor([ids])).probs.argmax().item() for ids in data["input_ids"]]
+    said = [MISSING] * 4 + right[4:7] + [(label + 1) % 3 for label in right[7:]]
+    results = run(model, data.add_column(PREFIX + "class_ids", [[label] for label in said]))
+    assert results["label_accuracy"] == 3 / 8 and "marginal_kl" not in results
+
+
+@pytest.mark.parametrize("head", ["categorical", "logistic_mixture"])
+def test_frames_on_a_grid_of_several_channels(head):
+    """Their bits are no channel's, and what is told of a density is not of them."""
+    model, data = make_frame_model(head=head), series(np.random.default_rng(0).integers(0, 2, (6, 5, 3)))
+    results = evaluate(model, data.add_column("true_log_prob", [-3.0] * 6), FrameCollator(), num_samples=2)
+    assert results["kl_per_step"] == pytest.approx(results["kl"] / 5) and "bits_per_value" not in results
+    assert ("true_nll" in results) == (head == "categorical")

@@ -1,5 +1,6 @@
 """Metrics of text: by hand where they are our own, against the reference libraries, and of models by definition."""
 
+import functools
 import json
 import math
 import os
@@ -38,9 +39,9 @@ from hf_vrae.evaluation.text import (
     token_accuracy,
     train_text_classifier,
 )
-from hf_vrae.evaluation.text.generated import draw_samples, path_smoothness
-from hf_vrae.latent import interpolate_texts, reconstruct_texts
-from hf_vrae.measure import evaluate_file, transfer_file
+from hf_vrae.evaluation.text.generated import draw_samples, evaluate_text, path_smoothness
+from hf_vrae.latent import draw_latents, encode_texts, interpolate_texts, reconstruct_texts
+from hf_vrae.measure import evaluate_file, label_agreement, transfer_file
 from tests.modeling.test_modeling_vrnn import make_model as make_vrnn
 from tests.models import make_hierarchical_model, make_model
 from tests.scripts import script
@@ -499,3 +500,67 @@ def test_texts_are_moved_by_models_of_every_kind(kind, tokenizer, corpus, tmp_pa
     assert set(results["strengths"]) == {"0", "3"} and not torch.allclose(*latents)
     if kind == "vmf":
         torch.testing.assert_close(torch.stack(latents).norm(dim=-1), torch.ones(2, 10))
+
+
+def test_texts_are_measured_under_their_own_conditions(tokenizer, corpus, monkeypatch):
+    """A way under what its start stands under."""
+    model = make_model(vocab_size=len(tokenizer), condition_labels={"kind": ["a", "b", "c"]})
+    model.generation_config.max_length = 9
+    under, seen, drawn = torch.tensor([[0], [1], [2], [0], [1], [2]]), {"encode": [], "generate": []}, []
+
+    def spy(name, original, *args, **options):
+        seen[name].append(options["class_ids"].flatten().tolist())
+        drawn.append(options.get("latents"))
+        return original(*args, **options)
+
+    for name in seen:
+        monkeypatch.setattr(model, name, functools.partial(spy, name, getattr(model, name)))
+    evaluate_text(model, tokenizer, corpus["train"]["text"][:6], batch_size=4, conditions={"class_ids": under})
+    assert seen["encode"] == [[0, 1, 2, 0], [1, 2]] * 2
+    samples, *others = seen["generate"]
+    assert samples == [0, 1, 2, 0, 1, 2] and others[:8] == [[0, 1, 2, 0]] * 4 + [[1, 2]] * 4
+    assert sum(others[8:], []) == [0] * 7 + [2] * 7 + [1] * 7
+    assert torch.equal(drawn[0], draw_latents(model, 6, torch.Generator().manual_seed(0), class_ids=under))
+    seen["generate"].clear()
+    draw_samples(model, tokenizer, 6, batch_size=4, conditions={"class_ids": under})
+    assert seen["generate"] == [[0, 1, 2, 0], [1, 2]]
+
+
+def test_the_conditions_of_a_file_go_to_the_metrics_of_its_texts(tokenizer, tmp_path, monkeypatch):
+    model = make_model(vocab_size=len(tokenizer), condition_labels={"kind": ["a", "b"]})
+    (tmp_path / "texts.tsv").write_text("kind\ttext\n" + "".join(f"{kind}\tthe king .\n" for kind in "bab"))
+    monkeypatch.setattr("hf_vrae.measure.evaluate_text", lambda *args: args[-1])
+    measured = evaluate_file(model, tokenizer, str(tmp_path / "texts.tsv"), num_samples=1, num_text_samples=3)
+    assert measured["text"]["class_ids"].tolist() == [[1], [0], [1]]
+
+
+def test_a_direction_and_its_judge_are_of_other_texts_than_are_moved(trained, tokenizer, tmp_path, monkeypatch):
+    learnt, moved = (["the king .", "will the king ?"] * 9, ["the queen .", "will the queen ?"] * 2)
+    for name, texts in (("train", learnt), ("test", moved)):
+        rows = [f"{'q' if text.endswith('?') else 's'}\t{text}" for text in texts]
+        (tmp_path / f"{name}.tsv").write_text("\n".join(["label\ttext", *rows]) + "\n")
+    paths, judged, encoded, scales = [str(tmp_path / f"{name}.tsv") for name in ("train", "test")], [], [], []
+
+    def judge(texts, labels):
+        judged.extend(texts)
+        return train_text_classifier(texts, labels)
+
+    def encode(model, tokenizer, texts, **under):
+        encoded.append(sorted(texts))
+        return encode_texts(model, tokenizer, texts, **under)
+
+    def decode(model, tokenizer, latents, labels, guidance_scale):
+        scales.append(guidance_scale)
+        return ["the king ."] * len(latents)
+
+    monkeypatch.setattr(measure, "train_text_classifier", judge)
+    monkeypatch.setattr(measure, "encode_texts", encode)
+    transfer_file(trained, tokenizer, *paths)
+    assert judged == learnt and sorted(encoded[0] + encoded[1]) == sorted(learnt) and encoded[2] == sorted(moved)
+    conditional = make_model(vocab_size=len(tokenizer), condition_labels={"label": ["q", "s"]})
+    monkeypatch.setattr(measure, "decode_latents", decode)
+    transfer_file(conditional, tokenizer, *paths, guidance_scale=2.0)
+    drawn = lambda *args, guidance_scale, **options: scales.append(guidance_scale) or ["the king ."] * 3  # noqa: E731
+    monkeypatch.setattr(measure, "draw_samples", drawn)
+    label_agreement(conditional, tokenizer, paths[0], num_samples=3, guidance_scale=2.0)
+    assert scales == [2.0] * 4

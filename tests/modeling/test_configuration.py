@@ -37,6 +37,11 @@ def test_unknown_key_names_the_nearest():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        ({"input_size": 1, "input_mean": [0.0]}, "`input_mean` and `input_scale` belong together"),
+        (
+            {"input_size": 1, "head": "bernoulli", "input_mean": [0.0], "input_scale": [1.0]},
+            "`head` bernoulli is of values that stand for themselves",
+        ),
         ({"latent_size": -1}, "`latent_size` must be at least 0 and finite, got -1"),
         ({"dropout": 1.0}, r"`dropout` .* \[0, 1\), got 1.0"),
         ({"vocab_size": 3}, "`vocab_size` must hold the special tokens, but `eos_token_id` is 3"),

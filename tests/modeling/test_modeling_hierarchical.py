@@ -197,7 +197,7 @@ def test_free_running_reconstruction_of_a_row_is_its_own(kind):
         model, collator = make_hierarchical_frame_model(head="bernoulli", **options), FrameCollator()
         data = make_split(torch.randint(0, 2, (sum(lengths), 3)).float().numpy(), np.array(lengths))
     together, alone = (evaluate_free_running(model, data, collator, batch_size=n) for n in (4, 1))
-    assert together == alone and 0 < min(together.values())
+    assert together == alone and 0 < max(together.values())
 
 
 # Segments.
@@ -538,6 +538,8 @@ def test_frames_step_by_step_are_the_whole_decoder(options, do_sample):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        ({"condition_labels": {"kind": ["a", "b"]}}, "a hierarchical model has no condition"),
+        ({"encoder_type": "transformer"}, "must be rnn: a segment is summarised by a state"),
         ({"latent_size": 0}, "`latent_size` 0 leaves out z of the whole"),
         ({"decoder_type": "transformer"}, "must be rnn: a segment is summarised by a state"),
         ({"posterior": "vmf"}, "a segment's prior is learnt"),
@@ -605,3 +607,43 @@ def test_several_latents_of_each_text_with_a_cache_too():
     z = torch.randn(6, width)
     read = {"latents": z, "decoder_input_ids": torch.tensor([[2, 5, 6], [2, 7, 8]])}
     torch.testing.assert_close(model(**read, use_cache=True).logits, model(**read, use_cache=False).logits)
+
+
+@pytest.mark.parametrize("both_ways", [True, False])
+@pytest.mark.parametrize("kind", ["tokens", "frames"])
+def test_the_posterior_of_a_segment_has_seen_all_of_it(kind, both_ways):
+    """And read in one direction nothing behind it."""
+    make = make_hierarchical_model if kind == "tokens" else make_hierarchical_frame_model
+    model = make(segment_length=4, bidirectional_encoder=both_ways)
+    first = int(kind == "tokens")  # the mark is of no segment
+    x = torch.randint(4, 40, (1, 12 + first)) if kind == "tokens" else torch.randn(1, 12, 3)
+    _, z = model.split_latents(model.encode(x).mode)  # [1, 3, D]
+    for step in range(12):
+        other = x.clone()
+        other[0, first + step] = 1 if kind == "tokens" else 0
+        moved = (model.split_latents(model.encode(other).mode)[1] != z).any(-1)[0].tolist()
+        assert moved == [both_ways or step // 4 <= segment for segment in range(3)], step
+
+
+@pytest.mark.parametrize("make", [make_hierarchical_model, make_hierarchical_frame_model])
+def test_what_is_below_a_given_whole_is_drawn_where_the_sequence_is(make, monkeypatch):
+    """And where the likeliest is taken it is the prior's mean."""
+    model, done = make(segment_length=3), []
+    complete, size = model.complete_latents, model.config.latent_size
+    monkeypatch.setattr(model, "complete_latents", lambda *args: done.append(complete(*args)) or done[-1])
+    for do_sample in (True, True, False, False):
+        model.generate(latents=torch.ones(2, size), max_length=9, do_sample=do_sample)
+    first, second, mean, again = (z[:, size:] for z in done)
+    assert not torch.isclose(first, second).any() and torch.equal(mean, again)
+
+
+def test_words_are_dropped_in_training_only():
+    decoder, ids = (
+        make_hierarchical_model(segment_length=3, word_dropout=0.5).model.decoder,
+        make_tokens()["input_ids"],
+    )
+    z = torch.randn(4, 6)
+    for training in (True, False):
+        decoder.train(training)
+        outputs = [decoder(z, ids)[0] for _ in range(2)]
+        assert torch.equal(*outputs) != training

@@ -2,12 +2,14 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 from transformers import AutoModel, AutoModelForCausalLM
 
 from hf_vrae import VRNNConfig, VRNNForFrameGeneration, VRNNForSequenceGeneration
+from hf_vrae.latent import sample_frames
 from hf_vrae.modeling.cache_name import CACHE
 from hf_vrae.modeling.generation_vrnn import logger
 from hf_vrae.modeling.vrnn import over_samples
@@ -611,3 +613,40 @@ def test_attentions_are_asked_for_by_name_and_refused():
     assert model(**batch, output_attentions=None).loss == model(**batch).loss
     with pytest.raises(ValueError, match="`output_attentions` cannot be had"):
         model(**batch, output_attentions=True)
+
+
+def test_a_token_that_is_sampled_has_a_z_that_is_drawn(variant):
+    """z_t ~ p(z_t | h_{t-1}) and x_t ~ p(x_t | z_t, h_{t-1}), by the same random numbers."""
+    model, ids = make_model(**variant), torch.full((2, 1), 2)
+    layer, wanted = model.model.layer, {"return_dict_in_generate": True, "output_logits": True}
+    torch.manual_seed(0)
+    made = model.generate(ids, max_new_tokens=5, eos_token_id=None, **SAMPLE, **wanted)
+    torch.manual_seed(0)
+    state = layer.first_state(2, model.lm_head.weight)
+    for logits, words in zip(made.logits, made.sequences[:, 1:].unbind(1), strict=True):
+        z = layer.prior(state[0]).sample()
+        expected = model.lm_head(layer.emission(z, state[0]))
+        torch.testing.assert_close(logits, expected)
+        assert torch.equal(torch.multinomial(expected.softmax(-1), 1).squeeze(1), words)
+        state = layer.advance(model.model.embed(model.model.embed_tokens(words)), z, state)
+
+
+def test_a_beginning_for_all_samples_has_the_z_that_is_inferred_from_it():
+    model, beginning = make_model("frames"), torch.randn(1, 3, 4)
+    made = sample_frames(model, [6, 6], beginning=beginning[0].numpy())["sample"]
+    expected = model.generate(beginning=beginning, max_length=6).sequences.expand(2, -1, -1)
+    np.testing.assert_allclose(made, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"num_hidden_layers": 2}, "`num_hidden_layers` is 1 in a VRNN"),
+        ({"latent_size": 0, "free_bits": 0.5}, "leaves no KL for `free_bits`"),
+        ({"latent_size": 0, "num_train_samples": 3}, "nothing to sample for `num_train_samples`"),
+        ({"num_train_samples": 3, "free_bits": 0.5}, "`num_train_samples` 3 trains an importance-weighted bound"),
+    ],
+)
+def test_combinations_that_make_no_vrnn(options, message):
+    with pytest.raises(ValueError, match=message):
+        VRNNConfig(**options)

@@ -1,5 +1,6 @@
 """Runs of frames, and of models with one latent a step: the whole way, by the scripts and by the same loop."""
 
+import functools
 import json
 import shutil
 
@@ -18,6 +19,7 @@ from hf_vrae.training.arguments import parse_recipe
 from hf_vrae.training.checkpoints import checkpoints
 from hf_vrae.training.run import run
 from hf_vrae.training.tasks import FrameTask, TextTask
+from tests.models import make_frame_model
 from tests.scripts import script
 
 COMMON = """--embedding_size 8 --latent_size 3 --per_device_train_batch_size 16 --max_steps 4
@@ -470,3 +472,16 @@ def test_windows_that_overlap_are_not_shared_out(recipe, tmp_path):
         run(recipe("vrae", flags + "5"))
     assert run(recipe("vrae", flags + "50"))["nll_iw"]
     assert run(recipe("vrae", f"{flags}5 --validation_file {tmp_path / 'long.npy'}", "apart"))["nll_iw"]
+
+
+@pytest.mark.parametrize(
+    ("measure_it", "message"),
+    [
+        (functools.partial(evaluate_file, probe_label="label"), "give both, or neither"),
+        (functools.partial(evaluate_file, probe_train="a.npz"), "give both, or neither"),
+        (functools.partial(evaluate_file, num_text_samples=4), "are of text, and this is a model of frames"),
+    ],
+)
+def test_what_frames_cannot_be_asked_is_refused(measure_it, message):
+    with pytest.raises(ValueError, match=message):
+        measure_it(make_frame_model(), None)
