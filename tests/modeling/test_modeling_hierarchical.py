@@ -638,11 +638,8 @@ def test_what_is_below_a_given_whole_is_drawn_where_the_sequence_is(make, monkey
 
 
 def test_words_are_dropped_in_training_only():
-    decoder, ids = (
-        make_hierarchical_model(segment_length=3, word_dropout=0.5).model.decoder,
-        make_tokens()["input_ids"],
-    )
-    z = torch.randn(4, 6)
+    decoder = make_hierarchical_model(segment_length=3, word_dropout=0.5).model.decoder
+    z, ids = torch.randn(4, 6), make_tokens()["input_ids"]
     for training in (True, False):
         decoder.train(training)
         outputs = [decoder(z, ids)[0] for _ in range(2)]
