@@ -5,6 +5,7 @@ import json
 import math
 import os
 import random
+import re
 import socket
 import sys
 from pathlib import Path
@@ -340,7 +341,7 @@ def test_the_script_measures_text(trained, tokenizer, tmp_path, monkeypatch, cap
     trained.save_pretrained("model")
     tokenizer.save_pretrained("model")
     lines = generate_corpus(12, 1, 1)["train"]["text"][:]
-    lines[3] = "xyzzy " + lines[3]
+    lines[3], lines[4] = "xyzzy " + lines[3], "plugh " + lines[4]  # unknown, and one word to the samples
     Path("texts.txt").write_text("\n".join(lines))
     texts = [lines[i] for i in (0, 1, 3, 4, 6, 7, 9, 11)]  # spread over the file
     command = "scripts/evaluate.py --model model --data texts.txt --num_samples 2 --output results.json".split()
@@ -359,7 +360,7 @@ def test_the_script_measures_text(trained, tokenizer, tmp_path, monkeypatch, cap
     assert len(perplexities) == 7 and perplexities[3] == pytest.approx(middle)
     assert not text["interpolation"]
     samples = draw_samples(trained, tokenizer, 8, seed=42)
-    assert text["samples"] == sample_quality(samples, [words.replace("xyzzy", "<unk>") for words in texts])
+    assert text["samples"] == sample_quality(samples, [re.sub("xyzzy|plugh", "<unk>", words) for words in texts])
     assert text["forward_perplexity"] == pytest.approx(forward_perplexity(trained, tokenizer, samples, seed=42))
     assert text["reference_perplexity"]["num_tokens"] == sum(len(words.split()) + 1 for words in texts)
     assert script([*command, "--free_running"]) == 0
