@@ -13,7 +13,7 @@ import torch
 from huggingface_hub import HfApi, ModelCard
 from huggingface_hub.utils import filter_repo_objects
 
-from hf_vrae import VRNNConfig, VRNNForFrameGeneration
+from hf_vrae import VRNNConfig, VRNNForFrameGeneration, VRNNForSequenceGeneration
 from hf_vrae.hub import load, push_folder, write_model_card
 from tests.hub_server import Hub
 from tests.models import (
@@ -177,6 +177,37 @@ def test_a_card_of_a_hierarchy_of_one_latent(tmp_path):
     make_hierarchical_model(segment_latent_size=0).save_pretrained(tmp_path)
     text = " ".join(write_model_card(tmp_path).read_text().split())
     assert "Its one latent is z of the whole sequence, " in text and "scales" not in text
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({}, "its posterior also sees the token itself and those before it."),
+        ({"smoothing_posterior": True}, "its posterior also sees the token itself and the tokens after it."),
+        ({"latent_size": 0}, "A recurrent language model without latents (LSTM with feature extractors, "),
+    ],
+)
+def test_a_card_says_what_a_vrnn_is(options, said, tmp_path):
+    VRNNForSequenceGeneration(VRNNConfig(vocab_size=9, **{"latent_size": 2} | options)).save_pretrained(tmp_path)
+    assert said in " ".join(write_model_card(tmp_path).read_text().split())
+
+
+@pytest.mark.parametrize(
+    ("data", "source"),
+    [
+        ("dataset_name: org/some", "the data set `org/some`"),
+        ("builtin: frames", "hf_vrae's built-in frames"),
+        ("builtin: text", "hf_vrae's built-in corpus"),
+    ],
+)
+def test_a_card_is_of_the_data_and_of_the_last_samples(data, source, shared):
+    (shared / "recipe.yaml").write_text(f"data:\n  {data}\n")
+    with open(shared / "samples.jsonl", "a") as file:
+        file.write(json.dumps({"step": 20, "reconstructions": [["c", "d"]], "samples": ["the last ."]}) + "\n")
+    text = write_model_card(shared).read_text()
+    assert f"on {source}" in " ".join(text.split()) and "- the last ." in text and "the king ." not in text
+    (result, *_) = ModelCard.load(shared / "README.md").data.eval_results
+    assert (result.dataset_name, result.dataset_split) == (source.replace("`", ""), "test")
 
 
 def test_the_file_of_frames_is_named_though_they_are_called_built_in(shared):

@@ -374,15 +374,11 @@ def _of_frames(rows: Sequence[dict]) -> bool:
 
 def points(rows: Sequence[dict]) -> list[dict]:
     """Each row's mean rate and distortion, as `plots.plot_rate_distortion` takes them."""
-    trained = [row for row in rows if row["runs"]]
+    names = ("kl", "reconstruction", "true_nll")
     return [
-        {"name": row["name"]}
-        | {
-            name: statistics.mean(run[name] for run in row["runs"])
-            for name in ("kl", "reconstruction", "true_nll")
-            if name in row["runs"][0]
-        }
-        for row in trained
+        {"name": row["name"]} | {name: statistics.mean(values) for name in names if (values := _values(row, name))}
+        for row in rows
+        if row["runs"]
     ]
 
 

@@ -196,6 +196,25 @@ def test_windows(length, window, stride, expected):
     assert split["label"][:] == ["first"] + ["second"] * len(expected)
 
 
+def test_windows_of_every_kind_of_file_are_a_stride_apart(write, tmp_path):
+    series = FRAMES[:5]
+    Dataset.from_dict({"x": [series.tolist()]}).save_to_disk(tmp_path / "saved")
+    for source in (
+        {"train_file": write("a.npz", x=series[None])},
+        {"train_file": write("a.npy", series)},
+        {"train_file": write("a.csv", "a,b\n" + "".join(f"{a},{b}\n" for a, b in series))},
+        {"train_file": write("a.jsonl", json.dumps({"x": series.tolist()}))},
+        {"dataset_name": str(tmp_path / "saved")},
+    ):
+        assert_are(load_frames(**source, window=4, stride=1)["train"], [series[:4], series[1:]])
+
+
+def test_the_number_of_a_segment_is_no_channel(write):
+    train = load_frames(write("a.csv", "a,bar\n5,0\n6,0\n7,1\n"), segment_column="bar")["train"]
+    assert_are(train, [[[5], [6], [7]]])
+    assert [row["segment_ids"].tolist() for row in batch_rows(train).__getitems__([0])] == [[0, 0, 1]]
+
+
 def test_segments_are_read_from_every_kind_of_file(write):
     bars = [[0, 0, 1], [0], [0, 0, 1, 2]]  # of the three sequences
     flat = np.concatenate(bars)

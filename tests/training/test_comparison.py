@@ -6,6 +6,7 @@ import math
 import shutil
 import signal
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -138,6 +139,37 @@ def test_a_row_begins_where_another_ended(folder, tmp_path):
     more.unlink()
     with pytest.raises(ValueError, match="`begins_at` of 'vae' is 'more', but there is no recipe '.*more.yaml'"):
         comparison.train_rows([vae], tmp_path / "out", [1], FLAGS)
+
+
+def test_a_row_begins_at_the_model_of_its_own_seed(folder, tmp_path, monkeypatch):
+    (folder / "more.yaml").write_text("base: vae.yaml\ntitle: more\nbegins_at: vae\n")
+    ran = []
+    monkeypatch.setattr(comparison, "run", lambda recipe: ran.append(recipe.training))
+    comparison.train_rows([folder / "more.yaml"], tmp_path, [1, 2], FLAGS)
+    names = [(Path(args.output_dir).name, args.seed, Path(args.model_name_or_path or "none").name) for args in ran]
+    assert names == [("vae-1", 1, "none"), ("vae-2", 2, "none"), ("more-1", 1, "vae-1"), ("more-2", 2, "vae-2")]
+
+
+@pytest.mark.parametrize(
+    ("left", "samples", "goes_on"),
+    [
+        ("metrics.jsonl", 2, [False]),  # it stopped before its first checkpoint
+        ("autoencoder/checkpoint-4", 2, [True]),
+        ("checkpoint-4", 20, [True]),
+        ("results.json", 20, []),  # done, and with its checkpoints deleted it cannot be evaluated again
+    ],
+)
+def test_of_a_row_no_more_is_deleted_than_has_to_be(left, samples, goes_on, folder, tmp_path, monkeypatch):
+    row, ran = tmp_path / "vae-1", []
+    row.mkdir()
+    (row / left).write_text("{}") if "." in left else (row / left).mkdir(parents=True)
+    own = ["--config", str(folder / "vae.yaml"), *FLAGS, "--output_dir", str(row), "--seed", "1"]
+    parse_recipe(own).save(row / "recipe.yaml")
+    monkeypatch.setattr(comparison, "run", lambda recipe: ran.append(recipe.training))
+    flags = [*FLAGS, "--num_importance_samples", str(samples)]
+    comparison.train_rows([folder / "vae.yaml"], tmp_path, [1], flags)
+    assert [args.resume_from_checkpoint == "latest" for args in ran] == goes_on
+    assert [args.overwrite_output_dir for args in ran] == [not resumed for resumed in goes_on]
 
 
 def test_rows_of_several_precisions_in_one_process(folder, tmp_path, monkeypatch):
@@ -398,3 +430,9 @@ def test_minutes_are_those_of_the_autoencoder_too(tiny, tmp_path):
     first = json.loads((tmp_path / "run" / "autoencoder" / "results.json").read_text())
     seconds = first["run"]["training_seconds"] + results["run"]["training_seconds"]
     assert comparison._minutes([results]) == pytest.approx(seconds / 60)
+
+
+def test_a_point_is_the_mean_of_the_seeds_that_know_it():
+    runs = [{"kl": 1.0, "reconstruction": 2.0, "true_nll": 3.0}, {"kl": 3.0, "reconstruction": 6.0}]
+    rows = [{"name": "a", "runs": [run | {"run": {}} for run in runs]}, {"name": "b", "runs": []}]
+    assert comparison.points(rows) == [{"name": "a", "kl": 2.0, "reconstruction": 4.0, "true_nll": 3.0}]

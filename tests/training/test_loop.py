@@ -264,6 +264,16 @@ def test_an_interrupted_run_saves_itself_and_goes_on(number, tiny, tmp_path, mon
     assert step == 6 and run(recipe)["run"]["steps"] == 8
 
 
+@pytest.mark.parametrize("part", ["autoencoder", "judges/reverse_ppl/model", "other"])
+def test_a_part_of_a_run_goes_on_with_the_whole(part, tmp_path):
+    (tmp_path / part / "checkpoint-4").mkdir(parents=True)
+    for folder in (tmp_path, tmp_path / part):
+        (folder / "recipe.yaml").write_text("{}")
+    said = TrainingLoop.how_to_resume(SimpleNamespace(output_dir=tmp_path / part), "Stopped.")
+    recipe = (tmp_path / part if part == "other" else tmp_path) / "recipe.yaml"
+    assert f"checkpoint-4. Go on with: accelerate launch scripts/train.py --config {recipe} --resume" in said
+
+
 def test_a_run_told_to_stop_in_its_last_evaluation_does(tiny, tmp_path, monkeypatch):
     validate = TrainingLoop.validate
 

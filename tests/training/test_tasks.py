@@ -1,5 +1,6 @@
 """Runs of frames, and of models with one latent a step: the whole way, by the scripts and by the same loop."""
 
+import copy
 import functools
 import json
 import shutil
@@ -17,6 +18,7 @@ from hf_vrae.hub import load, write_model_card
 from hf_vrae.measure import encode_file, evaluate_file, represent_file, walk_frames
 from hf_vrae.training.arguments import parse_recipe
 from hf_vrae.training.checkpoints import checkpoints
+from hf_vrae.training.models import start_from
 from hf_vrae.training.run import run
 from hf_vrae.training.tasks import FrameTask, TextTask
 from tests.models import make_frame_model
@@ -71,6 +73,57 @@ def test_windows_of_training_are_of_the_training_data_alone(recipe):
     assert max(cut["train"]["length"][:]) == 7 and sum(cut["train"]["length"][:]) == sum(whole["train"]["length"][:])
     for name in ("validation", "test"):
         assert frames_fingerprint(cut[name]) == frames_fingerprint(whole[name])
+
+
+@pytest.mark.parametrize("kind", [TextTask, FrameTask])
+def test_rows_and_labels_are_as_many_as_a_run_asks_for(kind, recipe):
+    flags = "--label_columns tense" if kind is TextTask else f"{FRAMES} --label_columns label"
+    few = "--max_train_samples 20 --max_eval_samples 4 --max_labeled_samples 6"
+    _, splits = kind.prepare(recipe("vrae", f"{flags} {few}"))
+    assert {name: len(split) for name, split in splits.items()} == {"train": 20, "validation": 4, "test": 4}
+    labels = {name: np.array(split["batch.class_ids"][:]) for name, split in splits.items()}
+    assert {name: (ids >= 0).sum() for name, ids in labels.items()} == {"train": 6, "validation": 4, "test": 4}
+
+
+def test_files_are_read_as_a_run_and_who_measures_it_say(recipe, tmp_path):
+    (tmp_path / "a.csv").write_text("text,body\nno,grün\nno,blau und grün\n", "latin-1")
+    (tmp_path / "b.csv").write_text("grün,b\n1,2\n3,4\n5,9\n", "latin-1")
+    texts, frames = (
+        f"--train_file {tmp_path / name} --validation_file {tmp_path / name} --encoding latin-1"
+        for name in ("a.csv", "b.csv")
+    )
+    task, splits = TextTask.prepare(recipe("vrae", f"{texts} --text_column body"))
+    measured = task.read(str(tmp_path / "a.csv"), text_column="body", encoding="latin-1")
+    for split in (splits["train"], splits["validation"], measured):
+        assert split["text"][:] == ["grün", "blau und grün"]
+    task, splits = FrameTask.prepare(recipe("vrae", f"{frames} --window 2"))
+    assert splits["train"]["input_features"][:] == [[[1, 2], [3, 4]], [[5, 9]]]
+    assert task.read(str(tmp_path / "b.csv"), encoding="latin-1")["length"][:] == [3]
+
+
+def test_columns_that_are_said_go_before_those_that_a_model_remembers(tmp_path):
+    (tmp_path / "a.csv").write_text("who,day,a,b\nx,m,1,2\nx,n,3,4\ny,n,5,6\n")
+    task = FrameTask("gaussian", 2, 1, columns={"feature_columns": ["a"], "sequence_column": "who"})
+    assert task.read(str(tmp_path / "a.csv"))["input_features"][:] == [[[1], [3]], [[5]]]
+    other = task.read(str(tmp_path / "a.csv"), feature_columns=["b"], sequence_column="day")
+    assert other["input_features"][:] == [[[2]], [[4], [6]]]
+
+
+def test_a_model_to_start_from_reads_the_columns_of_the_run(tmp_path):
+    known = {"condition_attributes": ["tempo"], "condition_size": 3, "condition_column": "image"}
+    model = make_frame_model(**known, feature_columns=["a", "b", "c"], sequence_column="who")
+    model.save_pretrained(tmp_path)
+    wanted = copy.deepcopy(model.config)
+    said = {"feature_columns": ["d", "e", "f"], "sequence_column": "id", "condition_column": "picture"}
+    for name, value in said.items():
+        setattr(wanted, name, value)
+    config = start_from(str(tmp_path), wanted, []).config
+    assert {name: getattr(config, name) for name in said} == said
+    for name, value in (("condition_attributes", ["heat"]), ("condition_size", 2)):
+        other = copy.deepcopy(model.config)
+        setattr(other, name, value)
+        with pytest.raises(ValueError, match=f"`{name}` is .* in the model"):
+            start_from(str(tmp_path), other, [])
 
 
 @pytest.mark.parametrize("family", FAMILIES)
