@@ -16,6 +16,7 @@ from hf_vrae.latent import (
     move_texts,
     reconstruct_frames,
     reconstruct_texts,
+    sample_frames,
     sample_texts,
 )
 from hf_vrae.measure import transfer_file, walk_frames
@@ -223,3 +224,27 @@ def test_texts_are_decoded_and_encoded_under_the_labels_that_are_said(tokenizer)
     for other, wanted in (({}, said), ({"labels": "b"}, ["b", "b"])):
         rows = reconstruct_texts(model, tokenizer, TEXTS, said, **other)
         assert [row["reconstruction"] for row in rows] == decode_latents(model, tokenizer, z, labels=wanted)
+
+
+def test_a_walk_goes_from_those_without_the_attribute_to_those_with_it(tmp_path):
+    np.savez(tmp_path / "x.npz", x=np.random.rand(2, 5, 3), y=[1, 0])
+    model, path = make_frame_model(), str(tmp_path / "x.npz")
+    moved = walk_frames(model, "attribute", path, [1], examples="1", without="0")["moved 1"]
+    wanted = walk_frames(model, "reconstruct", path, [0])["reconstruction"]
+    np.testing.assert_allclose(moved, wanted, rtol=1e-4, atol=1e-5)
+
+
+def test_lengths_are_on_the_way_too():
+    """From the first one's to the second's; of a latent a frame there is a way for those that both have."""
+    sequences = [np.random.rand(8, 3), np.random.rand(4, 3)]
+    for model, lengths in ((make_frame_model(), [8, 7, 6, 5, 4]), (make_vrnn("frames", input_size=3), [4] * 5)):
+        way = interpolate_frames(model, sequences, 5)
+        assert way["lengths"].tolist() == lengths and (~np.isnan(way["path"][..., 0])).sum(1).tolist() == lengths
+
+
+def test_samples_end_where_a_model_says_that_has_learnt_to():
+    model = make_frame_model(predict_length=True)
+    torch.nn.init.zeros_(model.length_head.weight)
+    for bias, lengths in ((1.0, [1, 1]), (-1.0, [6, 6])):
+        torch.nn.init.constant_(model.length_head.bias, bias)
+        assert sample_frames(model, [4, 6])["lengths"].tolist() == lengths

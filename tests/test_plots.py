@@ -252,3 +252,10 @@ def test_axes_are_named_by_what_is_on_them():
     assert axis.collections[0].get_offsets().tolist() == [[1.0, 9.0]]
     (axis,) = plot_latent_map(np.random.default_rng(0).standard_normal((9, 3)), ["a"] * 9).axes
     assert axis.get_xlabel().startswith("component 1") and axis.get_ylabel().startswith("component 2")
+
+
+def test_the_first_channel_of_a_picture_is_at_its_foot():
+    roll = np.zeros((1, 9, 88))
+    roll[0, 2:5, 40] = roll[0, :, 44] = 1
+    (picture,) = plot_frames({"sample": roll}).axes[0].images
+    assert picture.origin == "lower" and picture.get_array()[0].tolist() == roll[0, :, 40].tolist()

@@ -9,6 +9,7 @@ from transformers import GenerationConfig, RepetitionPenaltyLogitsProcessor
 
 from hf_vrae import VRAEConfig, VRAEForFrameGeneration, VRAEForSequenceGeneration
 from hf_vrae.modeling.conditioning import label_ids
+from hf_vrae.modeling.distributions import generators_of_rows
 from tests.models import CONDITIONAL, LABELS, make_frame_model, make_frames, make_model
 
 SEMI = CONDITIONAL["semi-supervised"]
@@ -687,3 +688,12 @@ def test_scheduled_sampling_is_under_the_condition(batch):
     model = make_model(**CONDITIONAL["conditional"]).train()
     model.sampling_probability = 1.0
     assert model(labels=model.labels_from_input_ids(**batch), **conditions_of(model), **batch).loss.isfinite()
+
+
+def test_what_an_evaluation_takes_of_a_batch_is_under_its_condition(model, example):
+    """The KL is to p(z|c), and the rest of the weight of one z is its log p(x|z, c)."""
+    terms = model.evaluation_terms(1, generators_of_rows(4), **example)
+    expected = kl_divergence(model.encode(**example), model.prior(**without(example, "labels")))
+    torch.testing.assert_close(terms["kl"].float(), expected, rtol=1e-4, atol=1e-5)
+    loss = model(latents=terms["latents"], **without(example, "input_ids", "input_features")).loss
+    torch.testing.assert_close(terms["reconstruction"].mean().float(), loss, rtol=1e-4, atol=1e-4)

@@ -644,3 +644,14 @@ def test_words_are_dropped_in_training_only():
         decoder.train(training)
         outputs = [decoder(z, ids)[0] for _ in range(2)]
         assert torch.equal(*outputs) != training
+
+
+def test_many_samples_are_the_same_a_few_at_a_time(model, batch, monkeypatch):
+    """In parts of two, two and one; by default a hundred of a batch do not go through the conductor at once."""
+    seeds = lambda: [torch.Generator().manual_seed(row) for row in range(4)]  # noqa: E731
+    whole = model.evaluation_terms(5, seeds(), **batch)
+    two = 2 * model.encode(**batch).mean.numel() * model.config.conductor_hidden_size
+    monkeypatch.setattr("hf_vrae.modeling.hierarchical_latents.MAX_AT_ONCE", two)
+    parts = model.evaluation_terms(5, seeds(), **batch)
+    for name in ("log_weights", "reconstruction", *(name for name in whole if name.startswith("kl"))):
+        torch.testing.assert_close(parts[name], whole[name], rtol=1e-4, atol=1e-4, msg=name)

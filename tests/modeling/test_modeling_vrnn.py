@@ -650,3 +650,30 @@ def test_a_beginning_for_all_samples_has_the_z_that_is_inferred_from_it():
 def test_combinations_that_make_no_vrnn(options, message):
     with pytest.raises(ValueError, match=message):
         VRNNConfig(**options)
+
+
+def test_learnt_lengths_are_part_of_every_bound_wherever_padding_stands():
+    model, batch = make_model("frames", predict_length=True), make_batch("frames")
+    with torch.no_grad():
+        model.length_head.weight.zero_()
+        model.length_head.bias.fill_(-1.0)  # each frame is the last one with this chance:
+    p = torch.tensor(-1.0).double().sigmoid()
+    expected = p.log() + (batch["attention_mask"].sum(1) - 1) * (1 - p).log()
+    for width in ((0, 2), (2, 0)):
+        padded = {"attention_mask": nn.functional.pad(batch["attention_mask"], width)}
+        padded["input_features"] = nn.functional.pad(batch["input_features"], (0, 0, *width))
+        terms = []
+        for learnt in (True, False):
+            model.config.predict_length = learnt
+            seeds = [torch.Generator().manual_seed(row) for row in range(3)]
+            terms.append(model.evaluation_terms(4, seeds, **padded))
+        for name in ("log_weights", "log_fivo"):
+            difference = terms[0][name] - terms[1][name]
+            torch.testing.assert_close(difference, expected.expand_as(difference), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_the_model_says_is_drawn_and_not_its_likeliest(kind):
+    model = make_model(kind, initializer_range=0.1)
+    said = model._drawn_steps(torch.rand(10).expand(40, 5, 10))
+    assert len(said.flatten(0, 1).unique(dim=0)) > 10
