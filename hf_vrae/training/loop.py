@@ -460,7 +460,7 @@ class TrainingLoop:
         config = self.plain_model.config
         found = f"the KL is {results['kl']:.3f} nats a sequence with {results['active_units']} active units"
         collapsed = results["kl"] < COLLAPSED
-        if config.model_type == "vrae":  # others have more latents than the units are counted of
+        if "mutual_information" in results and "kl_global" not in results:  # units are counted of all latents
             collapsed = collapsed or results["active_units"] == 0
         if getattr(config, "posterior", None) == "vmf":
             # Its KL is constant, and means on a sphere vary by 1 / latent_size at most: often no unit is ever active.

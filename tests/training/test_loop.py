@@ -646,9 +646,10 @@ def test_segments_that_tell_all_are_no_collapse(tiny, caplog):
         plain_model=make_hierarchical_model(), args=tiny("").training, state=SimpleNamespace(step=7)
     )
     with caplog.at_level("WARNING"):
-        TrainingLoop.warn_of_collapse(loop, {"kl": 857.0, "active_units": 0, "mutual_information": 0.0})
+        of_the_whole = {"kl_global": 0.0, "active_units": 0, "mutual_information": 0.0}
+        TrainingLoop.warn_of_collapse(loop, {"kl": 857.0, **of_the_whole})
         assert not caplog.text
-        TrainingLoop.warn_of_collapse(loop, {"kl": 0.01, "active_units": 0, "mutual_information": 0.0})
+        TrainingLoop.warn_of_collapse(loop, {"kl": 0.01, **of_the_whole})
     assert "collapsed: at step 7 the KL is 0.010" in caplog.text
 
 
