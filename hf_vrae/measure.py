@@ -9,8 +9,8 @@ from datasets import Dataset, DatasetDict
 from torch.distributions import Distribution
 from transformers import PreTrainedTokenizerFast
 
-from .data.conditions import batch_rows
-from .data.datasets import load_text, spread_places, tokenize, value_names
+from .data.conditions import Conditions, batch_rows
+from .data.datasets import load_text, spread_places, spread_rows, tokenize, value_names
 from .data.grammar import generate_corpus
 from .evaluation.anomaly import check_normal, detect_anomalies
 from .evaluation.disentanglement import evaluate_disentanglement
@@ -221,7 +221,7 @@ def walk_frames(
     if reading.get("guidance_scale") is not None:
         raise ValueError("`guidance_scale` of frames is an option of the model's `generate` alone. Leave it out.")
     _check_options(task, reading)
-    if labels is not None and not (model.config.model_type != "vrnn" and model.config.condition_labels):
+    if labels is not None and not Conditions.of_config(model.config).labels:
         raise ValueError("`labels` are of a model with `condition_labels`, which this one has not. Leave them out.")
     if mode != "sample" and max_length is not None:
         raise ValueError(f"`max_length` is of samples: a {mode} is as long as its sequences. Leave it out.")
@@ -325,7 +325,7 @@ def transfer_file(
         `own_label`, which only reconstructs, of a conditional model; `classifier`, how good the judge of labels is on
         texts it did not learn from; `labels`.
     """
-    by_label = model.config.model_type != "vrnn" and label in (model.config.condition_labels or {})
+    by_label = label in Conditions.of_config(model.config).labels
     if guidance_scale is not None and not by_label:
         raise ValueError(
             f"`guidance_scale` {guidance_scale} is of decoding under another label, but {label!r} does not condition "
@@ -408,7 +408,7 @@ def label_agreement(
         `values`, `agreement`, `self_bleu` and `perplexity`; `self_bleu` of as many texts of all values together as of
         each; `classifier`, its accuracy, the share of the commonest label, and the texts it learnt from.
     """
-    names = (model.config.condition_labels or {}) if model.config.model_type != "vrnn" else {}
+    names = Conditions.of_config(model.config).labels
     label = next(iter(names)) if label is None and len(names) == 1 else label
     if label not in names:
         raise ValueError(f"`label` must be one that conditions the model, of {list(names)}; got {label!r}.")
@@ -482,7 +482,7 @@ def _spread(data: Dataset, count: int | None) -> Dataset:
     """So many rows spread over a data set, or all."""
     if count is not None and count < 1:
         raise ValueError(f"`max_samples` must be at least 1, got {count}.")
-    return data if count is None else data.select(spread_places(len(data), min(count, len(data))))
+    return data if count is None else spread_rows(data, count)
 
 
 def _rows(task: TextTask | FrameTask, path: str | None, max_samples: int | None, **reading) -> Dataset:

@@ -76,6 +76,11 @@ def spread_places(size: int, count: int) -> np.ndarray:
     return np.linspace(0, size - 1, count).astype(int)
 
 
+def spread_rows(data: Dataset, count: int) -> Dataset:
+    """So many rows spread over a data set, or all where there are fewer."""
+    return data.select(spread_places(len(data), min(count, len(data))))
+
+
 def load_file(path: str, encoding: str = "utf-8", **options) -> Dataset:
     """Read one file; see [`load_text`]. Further options go to `datasets`' reader of such files."""
     file = Path(path)
@@ -340,6 +345,7 @@ def _tokenize_rows(rows: dict[str, list], tokenizer: PreTrainedTokenizerFast, ma
         columns[name] = []
     # The tokenizer's own truncation would change its state, and with it the fingerprint that the cache goes by.
     encodings = tokenizer.backend_tokenizer.encode_batch(columns["text"]) if keep else []
+    unk, unk_id = tokenizer.unk_token, tokenizer.unk_token_id  # looked up in the vocabulary each time
     for text, encoding in zip(columns["text"], encodings, strict=True):
         ids, offsets = encoding.ids, encoding.offsets
         truncated = len(ids) > max_length
@@ -349,8 +355,7 @@ def _tokenize_rows(rows: dict[str, list], tokenizer: PreTrainedTokenizerFast, ma
         columns["length"].append(len(ids))
         columns["num_characters"].append(offsets[-2][1] + 1)
         columns["truncated"].append(truncated)
-        columns["only_unknown"].append(all(token == tokenizer.unk_token_id for token in ids[1:-1]))
-        words = zip(ids[1:-1], offsets[1:-1], strict=True)
-        unknown = {text[start:end] for token, (start, end) in words if token == tokenizer.unk_token_id}
-        columns["has_unknown"].append(bool(unknown - {tokenizer.unk_token}))
+        unknown = [i for i in range(1, len(ids) - 1) if ids[i] == unk_id]
+        columns["only_unknown"].append(len(unknown) == len(ids) - 2)
+        columns["has_unknown"].append(any(text[slice(*offsets[i])] != unk for i in unknown))
     return columns

@@ -281,9 +281,12 @@ def _check_positive(arguments, *names: str) -> None:
 def _model_arguments() -> type:
     """A dataclass of the configurations' fields that a user chooses; the data decide about the rest."""
     # HfArgumentParser knows no union of numbers, and no list of choices.
-    places = VRAEConfig.__dataclass_fields__["latent_conditioning"].type
-    plain = {float | int: float, float | int | None: float | None, list[float | int] | None: list[float] | None}
-    plain[places] = list[str] | None
+    plain = {
+        float | int: float,
+        float | int | None: float | None,
+        list[float | int] | None: list[float] | None,
+        VRAEConfig.__dataclass_fields__["latent_conditioning"].type: list[str] | None,
+    }
     model_type = _arg(
         "vrae",
         "vrae: one latent a sequence; vrnn: one latent a step; hierarchical_vrae: one of the whole, one a segment",

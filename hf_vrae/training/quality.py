@@ -12,7 +12,7 @@ from accelerate import Accelerator
 from datasets import Dataset, DatasetDict
 
 from ..data.conditions import batch_rows
-from ..data.datasets import spread_places
+from ..data.datasets import spread_places, spread_rows
 from ..data.tokenization import decode
 from ..evaluation.free_running import evaluate_free_running
 from ..evaluation.text import draw_samples, self_bleu
@@ -92,9 +92,7 @@ def _of_samples(
     the words of `tokenizer`, as the samples are.
     """
     folder = Path(recipe.training.output_dir) / "judges"
-    train = data["train"]
-    places = spread_places(len(train), min(len(samples), len(train)))
-    real = decode(tokenizer, train.select(places)["input_ids"])
+    real = decode(tokenizer, spread_rows(data["train"], len(samples))["input_ids"])
     results = {"self_bleu": self_bleu(samples)["self_bleu"], "reference_self_bleu": self_bleu(real)["self_bleu"]}
     for name, texts in (("reverse_ppl", samples), ("reference_reverse_ppl", real)):
         if not any(texts):  # a language model of nothing is none
