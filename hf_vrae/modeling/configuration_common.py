@@ -93,7 +93,10 @@ class LatentSequenceConfig(PreTrainedConfig):
         metadata={"help": "LSTMs' forget gates start with it; 1 is Jozefowicz et al. 2015, 0 is He et al. 2019"},
     )
     kernels: Literal["auto", "plain"] = field(
-        default="auto", metadata={"help": "plain: torch's own operations throughout, slower and twice differentiable"}
+        default="auto",
+        metadata={
+            "help": "plain: torch's own operations wherever there is a gradient, slower and twice differentiable"
+        },
     )
     # Of the training loss alone; a run's arguments set them.
     free_bits: float | int = 0.0  # as in [`objectives.free_bits`]

@@ -117,15 +117,20 @@ class VRAEDecoder(nn.Module):
         latents = latents.to(float_dtype(self))
         if inputs_embeds is None:
             inputs_embeds = self.read_dropped(input_ids)  # [B, T, E]
-        past = 0 if cache is None else cache.get_seq_length()
-        check_mask("decoder_attention_mask", attention_mask, inputs_embeds, past)
-        if attention_mask is not None and self.config.decoder_type != "transformer":
-            attention_mask = attention_mask[:, -inputs_embeds.shape[1] :]  # what is past is in the state
+        attention_mask = self.mask_of_read(attention_mask, inputs_embeds, cache)
         outputs, cache, hidden_states = self.decode(
             latents, inputs_embeds, attention_mask, cache, use_cache, output_hidden_states
         )
         hidden_states = tuple(hidden_states) if output_hidden_states else None
         return outputs, cache if use_cache else None, hidden_states
+
+    def mask_of_read(self, attention_mask, inputs_embeds: torch.Tensor, cache: Cache | None) -> torch.Tensor | None:
+        """The mask after a check: of what is read now, [B, T], where what is past is in the state."""
+        past = 0 if cache is None else cache.get_seq_length()
+        check_mask("decoder_attention_mask", attention_mask, inputs_embeds, past)
+        if attention_mask is None or self.config.decoder_type == "transformer":
+            return attention_mask
+        return attention_mask[:, -inputs_embeds.shape[1] :]
 
     def decode(self, latents, inputs_embeds, attention_mask, cache, use_cache, output_hidden_states):
         """The rest of [`forward`], whose arguments these are: outputs, cache, and hidden states where asked for."""

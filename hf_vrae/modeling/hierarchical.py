@@ -79,10 +79,11 @@ class HierarchicalEncoder(VRAERecurrentEncoder):
         segments = find_segments(self.config, real, tokens, given)
         inputs = take_time(self.dropout(inputs_embeds), order)
         _, hidden_states = self.rnn(inputs, steps < lengths.unsqueeze(1), True)
-        last = (lengths - 1).unsqueeze(1)
+        last = (lengths - 1).clamp(min=0).unsqueeze(1)
         starts = segments.starts + skipped
         ends = starts + segments.lengths.clamp(min=1) - 1
         summaries = self._between(hidden_states[-1], starts.minimum(last), ends.minimum(last))  # [B, S, H]
+        summaries = summaries.masked_fill((lengths == 0)[:, None, None], 0)  # of no token: the first state
         mean, logvar = self._moments(summaries, segments.counts)
         aligned = (take_time(h, back) for h in hidden_states) if output_hidden_states else ()
         return VRAEEncoderOutput(
@@ -196,7 +197,8 @@ class HierarchicalDecoder(VRAERecurrentDecoder):
         tokens = input_ids
         if inputs_embeds is None:
             inputs_embeds = self.read_dropped(input_ids)  # [B, T, E]
-        mask = torch.ones_like(inputs_embeds[..., 0]) if attention_mask is None else attention_mask
+        mask = self.mask_of_read(attention_mask, inputs_embeds, cache)
+        mask = torch.ones_like(inputs_embeds[..., 0]) if mask is None else mask
         if use_cache or cache is not None and cache.get_seq_length() > 0:
             outputs, cache, states = self._walk_on(latents, inputs_embeds, tokens, mask.bool(), cache)
             hidden_states = states if output_hidden_states else None

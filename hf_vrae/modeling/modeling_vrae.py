@@ -311,10 +311,14 @@ class VRAEForSequenceGeneration(VRAEPreTrainedModel, ConditionalModel, VRAEGener
         """
         check_no_attentions(output_attentions)
         posterior = c = None
+        given_to_decoder = decoder_input_ids is not None or decoder_inputs_embeds is not None
+        encodes = encoder_outputs is None and latents is None
+        if labels is not None and encodes and given_to_decoder and self.training:
+            self._check_reads_what_is_given()
         if encoder_outputs is None:
             inputs = {"input_ids": input_ids, "attention_mask": attention_mask, "inputs_embeds": inputs_embeds}
             inputs |= {"class_ids": class_ids, "attributes": attributes, "condition": condition}
-            if labels is not None and latents is None and self.training and self.config.label_classifier:
+            if labels is not None and encodes and self.training and self.config.label_classifier:
                 return VRAEOutput(**self._semi_supervised_loss(labels, **inputs))
             c = self.condition(**inputs)
         else:
@@ -322,29 +326,23 @@ class VRAEForSequenceGeneration(VRAEPreTrainedModel, ConditionalModel, VRAEGener
         if labels is not None:
             check_token_ids("labels", labels, self.config.vocab_size, ignore=IGNORE_INDEX)
             use_cache = False
-            given_to_decoder = decoder_input_ids is not None or decoder_inputs_embeds is not None
             if not given_to_decoder:
                 decoder_input_ids = self.prepare_decoder_input_ids_from_labels(labels)
                 decoder_attention_mask = labels != IGNORE_INDEX
             elif decoder_attention_mask is None and cache is None and decoder_input_ids is not None:
                 decoder_attention_mask = self._read_beside(labels, decoder_input_ids)
-            if encoder_outputs is None and latents is None:
+            if encodes:
                 encoder_outputs = self._encoder_outputs(
                     c, input_ids, attention_mask, inputs_embeds, output_hidden_states
                 )
                 posterior = self.model.encoder.distribution(encoder_outputs.mean, encoder_outputs.logvar)
                 if self.training and self.config.num_train_samples > 1:
-                    if given_to_decoder:
-                        raise ValueError(
-                            "`num_train_samples` above 1 makes what the decoder reads of `labels`. Leave out "
-                            "`decoder_input_ids` and `decoder_inputs_embeds`, or train with one sample."
-                        )
                     return VRAEOutput(**self._importance_weighted_loss(posterior, labels, c))
                 posterior, latents = self._draw_latents(posterior, labels, c)
             if self.training and self.sampling_probability > 0 and decoder_input_ids is not None:
                 seen = encoder_outputs.last_hidden_state[:, 0] if latents is None else join(latents, c)
-                decoder_input_ids = self._mix_in_own_words(decoder_input_ids, labels, seen)
-        elif decoder_attention_mask is not None and not (decoder_input_ids is decoder_inputs_embeds is None):
+                decoder_input_ids = self._mix_in_own_words(decoder_input_ids, decoder_attention_mask, labels, seen)
+        elif decoder_attention_mask is not None and given_to_decoder:
             length = decoder_inputs_embeds.shape[1] if decoder_input_ids is None else decoder_input_ids.shape[1]
             if self._is_stateful:
                 decoder_attention_mask = decoder_attention_mask[..., -length:]
@@ -402,6 +400,15 @@ class VRAEForSequenceGeneration(VRAEPreTrainedModel, ConditionalModel, VRAEGener
             posterior_logvar=outputs.posterior_logvar,
         )
 
+    def _check_reads_what_is_given(self) -> None:
+        """Refuse decoder inputs where a loss makes its own, of the labels."""
+        for name, most in (("num_train_samples", 1), ("svi_steps", 0), ("label_classifier", 0)):
+            if getattr(self.config, name) > most:
+                raise ValueError(
+                    f"`{name}` {getattr(self.config, name)} trains a loss that reads the labels, moved one step on: "
+                    "leave out `decoder_input_ids` and `decoder_inputs_embeds`, or set it to its default."
+                )
+
     def _auxiliary_losses(self, latents: torch.Tensor, target: torch.LongTensor, condition=None):
         config, loss = self.config, super()._auxiliary_losses(latents, target, condition)
         if config.bag_of_words_weight:
@@ -430,13 +437,13 @@ class VRAEForSequenceGeneration(VRAEPreTrainedModel, ConditionalModel, VRAEGener
         return -nll.view(latents.shape[:2]), weighted_nll
 
     @torch.no_grad()
-    def _mix_in_own_words(self, decoder_input_ids, labels, latents) -> torch.LongTensor:
+    def _mix_in_own_words(self, decoder_input_ids, decoder_attention_mask, labels, latents) -> torch.LongTensor:
         """Replace inputs [B, T] by what the model would have said there, each with the scheduled probability.
 
         Scheduled sampling (Bengio et al. 2015) with one teacher-forced pass for all steps (Duckworth et al. 2019)
         in place of a step after the other.
         """
-        hidden, _, _ = self.model.decoder(latents, decoder_input_ids, labels != IGNORE_INDEX)
+        hidden, _, _ = self.model.decoder(latents, decoder_input_ids, decoder_attention_mask)
         real = labels != IGNORE_INDEX
         scores = self.lm_head(self.features(hidden, latents)[real])  # [N, V]
         drawn = draw(at_least_float32(scores)).to(decoder_input_ids.dtype)

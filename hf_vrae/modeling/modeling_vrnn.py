@@ -276,6 +276,7 @@ class VRNNPreTrainedModel(LatentSequenceModel):
         real = observed.real.repeat(len(path.z) // len(observed.phi_x), 1).unsqueeze(-1)
         return (kl_per_dimension(path.posterior, path.prior) * real).sum(1)
 
+    @torch.no_grad()
     def evaluation_terms(
         self, num_samples: int, generators: list[torch.Generator] | None = None, svi_steps: int = 0, **batch
     ):
@@ -530,6 +531,8 @@ class VRNNForSequenceGeneration(VRNNPreTrainedModel, VRNNGenerationMixin):
                 f"`labels` must be the input tokens, with -100 where none is scored, of shape {list(mask.shape)}; got "
                 f"{list(labels.shape)}."
             )
+        if mask.shape[1] < 2:
+            raise ValueError(f"A sequence is `<s>` and what follows it, two tokens at least; got {list(mask.shape)}.")
         order, back, lengths = left_align(mask)
         phi_x = self.model.embed(take_time(inputs_embeds, order)[:, 1:])
         targets = labels.masked_fill(~mask, IGNORE_INDEX).gather(1, order)[:, 1:]

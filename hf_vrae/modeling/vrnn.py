@@ -9,6 +9,7 @@ Letters in shapes: B batch, T time, K samples or particles, D latent size, E emb
 size.
 """
 
+import functools
 from dataclasses import dataclass
 
 import torch
@@ -16,7 +17,7 @@ from torch import nn
 
 from .configuration_vrnn import VRNNConfig
 from .distributions import DiagonalGaussian
-from .kernels import Dropout, PackedLinear, as_weight_of, at_least_float32, is_plain, weight_and_bias
+from .kernels import Dropout, PackedLinear, as_weight_of, at_least_float32, is_plain, product_dtype, weight_and_bias
 from .posteriors import MAX_LOGVAR, MIN_LOGVAR
 from .recurrent import GRU, LAYERS, LSTM, drop_weights, one_step_back, run_layer, stepwise_product, take_time
 from .recurrent_latent import sample_path
@@ -40,7 +41,16 @@ class GaussianNetwork(nn.Module):
         self.moments = nn.Linear(feature_size, 2 * latent_size)
 
     def forward(self, *inputs: torch.Tensor) -> DiagonalGaussian:
-        return gaussian(self.moments(self.features(torch.cat(inputs, dim=-1))))
+        return gaussian(moments_of(self.moments, self.features(torch.cat(inputs, dim=-1))))
+
+
+def moments_of(linear: nn.Module, features: torch.Tensor) -> torch.Tensor:
+    """[..., 2 D] of features [..., P], as `linear` has it; in float32 at least, as in [`GaussianPosterior`]."""
+    if not is_plain(linear):
+        return linear(features)
+    with torch.autocast(features.device.type, enabled=False):
+        wide = torch.promote_types(features.dtype, torch.float32)
+        return nn.functional.linear(*(t.to(wide) for t in (features, linear.weight, linear.bias)))
 
 
 def gaussian(projected: torch.Tensor) -> DiagonalGaussian:
@@ -75,7 +85,7 @@ class Trajectory:
 class VRNNLayer(nn.Module):
     """The four distributions, and the ways to go through a sequence with them.
 
-    Sequences are embedded, [B, T, E], and left-aligned: real steps first.
+    Sequences come as phi_x(x), [B, T, P], and left-aligned: real steps first.
     """
 
     def __init__(self, config: VRNNConfig):
@@ -227,13 +237,14 @@ class VRNNLayer(nn.Module):
         """
         time, total = noise.shape[:2]
         samples = total // gates_x.shape[1]
-        product, stepwise = self._products(time, total, gates_x)
+        product, stepwise, moments_of_step = self._products(time, total, gates_x)
         layer, net = self.rnn, self.posterior_network
         if self.config.residual_posterior:
-            prior_rest = stepwise([*list(self.prior_network.features)[1:], self.prior_network.moments])
+            prior_rest = stepwise(list(self.prior_network.features)[1:])
+            moments_of_p = moments_of_step(self.prior_network.moments)
             prior_bias = weight_and_bias(self.prior_network.features[0])[1]
         from_h = product(torch.cat(reads_h))
-        rest = stepwise([*list(net.features)[1:], net.moments])
+        rest, moments_of_q = stepwise(list(net.features)[1:]), moments_of_step(net.moments)
         phi_z = stepwise(self.phi_z)
         from_z = product(weight_z)
         widths = [len(weight) for weight in reads_h]
@@ -241,9 +252,9 @@ class VRNNLayer(nn.Module):
         hidden, z, features_z, moments = [state[0]], [], [], []
         for gates, features, epsilon in zip(gates_x.unbind(0), features_x.unbind(0), noise.unbind(0), strict=True):
             gates_h, features_h, *prior_h = from_h(state[0]).split(widths, dim=-1)
-            read = rest(features_h + over_samples(features, samples))  # [K * B, 2 D]
+            read = moments_of_q(rest(features_h + over_samples(features, samples)))  # [K * B, 2 D]
             if self.config.residual_posterior:
-                prior_moments = prior_rest(prior_h[0] + prior_bias)
+                prior_moments = moments_of_p(prior_rest(prior_h[0] + prior_bias))
                 mean = prior_moments[..., : self.config.latent_size]
                 read = read + nn.functional.pad(mean, (0, self.config.latent_size))
             q = gaussian(read)
@@ -259,7 +270,8 @@ class VRNNLayer(nn.Module):
         return tuple(torch.stack(path) for path in (z, features_z, moments, hidden))
 
     def _products(self, time: int, rows: int, like: torch.Tensor):
-        """Of a weight, its product at each of so many steps, and of a list of modules, all of them at each step."""
+        """Of a weight, its product at each of so many steps; of a list of modules, all of them; of a layer that gives
+        moments, these."""
 
         def product(weight):
             return stepwise_product(self.config.kernels, weight, time, rows, like)
@@ -276,7 +288,11 @@ class VRNNLayer(nn.Module):
 
             return apply
 
-        return product, stepwise
+        def moments(linear):
+            exact = product_dtype(like) in (torch.float32, torch.float64)
+            return stepwise([linear]) if exact else functools.partial(moments_of, linear)
+
+        return product, stepwise, moments
 
     def follow(
         self, phi_x: torch.Tensor, lengths: torch.Tensor, z: torch.Tensor, read: torch.Tensor | None = None

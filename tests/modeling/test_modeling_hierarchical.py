@@ -14,6 +14,7 @@ from hf_vrae import HierarchicalVRAEConfig, HierarchicalVRAEForFrameGeneration, 
 from hf_vrae.data.collators import AutoencodingCollator, FrameCollator
 from hf_vrae.data.frames import make_frames as make_split
 from hf_vrae.evaluation.free_running import evaluate_free_running
+from hf_vrae.modeling.cache_name import CACHE
 from hf_vrae.modeling.distributions import kl_per_dimension
 from hf_vrae.modeling.hierarchical_latents import JointGaussian
 from tests.models import (
@@ -60,6 +61,29 @@ def of_input(batch):
 def row_of(batch, row, length):
     """One row without its padding."""
     return {name: t[row : row + 1, : length - (name == "labels" and t.dim() == 2)] for name, t in batch.items()}
+
+
+def test_an_empty_row_is_summarised_by_nothing(language):
+    ids, mask = make_tokens()["input_ids"], make_tokens()["attention_mask"]
+    for row in (0, 1):
+        mask[row] = 0
+        other = ids.clone()
+        other[[row, row - 1]] = torch.randint(4, 40, (2, 11))
+        modes = [language.encode(input_ids=tokens, attention_mask=mask).mode[row] for tokens in (ids, other)]
+        torch.testing.assert_close(*modes, equal_nan=True)
+
+
+def test_a_mask_may_tell_of_what_is_past(language):
+    model, batch = language.double(), make_tokens()
+    labels, mask = batch["labels"], batch["labels"] != -100
+    inputs, z = model.prepare_decoder_input_ids_from_labels(labels), model.encode(**of_input(batch)).mode
+    whole = model(latents=z, decoder_input_ids=inputs, decoder_attention_mask=mask, labels=labels)
+    first = model(latents=z, decoder_input_ids=inputs[:, :2], decoder_attention_mask=mask[:, :2], use_cache=True)
+    rest = {"decoder_input_ids": inputs[:, 2:], "decoder_attention_mask": mask, CACHE: first[CACHE]}
+    scored = model(latents=z, labels=labels[:, 2:], **rest)
+    torch.testing.assert_close(scored.logits[mask[:, 2:]], whole.logits[:, 2:][mask[:, 2:]])
+    with pytest.raises(ValueError, match="`decoder_attention_mask`"):
+        model(latents=z, decoder_input_ids=inputs, decoder_attention_mask=mask[:, 1:])
 
 
 # The bound.

@@ -170,6 +170,7 @@ def test_terms_agree_with_each_other_and_with_the_loss(kind, variant):
     torch.testing.assert_close(outputs.loss, outputs.reconstruction_loss + outputs.kl)
     assert (outputs.kl > 0) == bool(model.config.latent_size)
     assert terms["num_steps"].tolist() == [6, 4, 1]
+    assert not any(term.requires_grad for term in terms.values())
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -599,6 +600,22 @@ def test_frames_with_padding_in_front_are_reconstructed_as_without():
 def test_a_prompt_of_a_model_without_a_mark_of_padding():
     model = make_model(pad_token_id=None)
     assert model.generate(torch.tensor([[2, 5, 6]]), max_new_tokens=3, eos_token_id=None).shape == (1, 6)
+
+
+def test_a_start_alone_is_no_sequence():
+    model = make_model()
+    with pytest.raises(ValueError, match="two tokens at least"):
+        model(input_ids=torch.tensor([[2]]), labels=torch.tensor([[2]]))
+
+
+@pytest.mark.parametrize("options", [{}, {"residual_posterior": False}, {"feature_layers": 2, "layer_norm": True}])
+def test_moments_are_not_rounded_under_autocast(options):
+    model, batch = make_model("frames", **options), make_batch("frames")
+    observed = model._observe(**batch)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        path = model.model.layer.unroll(observed.phi_x, observed.lengths, model._noise(2, observed))
+    for moments in (path.posterior.mean, path.posterior.logvar, path.prior.mean, path.prior.logvar):
+        assert moments.dtype == torch.float32 and (moments != moments.bfloat16()).float().mean() > 0.5
 
 
 def test_marks_that_a_model_lacks():

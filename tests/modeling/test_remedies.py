@@ -12,7 +12,7 @@ from hf_vrae.modeling.distributions import DiagonalGaussian
 from hf_vrae.modeling.inference import refine
 from hf_vrae.modeling.kernels import Dropout
 from tests.modeling.test_modeling_vrnn import make_model as make_vrnn
-from tests.models import LANGUAGE_MODELS, make_frame_model, make_frames, make_model
+from tests.models import CONDITIONAL, LANGUAGE_MODELS, make_frame_model, make_frames, make_model
 
 DRY = {"dropout": 0.0, "word_dropout": 0.0}  # nothing random but z
 
@@ -154,14 +154,15 @@ def test_scheduled_sampling_mixes_in_what_the_model_says(batch):
         model.lm_head.weight[7] = 1000 * model.features(hidden, latents)[0, 0].sign()
         model.lm_head.weight[7, 16:] = 0
     model.sampling_probability = 1.0
-    mixed = model._mix_in_own_words(inputs, labels, latents)
     real = labels != -100
+    mixed = model._mix_in_own_words(inputs, real, labels, latents)
     first = real & (real.cumsum(1) == 1)
     assert (mixed[first] == model.config.decoder_start_token_id).all()
     assert (mixed[real & ~first] == 7).all()
     assert torch.equal(mixed[~real], inputs[~real])
     model.sampling_probability = 0.5
-    share = (model._mix_in_own_words(inputs.repeat(99, 1), labels.repeat(99, 1), latents.repeat(99, 1)) == 7).sum()
+    many = (t.repeat(99, 1) for t in (inputs, real, labels, latents))
+    share = (model._mix_in_own_words(*many) == 7).sum()
     assert 0.4 < share / (99 * (real & ~first).sum()) < 0.6
 
 
@@ -171,8 +172,48 @@ def test_what_the_model_says_is_read_a_step_later(monkeypatch):
     labels = torch.tensor([[5, 6, 3, -100], [-100, 7, -100, 3]])
     monkeypatch.setattr("hf_vrae.modeling.modeling_vrae.draw", lambda scores: torch.tensor([15, 16, 17, 18, 19]))
     read = model.prepare_decoder_input_ids_from_labels(labels)
-    mixed = model._mix_in_own_words(read, labels, torch.randn(2, 6))
+    mixed = model._mix_in_own_words(read, labels != -100, labels, torch.randn(2, 6))
     assert mixed[0, :3].tolist() == [2, 15, 16] and mixed[1, [1, 3]].tolist() == [2, 18]
+
+
+def test_what_the_model_says_is_said_behind_all_that_it_reads():
+    """A prompt that is not scored is read all the same."""
+    model = make_model(**DRY).train()
+    model.sampling_probability = 1.0
+    read = torch.tensor([[2, 5, 6, 7]])
+    labels = torch.tensor([[-100, -100, 7, 3]])
+    said = {}
+    for prompt in (5, 15):
+        read[0, 1] = prompt
+        for mask in (torch.ones_like(read), labels != -100):
+            torch.manual_seed(0)
+            with torch.no_grad():
+                mixed = [model._mix_in_own_words(read, mask, labels, torch.zeros(1, 6)) for _ in range(50)]
+            said[prompt, int(mask.sum())] = torch.stack(mixed)[:, 0, 3].tolist()
+    assert said[5, 2] == said[15, 2] and said[5, 4] != said[15, 4]
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("num_train_samples", {"num_train_samples": 3}),
+        ("svi_steps", {"svi_steps": 2, "kernels": "plain"}),
+        ("label_classifier", CONDITIONAL["semi-supervised"]),
+    ],
+)
+def test_losses_that_read_the_labels_refuse_other_decoder_inputs(name, options, batch):
+    model = make_model(**DRY, **options).train()
+    labels = labels_of(model, batch)
+    read, under = model.prepare_decoder_input_ids_from_labels(labels), {}
+    if model.config.condition_labels:
+        under = {"class_ids": torch.zeros(4, 1, dtype=torch.long)}
+    assert model(**batch, **under, labels=labels).loss.isfinite()
+    embeds = model.model.decoder.embed_tokens(read)
+    for given in ({"decoder_input_ids": read}, {"decoder_inputs_embeds": embeds}):
+        with pytest.raises(ValueError, match=f"`{name}` .* leave out"):
+            model(**batch, **under, labels=labels, **given)
+        assert model.eval()(**batch, **under, labels=labels, **given).loss.isfinite()
+        model.train()
 
 
 @pytest.mark.parametrize("change", [torch.Tensor.int, lambda labels: labels.masked_fill(labels > 0, -100)])
