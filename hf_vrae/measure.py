@@ -9,9 +9,10 @@ from datasets import Dataset, DatasetDict
 from torch.distributions import Distribution
 from transformers import PreTrainedTokenizerFast
 
-from .data.conditions import Conditions, batch_rows
+from .data.conditions import Conditions
 from .data.datasets import load_text, spread_places, spread_rows, tokenize, value_names
 from .data.grammar import generate_corpus
+from .data.rows import Rows
 from .evaluation.anomaly import check_normal, detect_anomalies
 from .evaluation.disentanglement import evaluate_disentanglement
 from .evaluation.free_running import evaluate_free_running
@@ -136,7 +137,7 @@ def evaluate_file(
     if num_text_samples is not None and accelerator.is_main_process:  # before the likelihoods, which take longest
         rows = _spread(data, num_text_samples)
         texts = _as_read(rows)
-        batch = collator(batch_rows(rows).__getitems__(list(range(len(rows)))))
+        batch = collator(Rows(rows).__getitems__(list(range(len(rows)))))
         under = conditions_of(model, batch)
         metrics["text"] = evaluate_text(model, tokenizer, texts, batch_size, seed, judge, under)
     options = {"svi_steps": svi_steps, "per_sequence": True}
@@ -236,7 +237,7 @@ def walk_frames(
     data = task.ready(_read(task, path, **reading))
     if wrong := [i for i in indices if not 0 <= i < len(data)]:
         raise ValueError(f"`indices` must be below {len(data)}, the sequences there are; got {wrong[0]}.")
-    rows = batch_rows(data)
+    rows = Rows(data)
     sequences = rows.__getitems__(list(indices))
     if mode == "reconstruct":
         return reconstruct_frames(model, sequences, do_sample, labels)

@@ -9,7 +9,7 @@ import numpy as np
 from datasets import ClassLabel, Dataset, Value
 
 from .datasets import value_names
-from .frames import PREFIX, sequence_rows
+from .rows import PREFIX
 
 logger = logging.getLogger(__name__)
 
@@ -180,38 +180,6 @@ def _class_ids(split: Dataset) -> np.ndarray:
     """Ids of each row's labels, [N, L]; [0, 0] where there is no label."""
     column = PREFIX + "class_ids"
     return np.stack(split.with_format("numpy")[column][:]) if column in split.column_names else np.zeros((0, 0), int)
-
-
-def batch_rows(split: Dataset):
-    """The rows of a split for a collator: sequences alone, or with their conditions and segments where there are
-    any."""
-    rows = sequence_rows(split)
-    return ConditionedRows(rows, split) if any(name.startswith(PREFIX) for name in split.column_names) else rows
-
-
-class ConditionedRows:
-    """Sequences, their conditions and their segments for a `DataLoader`, as dictionaries.
-
-    Args:
-        sequences: of [`sequence_rows`].
-        split: the same rows, with the columns that [`Conditions.add_to`] and [`load_frames`] make.
-    """
-
-    def __init__(self, sequences, split: Dataset):
-        self.sequences = sequences
-        self.name = "input_features" if "input_features" in split.column_names else "input_ids"
-        names = [name for name in split.column_names if name.startswith(PREFIX)]
-        self.conditions = split.with_format("numpy", columns=names)
-
-    def __len__(self) -> int:
-        return len(self.sequences)
-
-    def __getitems__(self, indices: list[int]) -> list[dict[str, np.ndarray]]:
-        columns = {name.removeprefix(PREFIX): rows for name, rows in self.conditions[indices].items()}
-        return [
-            {self.name: sequence} | {name: rows[i] for name, rows in columns.items()}
-            for i, sequence in enumerate(self.sequences.__getitems__(indices))
-        ]
 
 
 def _value_names(split: Dataset, column: str) -> list[str]:

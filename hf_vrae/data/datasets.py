@@ -3,7 +3,6 @@
 import codecs
 import glob
 import inspect
-import itertools
 import logging
 import warnings
 from collections.abc import Callable
@@ -308,24 +307,6 @@ def tokenize(
     notes = [f"{count:,} {what}" for count, what in said if count]
     logger.info("%s split: %s sequences%s", split, f"{kept:,}", "".join(f"; {note}" for note in notes))
     return tokenized.remove_columns(["only_unknown", "marked"])
-
-
-class TokenRows:
-    """The sequences of a tokenized split for a `DataLoader`: a batch of them in one look at the memory-mapped table.
-
-    `datasets` would make an array, and a row of a dictionary, of each; a small model would wait for that.
-    """
-
-    def __init__(self, split: Dataset):
-        self.split = split.with_format("arrow", columns=["input_ids"])
-
-    def __len__(self) -> int:
-        return len(self.split)
-
-    def __getitems__(self, indices: list[int]) -> list[np.ndarray]:
-        rows = self.split[indices]["input_ids"].combine_chunks()
-        ids, bounds = rows.values.to_numpy(), rows.offsets.to_numpy()
-        return [ids[start:end] for start, end in itertools.pairwise(bounds)]
 
 
 def _tokenize_rows(rows: dict[str, list], tokenizer: PreTrainedTokenizerFast, max_length: int) -> dict[str, list]:

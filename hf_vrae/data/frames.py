@@ -10,11 +10,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from datasets import ClassLabel, Dataset, DatasetDict, DatasetInfo, Features, List, Value
 
-from .datasets import _SPLIT_NAMES, IN_ONE_GO, SPLITS, TokenRows, _load_named, load_file, map_rows
+from .datasets import _SPLIT_NAMES, IN_ONE_GO, SPLITS, _load_named, load_file, map_rows
+from .rows import PREFIX, plain, view
 
 logger = logging.getLogger(__name__)
 
-PREFIX = "batch."  # of columns made here for the batches: a user's own "segment_ids" or "attributes" is none of them
 SEGMENTS = PREFIX + "segment_ids"
 ROWS = 1000  # looked at together where a split is read through
 
@@ -468,19 +468,13 @@ def _depth(kind: pa.DataType) -> int:
 def _arrays(arrow: Dataset, column: str) -> Iterator[pa.Array]:
     """A column in pieces of 1000 rows."""
     for start in range(0, arrow.num_rows, ROWS):
-        yield _plain(arrow[start : start + ROWS][column])
-
-
-def _plain(column: pa.ChunkedArray) -> pa.Array:
-    array = column.combine_chunks()
-    array = array.combine_chunks() if isinstance(array, pa.ChunkedArray) else array
-    return array.storage if isinstance(array, pa.ExtensionArray) else array
+        yield plain(arrow[start : start + ROWS][column])
 
 
 def _convert(
     table: pa.Table, indices: list[int], column: str, segment: str | None, channels: int, where: str, window, stride
 ) -> pa.Table:
-    sequences = _plain(table[column])
+    sequences = plain(table[column])
     lengths = _lengths(sequences)
     values = sequences.flatten()
     if not _is_number(values.type):
@@ -494,7 +488,7 @@ def _convert(
         values = values.flatten()
     segment_ids, others = None, table.drop([column])
     if segment is not None:
-        of_rows, others = _plain(table[segment]), others.drop([segment])
+        of_rows, others = plain(table[segment]), others.drop([segment])
         if (wrong := np.flatnonzero(_lengths(of_rows) != lengths)).size:
             raise ValueError(
                 f"`segment_column` {segment!r} must have a number for each frame, but row {indices[wrong[0]]} of "
@@ -508,14 +502,8 @@ def _blocks(split: Dataset) -> Iterator[tuple[np.ndarray, np.ndarray, int]]:
     """A split in pieces: frames [sum of T, F] and lengths [N], and the index of the first sequence."""
     arrow = split.with_format("arrow", columns=["input_features"])
     for i, sequences in enumerate(_arrays(arrow, "input_features")):
-        frames, bounds = _view(sequences)
+        frames, bounds = view(sequences)
         yield frames[bounds[0] : bounds[-1]], np.diff(bounds), i * ROWS
-
-
-def _view(sequences: pa.ListArray) -> tuple[np.ndarray, np.ndarray]:
-    """Frames [sum of T, F], not copied, and the bounds of the sequences [N + 1] among them."""
-    vectors = sequences.values
-    return vectors.flatten().to_numpy().reshape(-1, vectors.type.list_size), sequences.offsets.to_numpy()
 
 
 def check_frames(data: DatasetDict, binary: bool = False, levels: int | None = None, unit: str = "sequence") -> None:
@@ -631,23 +619,3 @@ def frames_fingerprint(split: Dataset) -> str:
     for frames, _, _ in _blocks(split):
         digest.update(np.ascontiguousarray(frames, dtype="<f4"))
     return digest.hexdigest()
-
-
-def sequence_rows(split: Dataset) -> "TokenRows | FrameRows":
-    """The sequences of a split, of tokens or of frames, for a `DataLoader`."""
-    return (FrameRows if "input_features" in split.column_names else TokenRows)(split)
-
-
-class FrameRows:
-    """The sequences of a split for a `DataLoader`, as [`TokenRows`] are: a batch in one look at the table."""
-
-    def __init__(self, split: Dataset):
-        self.split = split.with_format("arrow", columns=["input_features"])
-
-    def __len__(self) -> int:
-        return len(self.split)
-
-    def __getitems__(self, indices: list[int]) -> list[np.ndarray]:
-        """Arrays [T, F], float32."""
-        frames, bounds = _view(_plain(self.split[indices]["input_features"]))
-        return [frames[start:end] for start, end in zip(bounds[:-1], bounds[1:], strict=True)]

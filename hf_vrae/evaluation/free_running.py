@@ -10,7 +10,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, gather_object
 
-from ..data.conditions import batch_rows
+from ..data.rows import Rows
 from ..latent import conditions_of
 from .information import in_evaluation_mode
 from .likelihood import own_batches
@@ -42,7 +42,7 @@ def evaluate_free_running(
         the root mean square error over all channels, in raw units.
     """
     accelerator = accelerator or Accelerator()
-    sequences, counts = batch_rows(dataset), []
+    sequences, counts = Rows(dataset), []
     with in_evaluation_mode(model):
         for indices in own_batches(dataset, batch_size, accelerator):
             batch = collator(sequences.__getitems__(indices.tolist()))

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import torch
 from torch.distributions import Distribution
 
-from ..data.conditions import batch_rows
+from ..data.rows import Rows
 
 
 @torch.no_grad()
@@ -50,7 +50,7 @@ def encoded_batches(model, dataset, collator, batch_size: int) -> Iterator[tuple
 
 
 def batches_in_order(dataset, collator, batch_size: int) -> Iterator[dict[str, torch.Tensor]]:
-    sequences = batch_rows(dataset)
+    sequences = Rows(dataset)
     for start in range(0, len(sequences), batch_size):
         yield collator(sequences.__getitems__(list(range(start, min(start + batch_size, len(sequences))))))
 

@@ -12,7 +12,8 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, gather_object
 from tqdm.auto import tqdm
 
-from ..data.conditions import Conditions, batch_rows
+from ..data.conditions import Conditions
+from ..data.rows import Rows
 from .information import active_units, in_evaluation_mode, mutual_information
 
 MI_SEQUENCES = 10_000  # the pairwise estimate costs their square
@@ -76,7 +77,7 @@ def evaluate(
     accelerator = accelerator or Accelerator()
     num_samples = num_samples if model.config.latent_size else 1  # the same number K times over
     batches = own_batches(dataset, batch_size, accelerator)
-    sequences = batch_rows(dataset)
+    sequences = Rows(dataset)
     rows, posterior = [], None
     with in_evaluation_mode(model):
         for indices in tqdm(batches, desc=description, disable=not accelerator.is_local_main_process, leave=False):

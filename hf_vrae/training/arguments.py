@@ -42,7 +42,7 @@ class DataArguments:
     """What to learn from. With no source named, it is what is built in.
 
     It is of frames where a file is .npz or .npy, where `features_column`, `feature_columns`, `sequence_column`,
-    `segment_column` or `window` is given, and where `builtin` says so; and of text otherwise.
+    `segment_column` or `window` is given, and where `builtin` says so; of text otherwise.
     """
 
     train_file: str | None = _arg(
@@ -62,7 +62,9 @@ class DataArguments:
         "Training sequences of what is built in, by default 20,000 sentences or 2,000 of frames; a tenth more each to "
         "validate and test",
     )
-    max_train_samples: int | None = _arg(None, "Use only the first so many training sequences")
+    max_train_samples: int | None = _arg(
+        None, "Use only so many training sequences: the first, or some where validation data are taken out of them"
+    )
     max_eval_samples: int | None = _arg(None, "Use only the first so many validation and test sequences")
     max_length: int = _arg(128, "Tokens a sequence at most, marks included; longer ones are cut")
     tokenizer_name: str | None = _arg(None, "Existing tokenizer, of the Hub or a folder, in place of a new one")
@@ -114,7 +116,10 @@ class DataArguments:
                 f"{getattr(self, files[0])!r}. Keep one."
             )
         if files and not self.train_file:
-            raise ValueError(f"`{files[0]}` is given without a `train_file`.")
+            raise ValueError(
+                f"`{files[0]}` {getattr(self, files[0])!r} is given without a `train_file`. Name that too, or "
+                "leave this out."
+            )
         if not 0 < self.validation_split_percentage < 100:
             raise ValueError(
                 f"`validation_split_percentage` must be between 0 and 100, got {self.validation_split_percentage}."
@@ -332,10 +337,10 @@ class Recipe:
                 )
 
     @staticmethod
-    def _given(section) -> list[str]:
-        """The names of what is not left at its default."""
+    def _off_default(section) -> dict:
+        """What is not left at its default."""
         defaults = type(section)()
-        return [name for name, value in vars(section).items() if value != getattr(defaults, name)]
+        return {name: value for name, value in vars(section).items() if value != getattr(defaults, name)}
 
     def check_data(self) -> None:
         """Refuse what says nothing of such data, by a ValueError; a recipe need not name the data, so this is of a run
@@ -357,12 +362,16 @@ class Recipe:
                 files and all(Path(file).suffix in (".npz", ".npy", ".parquet") for file in files),
                 "is of files of characters, and these are none. Leave it out.",
             ),
-            (["corpus_size"], named, "is of what is built in, and other data are named. Leave it out."),
-            (["dataset_config_name"], not data.dataset_name, "is of `dataset_name`, which is not given."),
+            (["corpus_size", "builtin"], named, "is of what is built in, and other data are named. Leave it out."),
+            (
+                ["dataset_config_name"],
+                not data.dataset_name,
+                "is of `dataset_name`, which is not given. Leave it out.",
+            ),
             (
                 ["validation_split_percentage"],
                 data.validation_file,
-                "takes apart what `validation_file` leaves whole.",
+                "takes apart what `validation_file` leaves whole. Leave one of them out.",
             ),
             (
                 ["tokenizer_type", "vocab_size", "min_frequency"],
@@ -370,7 +379,6 @@ class Recipe:
                 "is of a new tokenizer, and `tokenizer_name` or the pretrained model has one. Leave it out.",
             ),
         ]
-        given = {*self._given(data), *self._given(self.model)}
         if any(data.conditions) and self.model.model_type != "vrae":
             raise ValueError(
                 f"`label_columns`, `attribute_columns` and `condition_column` condition a vrae, and this is a "
@@ -405,9 +413,10 @@ class Recipe:
             raise ValueError(
                 f"`max_labeled_samples` hides values of one label; `label_columns` names {data.label_columns}."
             )
+        given = {name: value for part in (data, self.model) for name, value in self._off_default(part).items()}
         for names, senseless, reason in rules:
-            for name in given.intersection(names if senseless else ()):
-                raise ValueError(f"`{name}` {reason}")
+            if wrong := [name for name in names if senseless and name in given]:
+                raise ValueError(f"`{wrong[0]}` {given[wrong[0]]!r} {reason}")
 
     def model_fields(self) -> dict:
         """What of the model's section the model of its type has, by name."""

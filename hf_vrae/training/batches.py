@@ -10,7 +10,8 @@ from datasets import Dataset
 from torch.utils.data import DataLoader
 
 from ..data.bucketing import make_batches, split_batch
-from ..data.conditions import batch_rows, rows_of_epoch
+from ..data.conditions import rows_of_epoch
+from ..data.rows import Rows
 from .arguments import TrainArguments
 
 
@@ -26,7 +27,7 @@ class UpdateBatches:
     """
 
     def __init__(self, split: Dataset, lengths: np.ndarray, collator, args: TrainArguments, accelerator: Accelerator):
-        self.rows, self.collator = batch_rows(split), collator
+        self.rows, self.collator = Rows(split), collator
         self.of_an_epoch = rows_of_epoch(split, args.labeled_share)  # indices
         self.lengths = lengths[self.of_an_epoch]
         self.args, self.accelerator = args, accelerator

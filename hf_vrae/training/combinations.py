@@ -143,11 +143,6 @@ def _combinations(args: "TrainArguments") -> list[tuple[bool, str]]:
             f"its {args.max_lr_decays} `max_lr_decays`.",
         ),
         (
-            args.resampling and not several,
-            "`resampling` is among the samples of one sequence: raise `num_train_samples` above 1, got "
-            f"{args.num_train_samples}.",
-        ),
-        (
             args.scheduled_sampling > 0 and (several or args.svi_steps > 0),
             f"`scheduled_sampling` {args.scheduled_sampling} needs one decoder pass of one latent, and bounds of "
             "several samples weigh what was read by the true steps: set `num_train_samples` 1 and `svi_steps` 0.",

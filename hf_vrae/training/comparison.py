@@ -118,8 +118,8 @@ def train_rows(
     Args:
         recipes: paths.
         flags: of scripts/train.py, for all rows.
-        script: that one; a row with `num_quality_samples`, one of which is its memory, is then a process of its own,
-            where there are not several processes already.
+        script: that one; where there are not several processes already, it then runs a row with
+            `num_quality_samples` in a process of its own, so that peak memory is that row's.
 
     Raises:
         SystemExit: with the code of a process that failed.
@@ -163,16 +163,15 @@ def train_rows(
 
 def _what_differs(folder: Path, recipe: Recipe) -> dict[str, tuple]:
     """The arguments that a row was begun with where they are not those of now, and these."""
-    try:
-        begun = parse_recipe(["--config", str(folder / "recipe.yaml")]).flat()
-    except ValueError:  # not begun, or by a version with other arguments
-        return {}
+    if not (folder / "recipe.yaml").is_file():
+        return {}  # not begun
+    begun = parse_recipe(["--config", str(folder / "recipe.yaml")]).flat()
     now = recipe.flat()
     return {name: (begun[name], now[name]) for name in now if now[name] != begun[name] and name not in NO_MATTER}
 
 
 def _chain(path: Path) -> list[Path]:
-    """The recipe behind the one that it begins at, behind the one that that begins at, and so on."""
+    """The recipes to train in turn: first the one that begins at no other, last this one."""
     chain = [path]
     while first := _read(chain[0]).get("begins_at"):
         path = chain[0].with_name(f"{first}.yaml")
@@ -331,9 +330,9 @@ def comparison_notes(rows: Sequence[dict]) -> str:
         "self-BLEU of as many real texts": _rounded(runs, "reference_self_bleu", 1),
         "reverse PPL of as many real texts": _rounded(runs, "reference_reverse_ppl", 2),
         "hardware": _usual(rows, lambda run: run["run"]["hardware"]),
-        "in bf16": _names_of(rows, lambda run: run["run"].get("mixed_precision") == "bf16"),
-        "in fp16": _names_of(rows, lambda run: run["run"].get("mixed_precision") == "fp16"),
-        "in several processes": _names_of(rows, lambda run: run["run"].get("num_processes", 1) > 1),
+        "in bf16": _names_of(rows, lambda run: run["run"]["mixed_precision"] == "bf16"),
+        "in fp16": _names_of(rows, lambda run: run["run"]["mixed_precision"] == "fp16"),
+        "in several processes": _names_of(rows, lambda run: run["run"]["num_processes"] > 1),
         "torch": {run["run"]["versions"]["torch"] for run in runs},
         "SHA-256 of the evaluated split": {run["run"]["data"][run["split"]]["sha256"][:12] for run in runs},
     }

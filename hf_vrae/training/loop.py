@@ -96,7 +96,7 @@ class TrainingState:
     """
 
     step: int = 0
-    batch_size: int = 0  # sequences an update, over all processes; 0: of a version that did not say
+    batch_size: int = 0  # sequences an update, over all processes
     training_seconds: float = 0.0
     best_step: int | None = None
     best_metric: float = math.inf
@@ -339,13 +339,14 @@ class TrainingLoop:
         steps = range(self.state.step - len(rows), self.state.step)
         self.recent = []
         for step, row in zip(steps, rows, strict=True):
+            row[3] /= self.accelerator.num_processes  # all have the norm of the whole gradient
             # Float16's gradient scaler overflows by design, and then skips the update.
             checked = row[:3] if self.accelerator.scaler is not None else row[:4]
             if not all(map(math.isfinite, checked)):
                 self.stop_for_nan(step, row)
             indices = self.batches.of_step(step)
             scored = self.task.scored(self.lengths[indices])
-            self.state.pending.append([*row[:3], len(indices), scored, row[3] / self.accelerator.num_processes])
+            self.state.pending.append([*row[:3], len(indices), scored, row[3]])
 
     def stop_for_nan(self, step: int, row: list[float]) -> None:
         indices = self.batches.of_step(step)
@@ -516,12 +517,12 @@ class TrainingLoop:
         names = [set(group) for group in self.optimizer.param_groups]
         with damage_named(folder):
             state = TrainingState(**json.loads((folder / "state.json").read_text()))
-            if not self.state.fingerprint.startswith(state.fingerprint):  # older ones do not say how long they are
+            if state.fingerprint != self.state.fingerprint:
                 raise ValueError(
                     f"The training data are not those of {str(folder)!r}, or cut elsewhere (`max_length`): a run "
-                    "resumes on its own data."
+                    f"resumes on its own data, {state.fingerprint}; these are {self.state.fingerprint}."
                 )
-            if state.batch_size not in (0, self.state.batch_size):
+            if state.batch_size != self.state.batch_size:
                 raise ValueError(
                     f"An update of {str(folder)!r} was of {state.batch_size} sequences, and one of this run is of "
                     f"{self.state.batch_size}: steps and epochs would not be the same. With other processes set "
@@ -539,7 +540,7 @@ class TrainingLoop:
                 raise ValueError(f"`optim` {self.args.optim} is not the optimizer of the checkpoint {str(folder)!r}.")
             group.update(options)
         reason = None
-        if not self.state.judged_by.startswith(state.judged_by):  # older ones say less, or nothing
+        if state.judged_by != self.state.judged_by:
             reason = "judged by another metric or on other validation data"
         elif not (self.output_dir / f"checkpoint-{state.best_step}").is_dir():
             reason = "deleted"

@@ -11,8 +11,8 @@ import torch
 from accelerate import Accelerator
 from datasets import Dataset, DatasetDict
 
-from ..data.conditions import batch_rows
 from ..data.datasets import spread_places, spread_rows
+from ..data.rows import Rows
 from ..data.tokenization import decode
 from ..evaluation.free_running import evaluate_free_running
 from ..evaluation.text import draw_samples, self_bleu
@@ -66,7 +66,7 @@ def measure_quality(model, task, data: DatasetDict, split: str, recipe: Recipe, 
     if task.unit == "tokens":
         # Under the conditions, if any, of rows spread over the split.
         places = spread_places(len(data[split]), count)
-        rows = task.collator()(batch_rows(data[split]).__getitems__(places.tolist()))
+        rows = task.collator()(Rows(data[split]).__getitems__(places.tolist()))
         under = conditions_of(model, rows)
         samples = draw_samples(model, task.tokenizer, count, SAMPLES_AT_ONCE, args.seed, under)
         drawn = sum(map(len, task.tokenizer(samples)["input_ids"])) - count

@@ -17,7 +17,7 @@ from accelerate.utils import set_seed
 from datasets import DatasetDict
 from transformers import PreTrainedModel
 
-from ..data.conditions import batch_rows
+from ..data.rows import Rows
 from ..evaluation.information import in_evaluation_mode
 from ..evaluation.likelihood import evaluate
 from .accelerator import main_process_first, make_accelerator
@@ -134,7 +134,7 @@ def prepare(recipe: Recipe, accelerator: Accelerator) -> tuple[TextTask | FrameT
 def read_longest(model: PreTrainedModel, task: TextTask | FrameTask, data: DatasetDict) -> None:
     """Let the model read the longest sequence of all splits: what has no room for it says so before it trains."""
     split = max(data.values(), key=lambda split: lengths(split).max())
-    batch = task.collator()(batch_rows(split).__getitems__([int(lengths(split).argmax())]))
+    batch = task.collator()(Rows(split).__getitems__([int(lengths(split).argmax())]))
     with in_evaluation_mode(model):
         model(**batch)
 

@@ -13,11 +13,10 @@ import numpy as np
 import torch
 from datasets import Dataset, DatasetDict
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerFast
-from transformers.tokenization_utils_base import VERY_LARGE_INTEGER
 
 from ..data.collators import AutoencodingCollator, CausalCollator, FrameCollator
 from ..data.collators import conditions as conditions_in
-from ..data.conditions import Conditions, batch_rows, hide_labels
+from ..data.conditions import Conditions, hide_labels
 from ..data.datasets import load_text, split_validation, tokenize
 from ..data.frames import (
     check_frames,
@@ -32,6 +31,7 @@ from ..data.frames import (
 )
 from ..data.grammar import generate_corpus
 from ..data.noising import KneserNeyNoise
+from ..data.rows import Rows
 from ..data.signals import generate_frames
 from ..data.tokenization import decode, load_tokenizer, train_tokenizer
 from ..latent import conditions_of, draw_latents, each_label, reconstruct_frames, sample_frames, stream
@@ -176,13 +176,13 @@ class TextTask:
         """What a model needs beside itself."""
         self.tokenizer.save_pretrained(folder)
 
-    def readable(self, rows: list[np.ndarray]) -> dict:
+    def readable(self, rows: list[dict[str, np.ndarray]]) -> dict:
         """Sequences for a reader."""
-        return {"texts": decode(self.tokenizer, [row["input_ids"] if isinstance(row, dict) else row for row in rows])}
+        return {"texts": decode(self.tokenizer, [row["input_ids"] for row in rows])}
 
     def show(self, model: PreTrainedModel, split: Dataset, step: int, seed: int, folder: Path) -> str:
         """Write reconstructions of a split's first sequences and samples of the prior, and return them for the log."""
-        examples = batch_rows(split).__getitems__(list(range(min(SHOWN, len(split)))))
+        examples = Rows(split).__getitems__(list(range(min(SHOWN, len(split)))))
         batch = {
             name: tensor.to(model.device) for name, tensor in self.collator()(examples).items() if name != "labels"
         }
@@ -316,14 +316,14 @@ class FrameTask:
     def save(self, folder: str | Path) -> None:
         """Nothing: the scaling is in the configuration."""
 
-    def readable(self, rows: list[np.ndarray]) -> dict:
+    def readable(self, rows: list[dict[str, np.ndarray]]) -> dict:
         """Sequences for a reader."""
-        return {"frames": [(row["input_features"] if isinstance(row, dict) else row).tolist() for row in rows]}
+        return {"frames": [row["input_features"].tolist() for row in rows]}
 
     def show(self, model: PreTrainedModel, split: Dataset, step: int, seed: int, folder: Path) -> str:
         """Write to samples.npz reconstructions of a split's first sequences, and samples as long as these, and say how
         far off the reconstructions are."""
-        rows = batch_rows(split).__getitems__(list(range(min(SHOWN, len(split)))))
+        rows = Rows(split).__getitems__(list(range(min(SHOWN, len(split)))))
         shown = reconstruct_frames(model, rows)
         with stream(seed, model.device):  # that of training's noise stays where it is
             under = each_label(model, len(rows), conditions_in(rows))
@@ -418,8 +418,6 @@ def task_of(
     """The task of a trained model; sequences are cut as in its training where no other `max_length` is given."""
     config, conditions = model.config, Conditions.of_config(model.config)
     if config.input_size is None:
-        if max_length is None and tokenizer.model_max_length == VERY_LARGE_INTEGER:  # saved by an earlier version
-            max_length = max(128, model.generation_config.max_length or 0)  # the default, or the longest of training
         return TextTask(tokenizer, max_length, causal=not config.is_encoder_decoder, conditions=conditions)
     columns = {name: getattr(config, name) for name in DATA_COLUMNS if getattr(config, name)}
     return FrameTask(config.head, config.num_levels, config.input_size, conditions=conditions, columns=columns)

@@ -8,9 +8,10 @@ import torch
 from datasets import ClassLabel, Dataset, Features, Value
 
 from hf_vrae.data.collators import AutoencodingCollator, FrameCollator
-from hf_vrae.data.conditions import Conditions, batch_rows, hide_labels, rows_of_epoch
+from hf_vrae.data.conditions import Conditions, hide_labels, rows_of_epoch
 from hf_vrae.data.datasets import load_text
 from hf_vrae.data.frames import load_frames
+from hf_vrae.data.rows import Rows
 
 
 def rows(**columns):
@@ -20,7 +21,7 @@ def rows(**columns):
 
 
 def batch_of(split, collator=None):
-    return (collator or AutoencodingCollator(0))(batch_rows(split).__getitems__(list(range(len(split)))))
+    return (collator or AutoencodingCollator(0))(Rows(split).__getitems__(list(range(len(split)))))
 
 
 def test_columns_become_what_a_batch_has():

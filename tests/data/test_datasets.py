@@ -8,10 +8,9 @@ import sys
 
 import numpy as np
 import pytest
-from datasets import Dataset, DatasetDict, concatenate_datasets
+from datasets import Dataset, DatasetDict
 
 from hf_vrae.data.datasets import (
-    TokenRows,
     attribute_values,
     load_file,
     load_text,
@@ -233,16 +232,6 @@ def test_validation_is_taken_by_the_seed():
 def test_lengths_are_numbers_that_numpy_reads(tokenized):
     lengths = np.asarray(tokenized["train"].with_format("numpy")["length"])
     assert lengths.tolist() == [len(ids) for ids in tokenized["train"]["input_ids"]]
-
-
-def test_token_rows_are_the_rows():
-    """Of a table in several pieces, shuffled, and asked for in any order, twice too."""
-    pieces = [Dataset.from_dict({"input_ids": [[2, *range(4, 4 + i), 3] for i in range(n)]}) for n in (5, 7)]
-    split = concatenate_datasets(pieces).shuffle(seed=0)
-    indices = [3, 11, 0, 3, 7]
-    rows = TokenRows(split)
-    assert len(rows) == 12
-    assert [row.tolist() for row in rows.__getitems__(indices)] == [split[i]["input_ids"] for i in indices]
 
 
 def test_words_that_pandas_takes_for_missing_are_text(tmp_path):

@@ -11,10 +11,8 @@ from datasets import ClassLabel, Dataset, DatasetDict, concatenate_datasets
 from torch.distributions import MultivariateNormal
 
 from hf_vrae.data.collators import FrameCollator
-from hf_vrae.data.conditions import batch_rows
 from hf_vrae.data.datasets import attribute_values, split_validation
 from hf_vrae.data.frames import (
-    FrameRows,
     check_frames,
     cut_windows,
     fit_scaling,
@@ -23,6 +21,7 @@ from hf_vrae.data.frames import (
     make_frames,
     num_channels,
 )
+from hf_vrae.data.rows import Rows
 from hf_vrae.data.signals import ANGLES, DAMPING, LOADINGS, NOISE, generate_frames, log_prob
 
 LENGTHS = np.array([3, 1, 4])
@@ -47,7 +46,7 @@ def write(tmp_path):
 
 
 def sequences(split):
-    return FrameRows(split).__getitems__(list(range(len(split))))
+    return [row["input_features"] for row in Rows(split).__getitems__(list(range(len(split))))]
 
 
 def assert_are(split, expected):
@@ -212,7 +211,7 @@ def test_windows_of_every_kind_of_file_are_a_stride_apart(write, tmp_path):
 def test_the_number_of_a_segment_is_no_channel(write):
     train = load_frames(write("a.csv", "a,bar\n5,0\n6,0\n7,1\n"), segment_column="bar")["train"]
     assert_are(train, [[[5], [6], [7]]])
-    assert [row["segment_ids"].tolist() for row in batch_rows(train).__getitems__([0])] == [[0, 0, 1]]
+    assert [row["segment_ids"].tolist() for row in Rows(train).__getitems__([0])] == [[0, 0, 1]]
 
 
 def test_segments_are_read_from_every_kind_of_file(write):
@@ -235,13 +234,13 @@ def test_segments_are_read_from_every_kind_of_file(write):
     ):
         train = load_frames(path, segment_column="bar", **options)["train"]
         assert_are(train, SEQUENCES)
-        batch = FrameCollator(pad_to_multiple_of=5)(batch_rows(train).__getitems__([2, 0]))
+        batch = FrameCollator(pad_to_multiple_of=5)(Rows(train).__getitems__([2, 0]))
         assert batch["segment_ids"].tolist() == [[0, 0, 1, 2, -1], [0, 0, 1, -1, -1]]
         assert batch["input_features"].shape == (2, 5, 2)
-        halves = batch_rows(cut_windows(train, 2)).__getitems__([0, 1, 2, 3, 4])
+        halves = Rows(cut_windows(train, 2)).__getitems__([0, 1, 2, 3, 4])
         assert [row["segment_ids"].tolist() for row in halves] == [[0, 0], [1], [0], [0, 0], [1, 2]]
     series = load_frames(write("d.npz", x=FRAMES, bar=flat), features_column="x", segment_column="bar", window=5)
-    rows = batch_rows(series["train"]).__getitems__([0, 1])
+    rows = Rows(series["train"]).__getitems__([0, 1])
     assert [row["segment_ids"].tolist() for row in rows] == [[0, 0, 1, 0, 0], [0, 1, 2]]
 
 
@@ -383,16 +382,6 @@ def test_scaling_needs_channels_that_vary(channel, message):
     frames = np.stack([FRAMES[:, 0], np.array(channel, dtype=np.float32)], axis=1)
     with pytest.raises(ValueError, match=message):
         fit_scaling(make_frames(frames, LENGTHS))
-
-
-def test_frame_rows_are_the_rows():
-    """Of a table in several pieces, shuffled, and asked for in any order, twice too."""
-    pieces = [generate_frames(n, 1, 1, seed=n)["train"] for n in (5, 7)]
-    split = concatenate_datasets(pieces).shuffle(seed=0)
-    indices = [3, 11, 0, 3, 7]
-    rows = FrameRows(split)
-    assert len(rows) == 12
-    assert [row.tolist() for row in rows.__getitems__(indices)] == [split[i]["input_features"] for i in indices]
 
 
 def test_fingerprint_is_of_lengths_and_values_in_order():

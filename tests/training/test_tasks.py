@@ -11,8 +11,8 @@ import torch
 from transformers import AutoModel
 
 from hf_vrae.data.collators import FrameCollator
-from hf_vrae.data.conditions import batch_rows
 from hf_vrae.data.frames import frames_fingerprint
+from hf_vrae.data.rows import Rows
 from hf_vrae.data.signals import generate_frames
 from hf_vrae.hub import load, write_model_card
 from hf_vrae.measure import encode_file, evaluate_file, represent_file, walk_frames
@@ -58,7 +58,7 @@ def test_batches_are_varied_in_training_and_nowhere_else(data, varied, recipe, t
 
 def test_the_channels_of_a_sequence_are_moved_together(recipe):
     task, splits = FrameTask.prepare(recipe("vrae", f"{FRAMES} --transpose 1"))
-    batch = task.collator()(batch_rows(splits["train"]).__getitems__(list(range(40))))
+    batch = task.collator()(Rows(splits["train"]).__getitems__(list(range(40))))
     moved, seen = task.vary(batch), set()
     for row in range(40):
         frames, labels = batch["input_features"][row], batch["labels"][row]
