@@ -55,15 +55,13 @@ def _say(message, here: bool) -> None:
 
 def add_reading_flags(parser: argparse.ArgumentParser) -> list[str]:
     """What says how a file is read, under the names of scripts/train.py; returns the names of the options."""
+    from .training.arguments import WAYS_TO_READ, DataArguments
+
     group = parser.add_argument_group("how --data is read")
-    group.add_argument("--text_column", help="Text: by default 'text', or the only column of strings")
-    group.add_argument("--encoding", help="Of a file of characters; by default utf-8")
-    group.add_argument("--features_column", help="Frames: column, or array of an .npz; by default the only one")
-    group.add_argument("--feature_columns", nargs="+", help="Frames: channels of a .csv with a row a step")
-    group.add_argument("--sequence_column", help="Frames: rows of a .csv with the same value are one sequence")
-    group.add_argument("--segment_column", help="Frames: the same throughout a segment of a hierarchical model")
-    group.add_argument("--window", type=int, help="Frames: cut sequences into windows of so many")
-    group.add_argument("--stride", type=int, help="Frames: from one window to the next; by default --window")
+    kinds = {"feature_columns": {"nargs": "+"}, "window": {"type": int}, "stride": {"type": int}}
+    for name in ("text_column", "encoding", *WAYS_TO_READ):
+        text = DataArguments.__dataclass_fields__[name].metadata["help"]
+        group.add_argument(f"--{name}", help=text, **kinds.get(name, {}))
     return [action.dest for action in group._group_actions]
 
 

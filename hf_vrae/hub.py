@@ -102,7 +102,7 @@ def write_model_card(folder: str | Path, repo_id: str | None = None) -> Path:
     recipe = (folder / "recipe.yaml").read_text("utf-8").strip() if (folder / "recipe.yaml").is_file() else ""
     name, source, run = (repo_id or folder.resolve().name).split("/")[-1], _data_source(recipe), results.get("run", {})
     of_text = config.input_size is None
-    named = getattr(config, "condition_labels", None) or {}
+    named = config.condition_labels or {}
     card = ModelCard.from_template(
         ModelCardData(
             library_name="transformers",

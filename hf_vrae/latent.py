@@ -8,9 +8,10 @@ import contextlib
 
 import numpy as np
 import torch
+from tqdm.auto import tqdm
 
 from .data.collators import FrameCollator
-from .data.conditions import WORDS
+from .data.conditions import OF_A_BATCH
 from .data.tokenization import decode
 
 # Of `generate`: each word from the whole distribution, whatever the model's own configuration says.
@@ -61,7 +62,7 @@ def attribute_vector(with_attribute: torch.Tensor, without: torch.Tensor) -> tor
 
 def is_on_sphere(model) -> bool:
     """Whether z is a unit vector, as of a von Mises-Fisher posterior: the decoder knows no other."""
-    return getattr(model.config, "posterior", None) == "vmf"
+    return model.config.posterior == "vmf"
 
 
 def moved(model, latents: torch.Tensor, step: torch.Tensor) -> torch.Tensor:
@@ -70,26 +71,20 @@ def moved(model, latents: torch.Tensor, step: torch.Tensor) -> torch.Tensor:
     return torch.nn.functional.normalize(latents, dim=-1) if is_on_sphere(model) else latents
 
 
-def infers_labels(model) -> bool:
-    """Whether a label that is missing is inferred from the sequence."""
-    return model.config.model_type != "vrnn" and model.config.label_classifier
-
-
 def conditions_of(model, batch: dict) -> dict[str, torch.Tensor]:
     """What of a batch its latents stand under, and its segments, for `generate`, on the model's device; a missing
     label is inferred where the model can."""
     batch = {name: values.to(model.device) for name, values in batch.items()}
-    under = {name: batch[name] for name in (*WORDS, "segment_ids") if batch.get(name) is not None}
-    if infers_labels(model):
+    under = {name: batch[name] for name in (*OF_A_BATCH, "segment_ids") if batch.get(name) is not None}
+    if model.config.label_classifier:
         under["class_ids"] = model.infer_labels(**batch)
     return under
 
 
 def each_label(model, count: int, batch: dict) -> dict:
     """Conditions for so many samples: all combinations of the labels' values in turn, and what else a batch has."""
-    if model.config.model_type == "vrnn":
-        return {}
-    under = {name: batch[name][torch.arange(count) % len(batch[name])] for name in WORDS[1:] if name in batch}
+    given = [name for name in ("attributes", "condition") if name in batch]
+    under = {name: batch[name][torch.arange(count) % len(batch[name])] for name in given}
     labels, each = {}, 1  # for how many samples a value holds: the first label changes at each
     for name, values in (model.config.condition_labels or {}).items():
         labels[name] = [values[i // each % len(values)] for i in range(count)]
@@ -119,8 +114,12 @@ def encode_texts(model, tokenizer, texts: list[str], batch_size: int = 64, label
     Args:
         labels: of a conditional model, what the texts themselves stand under, as in `generate`.
     """
-    if not texts or not all(text.strip() for text in texts):
-        raise ValueError(f"`texts` must hold at least one text and no empty one, got {texts[:3]}.")
+    if not texts:
+        raise ValueError("`texts` must hold one text at least, got none.")
+    if empty := [i for i, text in enumerate(texts) if not text.strip()]:
+        raise ValueError(
+            f"`texts` must hold no empty one, but number {empty[0]} is {texts[empty[0]]!r}. Leave it out."
+        )
     if tokenizer is None:
         raise ValueError("`texts` are of a model of text, and this one is of frames: see scripts/generate.py.")
     if model.config.model_type == "vrnn":
@@ -163,32 +162,52 @@ def _of_all_words(options: dict) -> dict:
     return OF_ALL_WORDS | options if options.get("do_sample") else options
 
 
+@torch.no_grad()
+def draw_texts(
+    model, tokenizer, count: int, seed: int | None = None, batch_size: int = 64, prefix=None, under=None, **options
+) -> list[str]:
+    """Texts of z ~ p(z): x ~ p(x|z) with `do_sample`, else the likeliest words.
+
+    Args:
+        seed: all that is drawn goes by it, and the process's random state stays as it was; by default it goes by that.
+        batch_size: texts at once; with another size others are drawn.
+        prefix: beginning of every text.
+        under: what each of them stands under, by the words of a batch.
+        options: of `generate`; words are drawn from all there are where these do not say otherwise.
+    """
+    generator = None if seed is None else torch.Generator().manual_seed(seed)
+    if model.config.is_encoder_decoder:
+        under = under or {}
+        latents = draw_latents(model, count, generator, **under)  # [N, D]
+        seed = None if generator is None else seed_behind(generator)
+        parts = [slice(start, start + batch_size) for start in range(0, count, batch_size)]
+        starts = [{"latents": latents[part], **{name: rows[part] for name, rows in under.items()}} for part in parts]
+        if prefix:
+            options["decoder_input_ids"] = _beginning(model, tokenizer, prefix)
+    else:  # one latent a token, drawn as the text grows
+        ids = _beginning(model, tokenizer, prefix).expand(count, -1)
+        starts = [{"inputs": part} for part in ids.split(batch_size)]
+    texts = []
+    with stream(seed, model.device):
+        for start in tqdm(starts, desc="Sampling", leave=False, disable=len(starts) == 1):
+            texts += decode(tokenizer, model.generate(**start, **_of_all_words(options)))
+    return texts
+
+
 def sample_texts(model, tokenizer, count: int, seed: int | None = None, labels=None, **options) -> list[dict]:
-    """New sequences: z from the prior, decoded; of a conditional model under `labels`, as in `generate`, or by default
-    each combination of values in turn. All that is drawn goes by `seed`, where it is given, and else by torch's own
-    stream."""
+    """New sequences, of a conditional model under `labels`, as in `generate`, or by default each combination of values
+    in turn; `seed` and `options` as in [`draw_texts`]."""
     if count < 1:
         raise ValueError(f"`count` must be at least 1, got {count}.")
-    if model.config.model_type == "vrnn":  # its latents are drawn as the text grows
-        if labels is not None:
-            raise ValueError("`labels` are of a conditional model, which a vrnn is not. Leave them out.")
-        if options.get("guidance_scale") not in (None, 1):
-            raise ValueError("`guidance_scale` is of a conditional model, which a vrnn is not. Leave it out.")
-        ids = _beginning(model, tokenizer, options.pop("prefix", None)).expand(count, -1)
-        with stream(seed, model.device):
-            texts = decode(tokenizer, model.generate(ids, **_of_all_words(options)))
-        return [{"text": text} for text in texts]
-    generator = None if seed is None else torch.Generator().manual_seed(seed)
-    under = each_label(model, count, {}) if labels is None else {"labels": for_all(labels, count)}
-    latents = draw_latents(model, count, generator, **under)
-    if generator is not None:
-        seed = seed_behind(generator)
-    with stream(seed, model.device):
-        texts, said = decode_latents(model, tokenizer, latents, **under, **options), under.get("labels")
-    if said and not isinstance(said, dict):
-        (label,) = model.config.condition_labels
-        said = {label: said}
-    said = said or {}
+    if model.config.model_type == "vrnn" and options.get("guidance_scale") not in (None, 1):
+        raise ValueError("`guidance_scale` is of a conditional model, which a vrnn is not. Leave it out.")
+    names = list(model.config.condition_labels or {})
+    if labels is not None and not names:
+        raise ValueError("`labels` are of a model with `condition_labels`, which this one has not. Leave them out.")
+    said = each_label(model, count, {}).get("labels", {}) if labels is None else for_all(labels, count)
+    under = {"class_ids": model.label_ids(said).to(model.device)} if said else {}
+    said = said if isinstance(said, dict) else {names[0]: said}
+    texts = draw_texts(model, tokenizer, count, seed, under=under, **options)
     return [{**{name: said[name][i] for name in said}, "text": text} for i, text in enumerate(texts)]
 
 
@@ -216,7 +235,7 @@ def stream(seed: int | None, device: torch.device):
 
 def with_labels_of(model, tokenizer, texts: list[str], options: dict, rows=slice(None)) -> dict:
     """Options of `generate`, with the labels that a model infers of texts (`rows` of them) where none are said."""
-    if options.get("labels") is not None or not infers_labels(model):
+    if options.get("labels") is not None or not model.config.label_classifier:
         return options
     batch = tokenizer(texts, return_tensors="pt", padding=True).to(model.device)
     return options | {name: of_rows[rows] for name, of_rows in conditions_of(model, batch).items()}

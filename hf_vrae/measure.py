@@ -45,7 +45,7 @@ from .latent import (
 )
 from .training.accelerator import main_process_first, use_all_of_the_cpu
 from .training.run import describe_run
-from .training.tasks import FrameTask, TextTask, cut, task_of
+from .training.tasks import FrameTask, TextTask, num_truncated, task_of
 
 
 def evaluate_file(
@@ -111,7 +111,7 @@ def evaluate_file(
     if num_samples < 1 or batch_size < 1:
         raise ValueError(f"`num_samples` and `batch_size` must be above 0, got {num_samples} and {batch_size}.")
     if svi_steps is None:
-        svi_steps = 0 if model.config.model_type == "vrnn" else model.config.svi_steps
+        svi_steps = model.config.svi_steps
     if svi_steps < 0:
         raise ValueError(f"`svi_steps` must not be negative, got {svi_steps}.")
     accelerator = Accelerator()
@@ -147,7 +147,11 @@ def evaluate_file(
         metrics |= evaluate_free_running(model, data, collator, batch_size, accelerator)
     if anomaly_label is not None:
         metrics["anomaly"] = detect_anomalies(*_labelled(labels, each["nll_iw"], each["num_steps"]), normal)
-    return {**metrics, **cut(data), "run": describe_run(accelerator, model, task, DatasetDict(test=data), seed)}
+    return {
+        **metrics,
+        **num_truncated(data),
+        "run": describe_run(accelerator, model, task, DatasetDict(test=data), seed),
+    }
 
 
 def encode_file(

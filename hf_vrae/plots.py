@@ -174,22 +174,21 @@ def _draw_classes(axis, points, labels, attribute, dots) -> None:
     axis.legend(handles, names, title=title, alignment="left", **beside)
 
 
-def principal_components(means: np.ndarray, count: int = 2) -> tuple[np.ndarray, np.ndarray]:
-    """The first principal components, of the singular value decomposition of the centred means.
+def principal_components(means: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The first two principal components, of the singular value decomposition of the centred means.
 
     Args:
-        means: [N, D].
-        count: components; where D is less, the last ones are zero.
+        means: [N, D]; where D is 1, the second component is zero.
 
     Returns:
-        the points [N, count], and the share of the variance that each component has [count].
+        the points [N, 2], and the share of the variance that each component has [2].
     """
     centred = means - means.mean(0)
     _, s, directions = np.linalg.svd(centred, full_matrices=False)
     # A direction and its opposite are one: the largest coordinate is made positive.
     signs = np.sign(directions[np.arange(len(directions)), np.abs(directions).argmax(1)])
-    points, shares = centred @ (directions * signs[:, None])[:count].T, s[:count] ** 2 / max((s**2).sum(), 1e-30)
-    missing = count - len(shares)
+    points, shares = centred @ (directions * signs[:, None])[:2].T, s[:2] ** 2 / max((s**2).sum(), 1e-30)
+    missing = 2 - len(shares)
     return np.pad(points, ((0, 0), (0, missing))), np.pad(shares, (0, missing))
 
 

@@ -79,8 +79,8 @@ def test_encoding_in_batches_is_encoding(pair):
     torch.testing.assert_close(
         encode_texts(model, tokenizer, texts, batch_size=3), encode_texts(model, tokenizer, texts, batch_size=64)
     )
-    for bad in ([], ["", "x"]):
-        with pytest.raises(ValueError, match="`texts` must hold at least one text and no empty one"):
+    for bad, message in (([], "one text at least, got none"), (["x", " "], "no empty one, but number 1 is ' '")):
+        with pytest.raises(ValueError, match=message):
             encode_texts(model, tokenizer, bad)
 
 
@@ -144,11 +144,12 @@ def test_samples_repeat_by_seed_and_begin_as_asked(pair, monkeypatch):
     assert sample_texts(model, tokenizer, 5, do_sample=True) != sample_texts(model, tokenizer, 5, do_sample=True)
     for row in sample_texts(model, tokenizer, 5, prefix="our king", num_beams=2):
         assert row["text"].startswith("our king")
-    # Words are drawn by other numbers than z: the same ones would tie x to z beyond p(x|z).
-    monkeypatch.setattr(latent, "decode_latents", lambda model, tokenizer, z, **options: [torch.randn(len(z[0]))])
-    (row,) = sample_texts(model, tokenizer, 1, seed=1)
-    z = draw_latents(model, 1, torch.Generator().manual_seed(1))
-    assert not torch.equal(row["text"], z[0])
+    # A few at a time, and words by other numbers than z: the same ones would tie x to z beyond p(x|z).
+    monkeypatch.setattr(model, "generate", lambda latents, **options: [(z, torch.randn(len(z))) for z in latents])
+    monkeypatch.setattr(latent, "decode", lambda tokenizer, drawn: drawn)
+    rows = [row["text"] for row in sample_texts(model, tokenizer, 130, seed=1)]
+    z = draw_latents(model, 130, torch.Generator().manual_seed(1))
+    assert torch.equal(torch.stack([own for own, _ in rows]), z) and not torch.equal(rows[0][1], z[0])
 
 
 def test_paths_and_moves_of_unit_vectors_stay_on_their_sphere(tokenizer, monkeypatch):

@@ -95,6 +95,7 @@ SIBLINGS = {
         "modeling_frames",
         "modeling_latent",
         "modeling_vrae",
+        "recurrent",
     },
     "modeling_vrae": {
         "cache_name",

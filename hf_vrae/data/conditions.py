@@ -14,7 +14,7 @@ from .rows import PREFIX
 logger = logging.getLogger(__name__)
 
 MISSING = -100
-WORDS = ("class_ids", "attributes", "condition")  # of a batch
+OF_A_BATCH = ("class_ids", "attributes", "condition")  # what sequences stand under, by name
 
 
 @dataclass(frozen=True)
@@ -60,8 +60,6 @@ class Conditions:
     @classmethod
     def of_config(cls, config) -> "Conditions":
         """Those of a trained model."""
-        if config.model_type == "vrnn":
-            return cls()
         labels, attributes = config.condition_labels or {}, config.condition_attributes or []
         vector = (config.condition_column or "condition") if config.condition_size else None
         return cls(labels, attributes, vector, config.condition_size)
@@ -154,7 +152,7 @@ def hide_labels(split: Dataset, keep: int, seed: int) -> Dataset:
 
 
 def rows_of_epoch(split: Dataset, labeled_share: float = 0.0) -> np.ndarray:
-    """Which rows an epoch has, each once; or those whose label is there each so often that they are this share of all.
+    """Which rows an epoch has: each once, or those with a label repeated until they are this share of all.
 
     Few labels would else be seen once among thousands of rows, and teach a classifier next to nothing.
 

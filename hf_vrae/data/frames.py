@@ -228,7 +228,7 @@ def _from_arrays(path: str, split: str, alone: bool, columns: tuple, window: int
         )
     if not parts:
         parts = {split: arrays}
-    elif not alone and split not in parts:
+    elif split not in parts:
         raise ValueError(f"The file {path!r} must hold the {split} split it is given for; it holds {sorted(parts)}.")
     wanted = [name for name in SPLITS if name in parts] if alone else [split]
     return {name: _from_array(parts[name], names, f"{path!r} ({name})", *columns, window, stride) for name in wanted}

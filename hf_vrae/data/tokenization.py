@@ -63,10 +63,10 @@ def _without_specials(texts: Iterable[str] | Iterable[list[str]]) -> Iterator[li
         yield batch
 
 
-def load_tokenizer(name_or_path: str, **kwargs) -> PreTrainedTokenizerFast:
+def load_tokenizer(name_or_path: str) -> PreTrainedTokenizerFast:
     """An existing tokenizer, from the Hub or a folder, with the special tokens and marks that a VRAE needs."""
     try:
-        tokenizer = AutoTokenizer.from_pretrained(name_or_path, **kwargs)
+        tokenizer = AutoTokenizer.from_pretrained(name_or_path)
     except (OSError, ValueError) as error:
         reason = str(error).split("\n")[0]
         raise ValueError(

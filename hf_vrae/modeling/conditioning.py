@@ -47,7 +47,7 @@ class ConditionEmbedding(nn.Module):
         parts = self._checked(class_ids, attributes, condition)
         rows = max((len(part) for part in parts if part is not None), default=1)
         class_ids, attributes, condition = parts
-        device, dtype = self._device_and_dtype()
+        device, dtype = next(weights_of(self)).device, float_dtype(self)
         lost = torch.zeros(rows, 1, dtype=torch.bool, device=device)
         if self.training and self.config.condition_dropout:
             lost = torch.rand(rows, 1, device=device) < self.config.condition_dropout
@@ -81,12 +81,9 @@ class ConditionEmbedding(nn.Module):
         missing = vector.isnan().any(-1, keepdim=True) | lost
         return torch.cat([vector.masked_fill(missing, 0), missing.to(vector.dtype)], dim=-1)  # [B, V + 1]
 
-    def _device_and_dtype(self) -> tuple[torch.device, torch.dtype]:
-        return next(weights_of(self)).device, float_dtype(self)
-
     def _checked(self, class_ids, attributes, condition) -> list[torch.Tensor | None]:
         """The three on the model's device, two-dimensional, and as the configuration says."""
-        config, device = self.config, self._device_and_dtype()[0]
+        config, device = self.config, next(weights_of(self)).device
         for name, values in (("class_ids", class_ids), ("attributes", attributes), ("condition", condition)):
             if values is not None and not isinstance(values, torch.Tensor):
                 raise ValueError(

@@ -16,7 +16,7 @@ from .distributions import DiagonalGaussian
 from .heads import make_frame_embedding
 from .independent import PositionwiseMLP
 from .kernels import Dropout
-from .modeling_latent import check_mask, check_token_ids
+from .modeling_latent import check_mask, check_token_ids, real_positions
 from .posteriors import BatchNormPosterior, CommittedRatePosterior, GaussianPosterior, VonMisesFisherPosterior
 from .pretrained import make_body, most_positions
 from .recurrent import RecurrentEncoder, left_align, take_time
@@ -86,11 +86,11 @@ class VRAEEncoder(nn.Module):
         if inputs_embeds is None:
             check_token_ids("input_ids", input_ids, self.config.vocab_size)
             inputs_embeds = self.embed_tokens(input_ids)  # [B, T, E]
-        if attention_mask is None:
-            attention_mask = torch.ones_like(inputs_embeds[..., 0])
-            if input_ids is not None and self.config.pad_token_id is not None:
-                attention_mask = input_ids != self.config.pad_token_id
         check_mask("attention_mask", attention_mask, inputs_embeds)
+        if input_ids is not None:
+            attention_mask = real_positions(input_ids, attention_mask, self.config.pad_token_id)
+        elif attention_mask is None:
+            attention_mask = torch.ones_like(inputs_embeds[..., 0])
         return inputs_embeds, attention_mask
 
     def summarise(

@@ -179,7 +179,7 @@ class HierarchicalDecoder(VRAERecurrentDecoder):
         return self.embed_start.weight[0]
 
     def beside_latents(self, hidden: torch.Tensor, latents: torch.Tensor) -> torch.Tensor:
-        return hidden  # after its dropout `forward` has put [c_s; z_s] there, which z alone does not tell
+        return hidden  # `forward` has dropped out of it and put [c_s; z_s], of each segment its own, beside it
 
     def forward(
         self,

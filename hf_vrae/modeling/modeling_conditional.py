@@ -187,12 +187,18 @@ class ConditionalModel(OneLatentModel):
         """What the decoder is given for z [B, D] of a batch: z, and behind it the batch's c."""
         return join(latents, self.condition(**batch))
 
-    def _taken_apart(self, seen: torch.Tensor) -> tuple[torch.Tensor | None, torch.Tensor]:
-        """c and z of what the decoder is given, [B, D + C]."""
+    def _split(self, seen: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """z and c of what [`join`] made of them, [B, D + C]."""
         if not self.config.condition_width:
-            return None, seen
+            return seen, None
         size = self.config.latent_size
-        return seen[:, size:], seen[:, :size]
+        return seen[:, :size], seen[:, size:]
+
+    def _posterior_of(self, outputs) -> torch.distributions.Distribution | None:
+        """q(z|x) of the encoder's outputs; None where z was given in place of x."""
+        if outputs is None or outputs.mean is None:
+            return None
+        return self.model.encoder.distribution(outputs.mean, outputs.logvar)
 
     def _without_condition(self, seen: torch.Tensor, scale: float) -> torch.Tensor:
         """What is decoded, [B, D + C], with its c missing: for guidance by `scale` away from it."""

@@ -17,7 +17,7 @@ from .generation import GeneratedFrames, decode_frames
 from .heads import make_head, raw_log_prob_offset, standardise, to_raw
 from .kernels import as_weight_of, at_least_float32
 from .modeling_latent import LatentSequenceModel
-from .recurrent import left_align, take_time
+from .recurrent import predecessors
 
 
 class ScoredFrames(NamedTuple):
@@ -118,7 +118,7 @@ class FrameModel(LatentSequenceModel):
         Scheduled sampling (Bengio et al. 2015) with one teacher-forced pass, which gave `features` [B, T, H], for all
         steps (Duckworth et al. 2019).
         """
-        said, _ = move_on(target._replace(values=self.head(features).sample()))
+        said, _ = predecessors(self.head(features).sample(), target.mask)
         chosen = torch.rand(target.mask.shape, device=frames.device) < self.sampling_probability
         return torch.where(chosen.unsqueeze(-1), said, frames)
 
@@ -185,14 +185,6 @@ class FrameGenerationMixin:
         frames, lengths = decode_frames(next_distribution, lengths, do_sample, beginning)
         behind = torch.arange(frames.shape[1], device=frames.device) >= lengths.unsqueeze(1)
         return GeneratedFrames(to_raw(frames, self.config).masked_fill(behind.unsqueeze(-1), 0), lengths)
-
-
-def move_on(target: ScoredFrames) -> tuple[torch.Tensor, torch.Tensor]:
-    """Each real frame's predecessor among the real ones, [B, T, F], and where there is none, [B, T]."""
-    values, mask = target[:2]
-    order, back, _ = left_align(mask)
-    moved = take_time(take_time(values, order).roll(1, dims=1), back)
-    return moved, mask & (mask.cumsum(1) == 1)
 
 
 def check_frames(name: str, frames: torch.Tensor, attention_mask: torch.Tensor | None, config) -> None:

@@ -499,6 +499,13 @@ def check_mask(name: str, mask: torch.Tensor | None, inputs: torch.Tensor, past:
         )
 
 
+def real_positions(ids: torch.LongTensor, mask: torch.Tensor | None, pad_token_id: int | None) -> torch.Tensor:
+    """Which tokens [B, T] are real, bool [B, T]: what the mask says, by default all but `pad_token_id`."""
+    if mask is not None:
+        return mask.bool()
+    return torch.ones_like(ids, dtype=torch.bool) if pad_token_id is None else ids != pad_token_id
+
+
 def check_token_ids(name: str, ids: torch.LongTensor, vocab_size: int, ignore: int | None = None) -> None:
     """Name the id that no table holds, or the lack of any. On an accelerator ids are not looked at, which would cost a
     synchronisation: its kernels check."""

@@ -32,11 +32,12 @@ from .modeling_latent import (
     check_latents,
     check_no_attentions,
     check_token_ids,
+    real_positions,
     token_nll,
 )
 from .posteriors import ConditionalPrior, CorrelatedPrior
 from .pretrained import copy_head, copy_weights, fields_of
-from .recurrent import left_align
+from .recurrent import predecessors
 
 
 @dataclass
@@ -54,9 +55,9 @@ class VRAEOutput(Seq2SeqLMOutput):
         kl: mean of KL(q(z|x) || p(z)), neither weighted nor clamped, in nats a sequence.
         last_hidden_state: decoder outputs, [B, T, H]; of the model without head only.
         latents: the z that was decoded, [B, D]; of the model without head with c behind it, [B, D + C].
-        posterior_mean, posterior_logvar: of q(z|x), float32 [B, D]; None where z was given. The second is not there in
-            training with several samples, nor are both with `label_classifier`; `logits` are not in training with
-            labels.
+        posterior_mean, posterior_logvar: of q(z|x), float32 [B, D], the first of a vMF posterior its direction; None
+            where z was given. The second is not there in training with several samples, nor are both with
+            `label_classifier`; `logits` are not in training with labels.
     """
 
     reconstruction_loss: torch.FloatTensor | None = None
@@ -322,6 +323,7 @@ class VRAEForSequenceGeneration(VRAEPreTrainedModel, ConditionalModel, VRAEGener
                 return VRAEOutput(**self._semi_supervised_loss(labels, **inputs))
             c = self.condition(**inputs)
         else:
+            encoder_outputs = as_encoder_output(encoder_outputs)
             self._check_decoded_as_is(class_ids, attributes, condition)
         if labels is not None:
             check_token_ids("labels", labels, self.config.vocab_size, ignore=IGNORE_INDEX)
@@ -335,7 +337,7 @@ class VRAEForSequenceGeneration(VRAEPreTrainedModel, ConditionalModel, VRAEGener
                 encoder_outputs = self._encoder_outputs(
                     c, input_ids, attention_mask, inputs_embeds, output_hidden_states
                 )
-                posterior = self.model.encoder.distribution(encoder_outputs.mean, encoder_outputs.logvar)
+                posterior = self._posterior_of(encoder_outputs)
                 if self.training and self.config.num_train_samples > 1:
                     return VRAEOutput(**self._importance_weighted_loss(posterior, labels, c))
                 posterior, latents = self._draw_latents(posterior, labels, c)
@@ -363,8 +365,8 @@ class VRAEForSequenceGeneration(VRAEPreTrainedModel, ConditionalModel, VRAEGener
             condition=c,
             return_dict=True,
         )
-        seen, latents = self._taken_apart(outputs.latents)
-        c = seen if c is None else c  # of `encoder_outputs`, which have it
+        latents, in_it = self._split(outputs.latents)
+        c = in_it if c is None else c  # of `encoder_outputs`, which have it
         features = self.features(outputs.last_hidden_state[:, -logits_to_keep:], outputs.latents)  # [B, T, H]
         loss = logits = reconstruction = kl = None
         if labels is not None and labels.shape != features.shape[:2]:
@@ -381,8 +383,8 @@ class VRAEForSequenceGeneration(VRAEPreTrainedModel, ConditionalModel, VRAEGener
             if labels is not None:
                 reconstruction = token_nll(logits, labels).sum(-1).mean()
         if labels is not None:
-            if posterior is None and outputs.posterior_mean is not None:
-                posterior = self.model.encoder.distribution(outputs.posterior_mean, outputs.posterior_logvar)
+            if posterior is None:
+                posterior = self._posterior_of(encoder_outputs)
             loss, kl = self._bound(reconstruction, posterior, latents, c)
             if self.training:
                 loss = loss + self._auxiliary_losses(latents, labels, c)
@@ -448,10 +450,7 @@ class VRAEForSequenceGeneration(VRAEPreTrainedModel, ConditionalModel, VRAEGener
         scores = self.lm_head(self.features(hidden, latents)[real])  # [N, V]
         drawn = draw(at_least_float32(scores)).to(decoder_input_ids.dtype)
         said = decoder_input_ids.masked_scatter(real, drawn)  # what follows each input
-        # The word read at a step was said at the real step before it.
-        order, back, _ = left_align(real)
-        said = said.gather(1, order).roll(1, dims=1).gather(1, back)
-        first = real & (real.cumsum(1) == 1)
+        said, first = predecessors(said, real)  # the word read at a step was said at the real step before it
         chosen = torch.rand(labels.shape, device=labels.device) < self.sampling_probability
         return torch.where(chosen & real & ~first, said, decoder_input_ids)
 
@@ -475,7 +474,7 @@ class VRAEForSequenceGeneration(VRAEPreTrainedModel, ConditionalModel, VRAEGener
         self._check_fields(batch)
         inputs = {"input_ids": input_ids, "attention_mask": attention_mask, "inputs_embeds": inputs_embeds}
         outputs = self._encoder_outputs(self.condition(**inputs, **batch), **inputs)
-        return self.model.encoder.distribution(outputs.mean, outputs.logvar)
+        return self._posterior_of(outputs)
 
     def _encoder_outputs(
         self,
@@ -539,12 +538,7 @@ class VRAEForSequenceGeneration(VRAEPreTrainedModel, ConditionalModel, VRAEGener
 
     def labels_from_input_ids(self, input_ids: torch.LongTensor, attention_mask: torch.Tensor | None = None):
         """Labels [B, T] of an autoencoder: the input itself, with -100 at padding and at the start token."""
-        if attention_mask is not None:
-            real = attention_mask.bool()
-        elif self.config.pad_token_id is None:
-            real = torch.ones_like(input_ids, dtype=torch.bool)
-        else:
-            real = input_ids != self.config.pad_token_id
+        real = real_positions(input_ids, attention_mask, self.config.pad_token_id)
         start = (real.cumsum(1) == 1) & (input_ids == self.config.decoder_start_token_id)
         return input_ids.masked_fill(~real | start, IGNORE_INDEX)
 
@@ -564,11 +558,9 @@ class VRAEForSequenceGeneration(VRAEPreTrainedModel, ConditionalModel, VRAEGener
             )
         check_ids("labels", labels)
         real = labels != IGNORE_INDEX
-        order, back, _ = left_align(real)
-        moved = labels.gather(1, order).roll(1, dims=1)
-        moved[:, 0] = config.decoder_start_token_id
+        moved, first = predecessors(labels, real)
         padding = config.decoder_start_token_id if config.pad_token_id is None else config.pad_token_id
-        return moved.gather(1, back).masked_fill(~real, padding)
+        return moved.masked_fill(first, config.decoder_start_token_id).masked_fill(~real, padding)
 
     def resize_token_embeddings(
         self, new_num_tokens=None, pad_to_multiple_of=None, mean_resizing=True

@@ -20,9 +20,10 @@ from .configuration_vrae import VRAEConfig
 from .encoders import VRAEEncoderOutput, as_encoder_output
 from .generation import GeneratedFrames
 from .modeling_conditional import ConditionalModel
-from .modeling_frames import FrameGenerationMixin, FrameModel, ScoredFrames, move_on
+from .modeling_frames import FrameGenerationMixin, FrameModel, ScoredFrames
 from .modeling_latent import check_finite
 from .modeling_vrae import VRAEModel, VRAEPreTrainedModel
+from .recurrent import predecessors
 
 
 @dataclass
@@ -118,7 +119,7 @@ class VRAEForFrameGeneration(VRAEPreTrainedModel, ConditionalModel, FrameModel, 
         if output_hidden_states is None:
             output_hidden_states = self.config.output_hidden_states
         target = self.target(labels, input_features, attention_mask, segment_ids=segment_ids)
-        posterior = c = None
+        c, draws = None, False
         if encoder_outputs is None:
             given = {"class_ids": class_ids, "attributes": attributes, "condition": condition}
             given |= {"input_features": input_features, "attention_mask": attention_mask}
@@ -132,16 +133,15 @@ class VRAEForFrameGeneration(VRAEPreTrainedModel, ConditionalModel, FrameModel, 
                 encoder_outputs = self._encoder_outputs(
                     c, input_features, attention_mask, output_hidden_states, segment_ids=segment_ids
                 )
-                posterior = self.model.encoder.distribution(encoder_outputs.mean, encoder_outputs.logvar)
+                draws = labels is not None
             else:
                 encoder_outputs = as_encoder_output(encoder_outputs)
-            c, latents = self._taken_apart(encoder_outputs.last_hidden_state[:, 0])
-        if labels is not None and posterior is not None:
+            latents, c = self._split(encoder_outputs.last_hidden_state[:, 0])
+        posterior = self._posterior_of(encoder_outputs)
+        if draws:
             if self.training and self.config.num_train_samples > 1:
                 return VRAEFrameOutput(**self._importance_weighted_loss(posterior, target, c))
             posterior, latents = self._draw_latents(posterior, target, c)
-        elif encoder_outputs is not None and encoder_outputs.mean is not None:
-            posterior = self.model.encoder.distribution(encoder_outputs.mean, encoder_outputs.logvar)
         self._check_latents(latents)
         features, hidden_states = self._features(join(latents, c), target, output_hidden_states)
         loss = reconstruction = kl = predictions = None
@@ -189,20 +189,21 @@ class VRAEForFrameGeneration(VRAEPreTrainedModel, ConditionalModel, FrameModel, 
         inputs = {"input_features": input_features, "attention_mask": attention_mask}
         condition, segment_ids = self.condition(**inputs, **batch), batch.get("segment_ids")
         outputs = self._encoder_outputs(condition, **inputs, segment_ids=segment_ids)
-        return self.model.encoder.distribution(outputs.mean, outputs.logvar)
+        return self._posterior_of(outputs)
 
     def _features(self, latents: torch.Tensor, target: ScoredFrames, output_hidden_states: bool = False):
         """What `head` reads, [K * B, T, H], of latents [K * B, D] and a target of B rows; and the hidden states."""
-        frames, first = move_on(target)
+        frames, first = predecessors(target.values, target.mask)
+        read = self.model.decoder.read_frames
         if not self.config.reads_the_past:
             frames = torch.full_like(frames, torch.nan)
         elif self.training and self.sampling_probability > 0:
-            hidden, _, _ = self._decode(latents, target, self._embed(frames, first))
+            hidden, _, _ = self._decode(latents, target, read(frames, first))
             frames = self._mix_in_own_frames(frames, self.model.decoder.beside_latents(hidden, latents), target)
         if self.training and self.config.word_dropout:
             dropped = torch.rand(first.shape, device=first.device) < self.config.word_dropout
             frames = frames.masked_fill(dropped.unsqueeze(-1), torch.nan)
-        hidden, _, hidden_states = self._decode(latents, target, self._embed(frames, first), output_hidden_states)
+        hidden, _, hidden_states = self._decode(latents, target, read(frames, first), output_hidden_states)
         return self.model.decoder.beside_latents(hidden, latents), hidden_states
 
     def _decode(self, latents: torch.Tensor, target: ScoredFrames, embedded: torch.Tensor, output_hidden_states=False):
@@ -219,16 +220,12 @@ class VRAEForFrameGeneration(VRAEPreTrainedModel, ConditionalModel, FrameModel, 
         [`forward`] takes it."""
         return self._likeliest(self._features(self._seen(latents, batch), self.target(**batch))[0])
 
-    def _embed(self, frames: torch.Tensor, first: torch.Tensor) -> torch.Tensor:
-        """As [`VRAEDecoder.read_frames`]."""
-        return self.model.decoder.read_frames(frames, first)
-
     def _embed_chosen(self, frame: torch.Tensor | None, latents: torch.Tensor) -> torch.Tensor:
         """What a step of generation reads, [B, E], of the frame just chosen, scaled [B, F], None at the start."""
         first = torch.full((len(latents),), frame is None, device=self.device)
         if frame is None or not self.config.reads_the_past:
             frame = latents.new_full((len(latents), self.config.input_size), torch.nan)
-        return self._embed(frame, first)
+        return self.model.decoder.read_frames(frame, first)
 
     def _log_likelihood(self, latents: torch.Tensor, target: ScoredFrames) -> torch.Tensor:
         features, _ = self._features(latents.flatten(0, 1), target)

@@ -30,6 +30,7 @@ from .modeling_latent import (
     check_num_samples,
     check_samples,
     check_token_ids,
+    real_positions,
     token_nll,
 )
 from .objectives import importance_weighted_bound, negative_elbo, particle_filter_bound
@@ -516,13 +517,9 @@ class VRNNForSequenceGeneration(VRNNPreTrainedModel, VRNNGenerationMixin):
 
     def _mask(self, input_ids, inputs_embeds, attention_mask) -> torch.Tensor:
         """Real columns of the inputs at hand and, where it says so, of those before them, [B, T or past + T]."""
-        if attention_mask is not None:
-            return attention_mask.bool()
-        if input_ids is None:
+        if input_ids is None and attention_mask is None:
             return torch.ones_like(inputs_embeds[..., 0], dtype=torch.bool)
-        if self.config.pad_token_id is None:
-            return torch.ones_like(input_ids, dtype=torch.bool)
-        return input_ids != self.config.pad_token_id
+        return real_positions(input_ids, attention_mask, self.config.pad_token_id)
 
     def _align(self, inputs_embeds: torch.Tensor, mask: torch.Tensor, labels: torch.LongTensor) -> Observed:
         """The tokens behind the first of each row."""

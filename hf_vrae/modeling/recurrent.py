@@ -294,6 +294,14 @@ def run_layer(
     return outputs, tuple(torch.where(moved, new, old) for new, old in zip(last, state, strict=True))
 
 
+def predecessors(values: torch.Tensor, real: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Of each real step the real one before it, of values [B, T] or [B, T, F]; and where a row's first one is, [B, T],
+    which has none."""
+    order, back, _ = left_align(real)
+    take = torch.gather if values.dim() == 2 else lambda values, _, index: take_time(values, index)
+    return take(take(values, 1, order).roll(1, dims=1), 1, back), real & (real.cumsum(1) == 1)
+
+
 def left_align(mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """How to move the real positions of each row to its left end, and back.
 

@@ -90,7 +90,7 @@ def main_process_first(state: PartialState | Accelerator) -> Iterator[None]:
 
 
 def use_all_of_the_cpu(state: PartialState | Accelerator) -> None:
-    """What a CPU gives only where it is asked to, a quarter of the speed and a tenth on two cores.
+    """Use all cores and keep freed memory: on two cores a tenth of the speed, on more up to a quarter.
 
     A launcher gives each process a single core where nothing is said: the cores are shared among them. And glibc
     hands each freed tensor above some megabytes back to the system, which then clears its pages for the next one, step

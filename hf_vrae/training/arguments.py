@@ -328,7 +328,7 @@ class Recipe:
         alone = [
             name for name in own if not all(name in kind.__dataclass_fields__ for kind in CONFIGURATIONS.values())
         ]
-        for name in self._given(self.model):
+        for name in self._off_default(self.model):
             if name not in own and name != "model_type":
                 nearest = difflib.get_close_matches(name, alone, n=1, cutoff=0.0)[0]
                 raise ValueError(
@@ -425,7 +425,7 @@ class Recipe:
 
     def given_fields(self) -> dict:
         """What of these is said, or off its default: what a model that is there already must have."""
-        given = self.said.union(self._given(self.model))
+        given = self.said.union(self._off_default(self.model))
         return {name: value for name, value in self.model_fields().items() if name in given}
 
     def save(self, path) -> None:

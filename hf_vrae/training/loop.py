@@ -52,7 +52,7 @@ MULTIPLIER_STEP = 0.003  # of gradient ascent, a nat below or above the minimum 
 
 def remedies_of(config, args: TrainArguments) -> Iterator[str]:
     """What may keep the posterior of this model from collapsing, without what a run of it would refuse."""
-    if getattr(config, "posterior", None) == "vmf":
+    if config.posterior == "vmf":
         yield "spread its posterior less (--concentration)"
     elif args.num_train_samples > 1:
         yield "train with one sample (--num_train_samples 1), whose KL can be weighed and left free"
@@ -62,7 +62,7 @@ def remedies_of(config, args: TrainArguments) -> Iterator[str]:
             "larger --kl_weight makes it worse"
         )
         prescribed = args.minimum_rate or args.kl_schedule == "capacity" or args.svi_steps
-        if not (prescribed or getattr(config, "label_classifier", False)):
+        if not (prescribed or config.label_classifier):
             yield "leave some of the KL free (--free_bits)"
     if config.model_type == "vrnn":
         yield "let the posterior begin at the prior (--residual_posterior) and see what comes (--smoothing_posterior)"
@@ -181,7 +181,7 @@ class TrainingLoop:
             group["lr"] = self.learning_rate(step)
         terms = []
         for i in range(self.batches.accumulation_steps):
-            batch = self.task.vary(next(micro_batches))
+            batch = self.task.augment(next(micro_batches))
             # DDP would wait for the gradients of all parameters.
             synchronize = i == self.batches.accumulation_steps - 1 and not frozen
             context = contextlib.nullcontext() if synchronize else self.accelerator.no_sync(self.model)
@@ -224,7 +224,7 @@ class TrainingLoop:
             indices = self.batches.of_encoder(self.state.encoder_updates)
             terms, _ = self.update(micro_batches, indices, frozen=rest)
             self.state.encoder_updates += 1
-            loss, tokens = loss + terms[0], tokens + self.task.scored(self.lengths[indices])
+            loss, tokens = loss + terms[0], tokens + self.task.num_scored(self.lengths[indices])
             if update % ENCODER_WINDOW == 0:
                 mean = self.accelerator.reduce(loss, "sum").item() / tokens
                 if mean > previous:
@@ -345,7 +345,7 @@ class TrainingLoop:
             if not all(map(math.isfinite, checked)):
                 self.stop_for_nan(step, row)
             indices = self.batches.of_step(step)
-            scored = self.task.scored(self.lengths[indices])
+            scored = self.task.num_scored(self.lengths[indices])
             self.state.pending.append([*row[:3], len(indices), scored, row[3]])
 
     def stop_for_nan(self, step: int, row: list[float]) -> None:
@@ -463,7 +463,7 @@ class TrainingLoop:
         collapsed = results["kl"] < COLLAPSED
         if "mutual_information" in results and "kl_global" not in results:  # units are counted of all latents
             collapsed = collapsed or results["active_units"] == 0
-        if getattr(config, "posterior", None) == "vmf":
+        if config.posterior == "vmf":
             # Its KL is constant, and means on a sphere vary by 1 / latent_size at most: often no unit is ever active.
             found = f"the mutual information is {results['mutual_information']:.3f} nats a sequence"
             collapsed = results["mutual_information"] < COLLAPSED
@@ -544,6 +544,11 @@ class TrainingLoop:
             reason = "judged by another metric or on other validation data"
         elif not (self.output_dir / f"checkpoint-{state.best_step}").is_dir():
             reason = "deleted"
+        if state.best_step is not None and reason and state.step >= self.total_steps:
+            raise ValueError(
+                f"The run of {str(folder)!r} is at its end, and its best model, `checkpoint-{state.best_step}`, is "
+                f"{reason}: there is nothing to go on with. Measure what it left by scripts/evaluate.py."
+            )
         if state.best_step is not None and reason:
             logger.warning("the best model up to %s is %s: the best one from here on is taken", folder, reason)
             state.best_step, state.best_metric, state.evaluations_without_improvement = None, math.inf, 0

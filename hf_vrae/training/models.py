@@ -23,8 +23,6 @@ FREE_TO_CHANGE = (
     "segment_kl_weight", "segment_free_bits", "section_kl_weight", "section_free_bits",
 )  # fmt: skip
 """What of a saved model a recipe may set anew: no weight depends on it."""
-FREE_TO_ADD = ("correlated_prior",)
-"""What a recipe may add to a saved model, which at first is the same with it."""
 
 
 def make_model(recipe: Recipe, **of_the_data) -> PreTrainedModel:
@@ -100,16 +98,17 @@ def start_from(name_or_path: str, wanted: LatentSequenceConfig, given: Iterable[
         reason = str(error).split("\n")[0]
         raise ValueError(f"`model_name_or_path` {name_or_path!r} cannot be loaded as a model: {reason}") from error
     for name in ("model_type", "input_size", "condition_labels", "condition_attributes", "condition_size"):
-        if getattr(config, name, None) != getattr(wanted, name, None):
+        if getattr(config, name) != getattr(wanted, name):
             raise ValueError(
-                f"`{name}` is {getattr(config, name, None)} in the model {name_or_path!r}, and this run's is "
-                f"{getattr(wanted, name, None)}. Start from another model, or train a new one."
+                f"`{name}` is {getattr(config, name)} in the model {name_or_path!r}, and this run's is "
+                f"{getattr(wanted, name)}. Start from another model, or train a new one."
             )
     for name in given:
         value = getattr(wanted, name)
         if value == getattr(config, name):
             continue
-        if name not in FREE_TO_CHANGE and not (name in FREE_TO_ADD and value):
+        addable = name == "correlated_prior" and value  # at first the model is the same with it
+        if name not in FREE_TO_CHANGE and not addable:
             raise ValueError(
                 f"`{name}` is {getattr(config, name)} in the model {name_or_path!r}, and the recipe asks for "
                 f"{value}. Leave it out, or train a new model."

@@ -29,7 +29,7 @@ from .loop import TrainingLoop
 from .models import OF_THE_LOSS, configuration
 from .quality import measure_quality, peak_memory
 from .schedules import KLSchedule
-from .tasks import FrameTask, TextTask, cut, lengths
+from .tasks import FrameTask, TextTask, lengths, num_truncated
 
 logger = logging.getLogger(__name__)
 
@@ -114,7 +114,7 @@ def run(recipe: Recipe) -> dict:
         # All of it was trained before: this was another evaluation.
         data_of_both = earlier["data"] | {split: described["data"][split]}
         described = earlier | {"evaluation_command": described["command"], "data": data_of_both}
-    results = {"split": split, **metrics, **cut(data[split]), "run": described}
+    results = {"split": split, **metrics, **num_truncated(data[split]), "run": described}
     if accelerator.is_main_process:
         file.write_text(json.dumps(results, indent=2) + "\n")
     if resumed:
@@ -233,7 +233,7 @@ def describe_run(accelerator: Accelerator, model, task, data: DatasetDict, seed:
         "data": {
             split: {
                 "sequences": part.num_rows,
-                task.unit: task.scored(lengths(part)),
+                task.unit: task.num_scored(lengths(part)),
                 "sha256": task.fingerprint(part),
             }
             for split, part in data.items()

@@ -7,6 +7,7 @@ import dataclasses
 import hashlib
 import json
 import math
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -34,7 +35,7 @@ from ..data.noising import KneserNeyNoise
 from ..data.rows import Rows
 from ..data.signals import generate_frames
 from ..data.tokenization import decode, load_tokenizer, train_tokenizer
-from ..latent import conditions_of, draw_latents, each_label, reconstruct_frames, sample_frames, stream
+from ..latent import conditions_of, draw_texts, each_label, reconstruct_frames, sample_frames, stream
 from ..modeling.configuration_common import DATA_COLUMNS
 from .arguments import CONFIGURATIONS, WAYS_TO_READ, DataArguments, Recipe
 from .checkpoints import find_checkpoint
@@ -75,7 +76,8 @@ class TextTask:
     def prepare(cls, recipe: Recipe) -> tuple["TextTask", DatasetDict]:
         """The task of a run, and its splits: rows with `input_ids` and `length`."""
         data = recipe.data
-        text = _first_rows(_load_text(data), data)
+        text = _load(data, cls.options, load_text, generate_corpus, 20_000)
+        text = _first_rows(_with_validation(text, data), data)
         causal = not CONFIGURATIONS[recipe.model.model_type].is_encoder_decoder
         tokenizer = cls._tokenizer(recipe, text["train"])
         tokenizer.model_max_length = data.max_length  # who measures the model later is to cut where it was cut here
@@ -154,11 +156,11 @@ class TextTask:
         kind = CausalCollator if self.causal else AutoencodingCollator
         return kind(self.tokenizer.pad_token_id)
 
-    def scored(self, lengths: np.ndarray) -> int:
+    def num_scored(self, lengths: np.ndarray) -> int:
         """Tokens that are predicted in sequences of these lengths: all but `<s>`."""
         return int(lengths.sum() - len(lengths))
 
-    def vary(self, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    def augment(self, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """A training batch, where there is noise with other words for the decoder; the encoder's stay."""
         if self.noise is None:
             return batch
@@ -190,11 +192,10 @@ class TextTask:
         reconstructions = decode(
             self.tokenizer, model.generate(latents=model.encode(**batch).mode, **conditions_of(model, batch))
         )
-        with stream(seed, model.device):  # that of training's noise stays where it is
-            start = {"input_ids": batch["input_ids"].new_full((SHOWN, 1), self.tokenizer.bos_token_id)}
-            under = each_label(model, SHOWN, batch)
-            start = start if self.causal else {"latents": draw_latents(model, SHOWN, **under), **under}
-            samples = decode(self.tokenizer, model.generate(**start, do_sample=True, top_k=0))
+        under = each_label(model, SHOWN, batch)
+        if "labels" in under:
+            under["class_ids"] = model.label_ids(under.pop("labels")).to(model.device)
+        samples = draw_texts(model, self.tokenizer, SHOWN, seed, under=under, do_sample=True)
         pairs = list(zip(texts, reconstructions, strict=True))
         with open(folder / "samples.jsonl", "a", encoding="utf-8") as file:
             line = {"step": step, "reconstructions": pairs, "samples": samples}
@@ -237,7 +238,12 @@ class FrameTask:
         """The task of a run, and its splits: rows with `input_features` and `length`."""
         columns = _columns(recipe.data)
         asked = dataclasses.replace(recipe.data, **columns)
-        frames = _load_frames(asked)
+        frames = _load(asked, cls.options, load_frames, generate_frames, 2_000)
+        if "validation" not in frames and asked.stride and asked.stride < asked.window:
+            raise ValueError(
+                f"`stride` {asked.stride} below `window` {asked.window} cuts windows that overlap: taken out of "
+                "training data, some would validate on frames that others train on. Give a `validation_file`."
+            )
         task = cls(recipe.model.head, recipe.model.num_levels, None, asked.transpose, None, columns)
         # Before rows are taken out, which mixes them: a row at fault is named by its place in the file.
         check_frames(frames, **task.values, unit="window" if asked.window else "sequence")
@@ -294,11 +300,11 @@ class FrameTask:
     def collator(self) -> FrameCollator:
         return FrameCollator()
 
-    def scored(self, lengths: np.ndarray) -> int:
+    def num_scored(self, lengths: np.ndarray) -> int:
         """Frames that are predicted in sequences of these lengths: all."""
         return int(lengths.sum())
 
-    def vary(self, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    def augment(self, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """A training batch with each sequence's channels moved by a number drawn for it; what leaves at one end enters
         at the other."""
         if not self.transpose:
@@ -338,50 +344,14 @@ class FrameTask:
         return f"  reconstructions are off by {error:.3f}, root mean square; the channels' means by {spread:.3f}"
 
 
-def _load_text(data: DataArguments) -> DatasetDict:
-    """The text of every split; without a source named, of the built-in corpus."""
+def _load(data: DataArguments, options: Sequence[str], load: Callable, generate: Callable, size: int) -> DatasetDict:
+    """Every split there is of the data that are named, read with these options, or without a name what is built in."""
     if not (data.train_file or data.dataset_name):
-        count = data.corpus_size or 20_000
+        count = data.corpus_size or size
         held_out = max(1, count // 10)
-        return generate_corpus(count, held_out, held_out)
-    text = load_text(
-        data.train_file,
-        data.validation_file,
-        data.test_file,
-        data.dataset_name,
-        data.dataset_config_name,
-        data.text_column,
-        data.encoding,
-    )
-    return _with_validation(text, data)
-
-
-def _load_frames(data: DataArguments) -> DatasetDict:
-    """The frames of every split there is; without a source named, the built-in ones."""
-    if not (data.train_file or data.dataset_name):
-        count = data.corpus_size or 2_000
-        held_out = max(1, count // 10)
-        return generate_frames(count, held_out, held_out)
-    frames = load_frames(
-        data.train_file,
-        data.validation_file,
-        data.test_file,
-        data.dataset_name,
-        data.dataset_config_name,
-        data.features_column,
-        data.feature_columns,
-        data.sequence_column,
-        data.segment_column,
-        data.window,
-        data.stride,
-        data.encoding,
-    )
-    if "validation" not in frames and data.stride and data.stride < data.window:
-        raise ValueError(
-            f"`stride` {data.stride} below `window` {data.window} cuts windows that overlap: taken out of training "
-            "data, some would validate on frames that others train on. Give a `validation_file`."
-        )
-    return frames
+        return generate(count, held_out, held_out)
+    sources = "train_file", "validation_file", "test_file", "dataset_name", "dataset_config_name"
+    return load(**{name: getattr(data, name) for name in (*sources, *options)})
 
 
 def _columns(data: DataArguments) -> dict:
@@ -423,7 +393,7 @@ def task_of(
     return FrameTask(config.head, config.num_levels, config.input_size, conditions=conditions, columns=columns)
 
 
-def cut(split: Dataset) -> dict[str, int]:
+def num_truncated(split: Dataset) -> dict[str, int]:
     """`num_truncated`, how many of its texts were cut, where some were."""
     count = int(np.sum(split.with_format("numpy")["truncated"][:])) if "truncated" in split.column_names else 0
     return {"num_truncated": count} if count else {}

@@ -381,9 +381,8 @@ def test_frames_that_the_decoder_reads_are_dropped_or_its_own(monkeypatch):
     model = make_frame_model(dropout=0.0, word_dropout=0.5).train()
     batch = {name: tensor.repeat(100, 1, *[1] * (tensor.dim() - 2)) for name, tensor in make_frames(model).items()}
     target, latents, read = model.target(**batch), torch.randn(400, 4), []
-    monkeypatch.setattr(
-        model, "_embed", lambda f, first, embed=model._embed: read.append((f, first)) or embed(f, first)
-    )
+    decoder, embed = model.model.decoder, model.model.decoder.read_frames
+    monkeypatch.setattr(decoder, "read_frames", lambda f, first: read.append((f, first)) or embed(f, first))
     model._features(latents, target)
     frames, first = read[-1]
     assert torch.equal(first, torch.arange(7).expand(400, 7) == 0)

@@ -59,7 +59,7 @@ def test_batches_are_varied_in_training_and_nowhere_else(data, varied, recipe, t
 def test_the_channels_of_a_sequence_are_moved_together(recipe):
     task, splits = FrameTask.prepare(recipe("vrae", f"{FRAMES} --transpose 1"))
     batch = task.collator()(Rows(splits["train"]).__getitems__(list(range(40))))
-    moved, seen = task.vary(batch), set()
+    moved, seen = task.augment(batch), set()
     for row in range(40):
         frames, labels = batch["input_features"][row], batch["labels"][row]
         (by,) = (by for by in (-1, 0, 1) if torch.equal(moved["input_features"][row], frames.roll(by, -1)))
@@ -469,7 +469,7 @@ def test_what_makes_no_sense_of_frames_or_steps_is_refused(family, flags, messag
 def test_noise_is_of_training_and_of_what_the_decoder_reads_and_says(recipe):
     task, splits = TextTask.prepare(recipe("vrae", "--word_noise 1"))
     batch = task.collator()(splits["train"].select(range(20)).to_list())
-    noised = task.vary(batch)
+    noised = task.augment(batch)
     assert torch.equal(noised["input_ids"], batch["input_ids"])
     assert torch.equal(noised["decoder_attention_mask"], batch["labels"] != -100)
     for name, true in (("decoder_input_ids", batch["input_ids"][:, :-1]), ("labels", batch["labels"])):

@@ -10,7 +10,7 @@ from tqdm.auto import tqdm
 from ...data.collators import AutoencodingCollator, CausalCollator
 from ...data.datasets import spread_places
 from ...data.tokenization import decode
-from ...latent import OF_ALL_WORDS, draw_latents, interpolate, is_on_sphere, seed_behind, stream
+from ...latent import draw_texts, interpolate, is_on_sphere
 from ..information import in_evaluation_mode
 from ..likelihood import noise_generators, perplexity
 from .strings import bleu_signature, compare, interpolation_smoothness, sample_quality
@@ -173,22 +173,10 @@ def draw_samples(
         conditions: what each of the samples stands under, by the words of a batch: x ~ p(x|z, c), z ~ p(z|c).
         options: of `generate`, over `do_sample=True` and all words.
     """
-    options = {"do_sample": True, **OF_ALL_WORDS, **options}
-    texts = []
-    if model.config.is_encoder_decoder:
-        under, generator = conditions or {}, torch.Generator().manual_seed(seed)
-        with in_evaluation_mode(model):
-            latents = draw_latents(model, count, generator, **under)  # [N, D]
-        seed = seed_behind(generator)
-        parts = [slice(start, start + batch_size) for start in range(0, count, batch_size)]
-        starts = [{"latents": latents[part], **{name: rows[part] for name, rows in under.items()}} for part in parts]
-    else:  # one latent a token, drawn as the text grows
-        marks = torch.full((count, 1), tokenizer.bos_token_id, device=model.device)
-        starts = [{"inputs": ids} for ids in marks.split(batch_size)]
-    with in_evaluation_mode(model), stream(seed, model.device):
-        for start in tqdm(starts, desc="Sampling", leave=False):
-            texts += decode(tokenizer, model.generate(**start, **options))
-    return texts
+    with in_evaluation_mode(model):
+        return draw_texts(
+            model, tokenizer, count, seed, batch_size, under=conditions, **{"do_sample": True, **options}
+        )
 
 
 @torch.no_grad()

@@ -145,25 +145,18 @@ def distinct_n(texts: Sequence[str], n: int) -> float:
     return len(different) / max(1, sum(map(len, tokens)))
 
 
-def sample_quality(
-    samples: Sequence[str], references: Sequence[str], training_texts: Sequence[str] | None = None
-) -> dict[str, float]:
+def sample_quality(samples: Sequence[str], references: Sequence[str]) -> dict[str, float]:
     """Diversity of samples, and of as many real texts to hold it against.
 
     Args:
         samples: generated texts, at least two.
         references: real texts, best as many: self-BLEU and distinct-n depend on the number.
-        training_texts: those the model learned from.
 
     Returns:
         `self_bleu`, `distinct_1`, `distinct_2`, `mean_length` (tokens) and `num_texts` of the samples; the same of the
-        references with `reference_` before the name; with training texts `verbatim`, the share of samples among them.
+        references with `reference_` before the name.
     """
-    results = _diversity(samples) | {f"reference_{name}": value for name, value in _diversity(references).items()}
-    if training_texts is not None:
-        known = {tuple(text.split()) for text in training_texts}
-        results["verbatim"] = sum(tuple(text.split()) in known for text in samples) / len(samples)
-    return results
+    return _diversity(samples) | {f"reference_{name}": value for name, value in _diversity(references).items()}
 
 
 def interpolation_smoothness(path: Sequence[str]) -> dict[str, float | list[float]]:
