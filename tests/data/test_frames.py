@@ -91,6 +91,8 @@ def test_several_splits_in_one_file(write):
     assert_are(beside["test"], [FRAMES])
     with pytest.raises(ValueError, match=r"must hold the test split it is given for; it holds \['train'\]"):
         load_frames(path, test_file=write("b.npz", train_x=FRAMES))
+    with pytest.raises(ValueError, match=r"must hold the train split it is given for; it holds \['test'\]"):
+        load_frames(write("c.npz", test_x=FRAMES))
 
 
 def test_plain_arrays(write):

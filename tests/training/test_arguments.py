@@ -97,7 +97,7 @@ def test_a_recipe_says_words_with_a_dash_and_lists_of_nothing(write):
         ("--max_steps 0", "`max_steps` must be above 0, or -1"),
         ("--kl_weight -1", "`kl_weight` must not be negative, got -1.0"),
         ("--dataset_name a --train_file b", "`dataset_name` and `train_file` both name the data"),
-        ("--test_file b", "`test_file` is given without a `train_file`"),
+        ("--test_file b", "`test_file` 'b' is given without a `train_file`. Name that"),
         ("--lr_decay_factor 7", "`lr_decay_factor` lowers a learning rate and must be below 1, got 7.0"),
         ("--validation_split_percentage 100", "`validation_split_percentage` must be between 0 and 100"),
         ("--resume_from_checkpoint latest --overwrite_output_dir", "goes on with the run"),

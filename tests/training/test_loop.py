@@ -865,14 +865,19 @@ def test_what_is_best_is_of_one_metric_and_one_validation_split(other, kept, tin
     assert state["evaluations_without_improvement"] == (10 if kept else 0)
 
 
-def test_a_checkpoint_that_does_not_say_what_its_best_metric_is_of(tiny, tmp_path):
-    run(tiny("--eval_strategy steps --eval_steps 6"))
+def test_a_run_at_its_end_without_its_best_model_is_left_as_it_is(tiny, tmp_path):
+    """The last model would have taken the place of the best one, under that one's name."""
+    flags = "--eval_strategy steps --eval_steps 6 --save_steps 12"
+    run(tiny(flags))
     path = tmp_path / "run" / "checkpoint-12" / "state.json"
-    state = json.loads(path.read_text()) | {"best_metric": 0.0}
-    del state["judged_by"]
-    path.write_text(json.dumps(state))
-    again = "--eval_strategy steps --eval_steps 6 --max_steps 18 --resume_from_checkpoint latest"
-    assert run(tiny(again))["run"]["best_step"] == 12
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"best_step": 6}))
+    before = (tmp_path / "run" / "results.json").read_text()
+    shutil.rmtree(tmp_path / "run" / "checkpoint-6", ignore_errors=True)
+    with pytest.raises(ValueError, match="at its end, and its best model, `checkpoint-6`, is deleted"):
+        run(tiny(f"{flags} --num_importance_samples 3 --resume_from_checkpoint latest"))
+    with pytest.raises(ValueError, match="is judged by another metric"):
+        run(tiny(f"{flags} --max_eval_samples 5 --resume_from_checkpoint latest"))
+    assert (tmp_path / "run" / "results.json").read_text() == before
 
 
 def test_starting_from_a_model(tiny, tmp_path):

@@ -229,7 +229,7 @@ def test_a_trained_model_of_frames_is_measured_and_walked_in(family, recipe, tmp
         assert script(["scripts/generate.py", "run", *words.split(), "--output", "no.npz"]) == 1
         assert "Leave it out." in capsys.readouterr().err and not (tmp_path / "no.npz").exists()
     assert script(["scripts/evaluate.py", "--model", "run", "--window", "5"]) == 1
-    assert "`window` says how to read data, and none are named" in capsys.readouterr().err
+    assert "`window` 3 says how to read data, and none are named" in capsys.readouterr().err
     made = np.load("reco.npz")
     assert made["lengths"].tolist() == [lengths[4], lengths[2]]
     np.testing.assert_allclose(made["real"][1, : lengths[2]], frames[2], rtol=1e-6)
@@ -398,11 +398,11 @@ def test_what_is_walked_in_has_the_segments_of_its_file(recipe, tmp_path):
         (
             "vrae",
             "--head bernoulli",
-            "`head` is of frames, and the data are text. Leave it out, or name data of frames",
+            "`head` 'bernoulli' is of frames, and the data are text. Leave it out, or name data of frames",
         ),
-        ("vrae", "--scale_features True", "`scale_features` is of frames"),
-        ("vrnn", "--transpose 2", "`transpose` is of frames"),
-        ("vrae", f"{FRAMES} --word_noise 0.2", "`word_noise` is of text, and the data are frames"),
+        ("vrae", "--scale_features True", "`scale_features` True is of frames"),
+        ("vrnn", "--transpose 2", "`transpose` 2 is of frames"),
+        ("vrae", f"{FRAMES} --word_noise 0.2", "`word_noise` 0.2 is of text, and the data are frames"),
         ("vrae", "--word_noise 1.2", "`word_noise` is a share and must be in [0, 1], got 1.2"),
         ("vrnn", "--word_noise 0.2", "a vrae without `label_classifier`; this is a vrnn"),
         ("hierarchical", "--word_noise 0.2", "a vrae without `label_classifier`; this is a hierarchical_vrae"),
@@ -410,39 +410,44 @@ def test_what_is_walked_in_has_the_segments_of_its_file(recipe, tmp_path):
         ("vrae", "--word_noise 0.2 --svi_steps 2 --kernels plain", "is of the ELBO of one sample"),
         ("vrae", "--word_noise 0.2 --bag_of_words_weight 0.5", "changes the words that `bag_of_words_weight` 0.5"),
         ("vrae", "--train_file a.npz --segment_column bar", "segments of a hierarchical_vrae lie, and this is a vrae"),
-        ("vrae", f"{FRAMES} --tokenizer_type char", "`tokenizer_type` is of text, and the data are frames"),
-        ("vrae", "--text_column words", "`text_column` says how to read data, and none are named"),
+        ("vrae", f"{FRAMES} --tokenizer_type char", "`tokenizer_type` 'char' is of text, and the data are frames"),
+        ("vrae", "--text_column words", "`text_column` 'words' says how to read data, and none are named"),
         (
             "vrae",
             "--train_file a.txt --corpus_size 9",
-            "`corpus_size` is of what is built in, and other data are named",
+            "`corpus_size` 9 is of what is built in, and other data are named",
+        ),
+        (
+            "vrae",
+            f"{FRAMES} --train_file a.csv",
+            "`builtin` 'frames' is of what is built in, and other data are named",
         ),
         (
             "vrae",
             "--train_file a.parquet --encoding latin-1",
-            "`encoding` is of files of characters, and these",
+            "`encoding` 'latin-1' is of files of characters, and these",
         ),
-        ("vrae", "--dataset_config_name a", "`dataset_config_name` is of `dataset_name`, which is not given"),
+        ("vrae", "--dataset_config_name a", "`dataset_config_name` 'a' is of `dataset_name`, which is not given"),
         (
             "vrae",
             "--train_file a.txt --validation_file b.txt --validation_split_percentage 9",
-            "`validation_split_percentage` takes apart what `validation_file` leaves whole",
+            "`validation_split_percentage` 9.0 takes apart what `validation_file` leaves whole",
         ),
-        ("vrae", "--tokenizer_name a --vocab_size 9", "`vocab_size` is of a new tokenizer, and `tokenizer_name` or"),
+        ("vrae", "--tokenizer_name a --vocab_size 9", "`vocab_size` 9 is of a new tokenizer, and `tokenizer_name` or"),
         (
             "vrae",
             "--decoder_name_or_path a --tokenizer_type bpe",
-            "`tokenizer_type` is of a new tokenizer, and `tokenizer_name` or the",
+            "`tokenizer_type` 'bpe' is of a new tokenizer, and `tokenizer_name` or the",
         ),
         ("vrae", f"{FRAMES} --attribute_columns length", "A condition is of column 'length', which is remade of the"),
-        ("vrae", "--window 3", "`window` says how to read data, and none are named"),
-        ("vrae", "--validation_split_percentage 9", "`validation_split_percentage` says how to read data, and none"),
+        ("vrae", "--window 3", "`window` 3 says how to read data, and none are named"),
+        ("vrae", "--validation_split_percentage 9", "`validation_split_percentage` 9.0 says how to read data, and none"),
         ("vrae", f"{FRAMES} --head bernoulli", "0 or 1 for this head"),
         ("vrae", f"{FRAMES} --tie_word_embeddings", "ties tables of words"),
         ("vrae", f"{FRAMES} --head logistic_mixture --scale_features False", "with `scale_features` false they reach"),
         ("vrae", f"{FRAMES} --autoregressive False --scheduled_sampling 0.5", "without `autoregressive`, or with"),
         ("vrae", "--num_train_samples 3 --resampling True", "Take `model_type` vrnn"),
-        ("vrnn", "--resampling True --kl_schedule constant", "raise `num_train_samples` above 1, got 1"),
+        ("vrnn", "--resampling True --kl_schedule constant", "particles of `num_train_samples`, which must be above 1, got 1"),
         (
             "vrnn",
             "--resampling True --num_train_samples 3",
@@ -495,7 +500,7 @@ def test_a_model_goes_on_only_as_what_it_is(recipe, tmp_path):
     model = AutoModel.from_pretrained(tmp_path / "first")
     with pytest.raises(ValueError, match="have 7 channels, and the model's `input_size` is 4"):
         evaluate_file(model, None, str(tmp_path / "wide.npz"))
-    with pytest.raises(ValueError, match="`text_column` says nothing to a model of frames"):
+    with pytest.raises(ValueError, match="`text_column` 'words' says nothing to a model of frames"):
         evaluate_file(model, None, text_column="text")
 
 
