@@ -205,7 +205,7 @@ def _kind(config, part: str) -> str:
 
 
 def push_folder(folder: str | Path, repo_id: str, private: bool = False, token: str | None = None) -> str:
-    """Push a run's folder, all but its checkpoints, in one commit: model, code, tokenizer, card, numbers, curves.
+    """Push a run's folder in one commit: model, code, tokenizer, card, numbers, curves; not what `NOT_PUSHED` names.
 
     Args:
         folder: see [`write_model_card`], which is called once more for the repository's name.

@@ -61,18 +61,22 @@ def evaluate(
         per_sequence: also give the terms of each sequence, in the order of the data.
 
     Returns:
-        in nats a sequence where nothing else is said: `neg_elbo`, `reconstruction`, `kl`, `nll_iw`, and `nll_fivo`
-        where the model has one latent a step and K is above 1 (Maddison et al. 2017); `active_units`, `num_samples`,
-        `num_sequences`, `svi_steps` where there are any, `true_nll` where the data know it, `label_accuracy` of q(c|x)
-        on rows with a label, where the model has one; where z is one a sequence `mutual_information` (of
-        `mi_num_sequences` sequences) and `mutual_information_32` (the mean over batches of 32, the size of He et al.
-        2019, at most log 32 = 3.47; they are neighbours in the data, which where these are sorted by label differ in
-        less), which beside a prior that knows the condition count what z repeats of it, and can exceed the KL; of a
-        model without conditions `marginal_kl`, KL(q(z) || p(z)) = KL - MI of the same sequences (how far the
-        posteriors together are from where samples come from, Hoffman & Johnson 2016; too high where MI nears the log
-        of their number); where z has scales, these are of that of the whole, and `kl_global`, `kl_sections` and
-        `kl_segments` are parts of `kl`. Of tokens [`_of_tokens`] adds its own, of frames [`_of_frames`].
-        `per_sequence` holds arrays [N]: `neg_elbo`, `kl`, `nll_iw`, `num_steps`, and `nll_fivo`.
+        in nats a sequence where nothing else is said:
+
+        - `neg_elbo`, `reconstruction`, `kl`, `nll_iw`; where the model has one latent a step and K is above 1 also
+          `nll_fivo` (Maddison et al. 2017);
+        - `active_units`, `num_samples`, `num_sequences`, and `svi_steps` where there are any;
+        - `true_nll` where the data know it, and `label_accuracy` of q(c|x), on rows with a label, where there is one;
+        - where z is one a sequence `mutual_information` (of `mi_num_sequences` sequences) and `mutual_information_32`,
+          the mean over batches of 32, the size of He et al. 2019, at most log 32 = 3.47. These are neighbours in the
+          data, which differ in less where those are sorted by label. Beside a prior that knows the condition both
+          count what z repeats of it, and can exceed the KL;
+        - of a model without conditions `marginal_kl`, KL(q(z) || p(z)) = KL - MI of the same sequences: how far the
+          posteriors together are from where samples come from (Hoffman & Johnson 2016); too high where MI nears the
+          log of their number;
+        - where z has scales, these are of that of the whole; and of each `kl_global`, `kl_sections`, `kl_segments`;
+        - of tokens what [`_of_tokens`] adds, of frames what [`_of_frames`] does;
+        - `per_sequence`, where asked for: arrays [N] of `neg_elbo`, `kl`, `nll_iw`, `num_steps`, and `nll_fivo`.
     """
     accelerator = accelerator or Accelerator()
     num_samples = num_samples if model.config.latent_size else 1  # the same number K times over

@@ -50,7 +50,10 @@ def find_checkpoint(output_dir: str | Path, name: str) -> Path:
     if name == "latest":
         found = checkpoints(output_dir)
         if not found:
-            raise ValueError(f"`resume_from_checkpoint` is 'latest', but {str(output_dir)!r} holds no checkpoint.")
+            raise ValueError(
+                f"`resume_from_checkpoint` is 'latest', but {str(output_dir)!r} holds no checkpoint. Leave it out; "
+                "where that run was begun, with --overwrite_output_dir."
+            )
         return found[-1]
     path = Path(name)
     if not (path / "state.json").is_file():
@@ -72,7 +75,7 @@ def find_run(output_dir: str | Path, overwrite: bool) -> list[Path]:
     """
     folder = Path(output_dir)
     if folder.exists() and not folder.is_dir():
-        raise ValueError(f"`output_dir` {str(folder)!r} is a file.")
+        raise ValueError(f"`output_dir` {str(folder)!r} is a file. Name a folder.")
     files = [folder / name for name in (*RUN_FILES, *MODEL_FILES) if (folder / name).exists()]
     first_stage = folder / "autoencoder"
     folders = checkpoints(folder) + [first_stage] * (first_stage / "recipe.yaml").is_file()

@@ -25,7 +25,7 @@ def check_model(args: "TrainArguments", config: LatentSequenceConfig) -> None:
     Raises:
         ValueError: naming both sides and why they exclude each other.
     """
-    floor = args.free_bits > 0 or args.minimum_rate > 0 or args.kl_schedule == "capacity"
+    floor = args.minimum_rate > 0 or args.kl_schedule == "capacity"  # configurations refuse free bits themselves
     _refuse(
         [
             (
@@ -37,8 +37,9 @@ def check_model(args: "TrainArguments", config: LatentSequenceConfig) -> None:
                 config.latent_size == 0
                 and (floor or args.aggressive or args.autoencoder_epochs > 0 or args.reset_decoder),
                 "`latent_size` 0 is a model without z, which has no KL to hold and no encoder to train or to keep: "
-                f"leave out `minimum_rate` {args.minimum_rate}, `aggressive` {args.aggressive}, `autoencoder_epochs` "
-                f"{args.autoencoder_epochs} and `reset_decoder` {args.reset_decoder}.",
+                f"leave out `kl_capacity` {args.kl_capacity}, `minimum_rate` {args.minimum_rate}, `aggressive` "
+                f"{args.aggressive}, `autoencoder_epochs` {args.autoencoder_epochs} and `reset_decoder` "
+                f"{args.reset_decoder}.",
             ),
             *(_not_of_vrnn(args) if config.model_type == "vrnn" else _not_of_vrae(args, config, floor)),
         ]

@@ -621,7 +621,7 @@ def test_scheduled_sampling_rises_to_its_share(tiny, monkeypatch):
         ("--mmd_weight 1 --per_device_train_batch_size 1", "compares a batch with the prior"),
         (
             "--latent_size 0 --kl_schedule constant --autoencoder_epochs 1",
-            "no encoder to train or to keep: leave out `minimum_rate` 0.0, `aggressive` False, `autoencoder_epochs` 1",
+            "no encoder to train or to keep: leave out `kl_capacity` 0.0, `minimum_rate` 0.0, `aggressive` False",
         ),
         ("--autoencoder_epochs 1 --num_train_samples 4 --free_bits 0.1", "has no KL term"),
         ("--num_train_samples 4 --free_bits 0.1", "has no KL term that `free_bits` 0.1"),

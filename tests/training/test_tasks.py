@@ -441,13 +441,21 @@ def test_what_is_walked_in_has_the_segments_of_its_file(recipe, tmp_path):
         ),
         ("vrae", f"{FRAMES} --attribute_columns length", "A condition is of column 'length', which is remade of the"),
         ("vrae", "--window 3", "`window` 3 says how to read data, and none are named"),
-        ("vrae", "--validation_split_percentage 9", "`validation_split_percentage` 9.0 says how to read data, and none"),
+        (
+            "vrae",
+            "--validation_split_percentage 9",
+            "`validation_split_percentage` 9.0 says how to read data, and none",
+        ),
         ("vrae", f"{FRAMES} --head bernoulli", "0 or 1 for this head"),
         ("vrae", f"{FRAMES} --tie_word_embeddings", "ties tables of words"),
         ("vrae", f"{FRAMES} --head logistic_mixture --scale_features False", "with `scale_features` false they reach"),
         ("vrae", f"{FRAMES} --autoregressive False --scheduled_sampling 0.5", "without `autoregressive`, or with"),
         ("vrae", "--num_train_samples 3 --resampling True", "Take `model_type` vrnn"),
-        ("vrnn", "--resampling True --kl_schedule constant", "particles of `num_train_samples`, which must be above 1, got 1"),
+        (
+            "vrnn",
+            "--resampling True --kl_schedule constant",
+            "particles of `num_train_samples`, which must be above 1, got 1",
+        ),
         (
             "vrnn",
             "--resampling True --num_train_samples 3",
