@@ -205,7 +205,9 @@ def sample_texts(model, tokenizer, count: int, seed: int | None = None, labels=N
     if labels is not None and not names:
         raise ValueError("`labels` are of a model with `condition_labels`, which this one has not. Leave them out.")
     said = each_label(model, count, {}).get("labels", {}) if labels is None else for_all(labels, count)
-    under = {"class_ids": model.label_ids(said).to(model.device)} if said else {}
+    under = {name: options.pop(name) for name in OF_A_BATCH if options.get(name) is not None}
+    if said:
+        under["class_ids"] = model.label_ids(said).to(model.device)
     said = said if isinstance(said, dict) else {names[0]: said}
     texts = draw_texts(model, tokenizer, count, seed, under=under, **options)
     return [{**{name: said[name][i] for name in said}, "text": text} for i, text in enumerate(texts)]

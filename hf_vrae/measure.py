@@ -499,10 +499,12 @@ def _read(task: TextTask | FrameTask, path: str | None, split: str = "test", **r
     reading = {name: value for name, value in reading.items() if value is not None}
     _check_options(task, reading)
     if path is None and reading:
-        raise ValueError(f"`{min(reading)}` says how to read data, and none are named. Leave it out.")
+        name = min(reading)
+        raise ValueError(f"`{name}` {reading[name]!r} says how to read data, and none are named. Leave it out.")
     return task.read(path, split, **reading)
 
 
 def _check_options(task: TextTask | FrameTask, reading: dict) -> None:
     if others := sorted(reading.keys() - set(task.options)):
-        raise ValueError(f"`{others[0]}` says nothing to a model of {task.unit}. Leave it out.")
+        name = others[0]
+        raise ValueError(f"`{name}` {reading[name]!r} says nothing to a model of {task.unit}. Leave it out.")

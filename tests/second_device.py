@@ -13,7 +13,7 @@ from torch.utils._mode_utils import no_dispatch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
 
-from hf_vrae.modeling import generation_vrae, kernels, modeling_latent
+from hf_vrae.modeling import generation_vrae, kernels, modeling_latent, transformer, vrnn
 
 NAME = "other"
 MOVES = ("aten::_to_copy", "aten::copy_")
@@ -174,7 +174,7 @@ def _is_plain(linear) -> bool:
 
 
 _is_plain_here = kernels.is_plain
-for _module in (kernels, modeling_latent, generation_vrae):
+for _module in (kernels, modeling_latent, generation_vrae, transformer, vrnn):
     _module.is_plain = _is_plain
 _setup_privateuseone_for_python_backend(NAME, _Backend())
 torch._C._set_only_lift_cpu_tensors(True)  # what `torch.tensor` makes is moved by the dispatcher

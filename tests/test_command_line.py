@@ -98,7 +98,7 @@ def test_frames_are_written_where_it_is_said(desk, capsys, tmp_path):
         ("generate model sample --strength 2", "`strength` is of attribute, which is not asked for"),
         ("generate model sample --labels a=b a=c", "`labels` must name each label once, got a=b a=c"),
         ("generate model sample --output nowhere/a.jsonl", "`output` must be a file in a folder that is there"),
-        ("generate model reconstruct", "`texts` must hold at least one text"),
+        ("generate model reconstruct", "`texts` must hold one text at least"),
         ("generate model interpolate --texts a", "two ends of the path, got 1"),
         ("generate model attribute --texts a --with good.txt", "needs two of them, --with and --without"),
         ("generate model reconstruct --file broken.txt", "is not UTF-8 text"),

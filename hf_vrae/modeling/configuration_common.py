@@ -40,6 +40,11 @@ DATA_COLUMNS = ("feature_columns", "sequence_column", "segment_column")
 """What a model of frames keeps of how its data were read: it would else be misread in silence."""
 
 
+def _lacking(value) -> property:
+    """What a family without such a field is asked for all the same; it cannot be set there."""
+    return property(lambda self: value)
+
+
 @strict
 class LatentSequenceConfig(PreTrainedConfig):
     """The fields of every latent-variable sequence model: what its sequences are of, and how it is made and trained.
@@ -107,6 +112,11 @@ class LatentSequenceConfig(PreTrainedConfig):
     bos_token_id: int | None = 2
     eos_token_id: int | None = 3
     use_cache: bool = True
+    # Fields of some families alone.
+    posterior = _lacking("gaussian")
+    condition_labels = condition_attributes = condition_column = _lacking(None)
+    condition_size = svi_steps = _lacking(0)
+    label_classifier = _lacking(False)
 
     def __post_init__(self, **kwargs):
         known = set(self.__dataclass_fields__) | set(self.attribute_map) | _BASE_KEYS

@@ -42,11 +42,6 @@ class VRNNConfig(LatentSequenceConfig):
     resampling: bool = False  # of the training loss: the bound is that of a particle filter (FIVO)
     num_hidden_layers: int = 1
     is_encoder_decoder: bool = False
-    # What every configuration is asked for, and a VRNN has not.
-    posterior = "gaussian"
-    condition_labels = condition_attributes = condition_column = None
-    condition_size = svi_steps = 0
-    label_classifier = False
 
     def validate_architecture(self):
         """Checked at construction and when saving."""

@@ -341,7 +341,8 @@ class VRAEForSequenceGeneration(VRAEPreTrainedModel, ConditionalModel, VRAEGener
                 if self.training and self.config.num_train_samples > 1:
                     return VRAEOutput(**self._importance_weighted_loss(posterior, labels, c))
                 posterior, latents = self._draw_latents(posterior, labels, c)
-            if self.training and self.sampling_probability > 0 and decoder_input_ids is not None:
+            mixes = self.training and self.sampling_probability > 0 and decoder_input_ids is not None
+            if mixes and decoder_input_ids.shape == labels.shape:
                 seen = encoder_outputs.last_hidden_state[:, 0] if latents is None else join(latents, c)
                 decoder_input_ids = self._mix_in_own_words(decoder_input_ids, decoder_attention_mask, labels, seen)
         elif decoder_attention_mask is not None and given_to_decoder:
@@ -408,7 +409,8 @@ class VRAEForSequenceGeneration(VRAEPreTrainedModel, ConditionalModel, VRAEGener
             if getattr(self.config, name) > most:
                 raise ValueError(
                     f"`{name}` {getattr(self.config, name)} trains a loss that reads the labels, moved one step on: "
-                    "leave out `decoder_input_ids` and `decoder_inputs_embeds`, or set it to its default."
+                    "leave out `decoder_input_ids` and `decoder_inputs_embeds` (of a collator its `model`), or set it "
+                    "to its default."
                 )
 
     def _auxiliary_losses(self, latents: torch.Tensor, target: torch.LongTensor, condition=None):

@@ -9,7 +9,7 @@ Letters in shapes: B batch, T time, K samples or particles, D latent size, E emb
 size.
 """
 
-import functools
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -41,16 +41,21 @@ class GaussianNetwork(nn.Module):
         self.moments = nn.Linear(feature_size, 2 * latent_size)
 
     def forward(self, *inputs: torch.Tensor) -> DiagonalGaussian:
-        return gaussian(moments_of(self.moments, self.features(torch.cat(inputs, dim=-1))))
+        return gaussian(not_rounded(self.moments)(self.features(torch.cat(inputs, dim=-1))))
 
 
-def moments_of(linear: nn.Module, features: torch.Tensor) -> torch.Tensor:
-    """[..., 2 D] of features [..., P], as `linear` has it; in float32 at least, as in [`GaussianPosterior`]."""
-    if not is_plain(linear):
-        return linear(features)
-    with torch.autocast(features.device.type, enabled=False):
-        wide = torch.promote_types(features.dtype, torch.float32)
-        return nn.functional.linear(*(t.to(wide) for t in (features, linear.weight, linear.bias)))
+def not_rounded(linear: nn.Module) -> Callable[[torch.Tensor], torch.Tensor]:
+    """A call of `linear`, in float32 at least, as of [`GaussianPosterior`]: what gives moments."""
+    plain, wide = is_plain(linear), torch.promote_types(linear.weight.dtype, torch.float32)
+    weight, bias = (linear.weight.to(wide), linear.bias.to(wide)) if plain else (None, None)
+
+    def apply(features: torch.Tensor) -> torch.Tensor:
+        with torch.autocast(features.device.type, enabled=False):
+            if plain:
+                return nn.functional.linear(features.to(wide), weight, bias)
+            return linear(as_weight_of(linear, features))  # with an adapter
+
+    return apply
 
 
 def gaussian(projected: torch.Tensor) -> DiagonalGaussian:
@@ -290,7 +295,7 @@ class VRNNLayer(nn.Module):
 
         def moments(linear):
             exact = product_dtype(like) in (torch.float32, torch.float64)
-            return stepwise([linear]) if exact else functools.partial(moments_of, linear)
+            return stepwise([linear]) if exact else not_rounded(linear)
 
         return product, stepwise, moments
 
@@ -334,7 +339,7 @@ class Resampling:
             out_z, out_h = out.tensor_split([layer.config.feature_size], dim=1)
             weights, biases = torch.cat([prior_h, out_h]), torch.cat([prior_bias, out_bias])
             self.from_h, self.from_z = PackedLinear.here(weights, rows, biases), PackedLinear.here(out_z, rows)
-            self.prior_rest = packed([*prior_rest, layer.prior_network.moments], rows)
+            self.prior_rest = packed(prior_rest, rows, moments=layer.prior_network.moments)
             self.emission_rest = packed(out_rest, rows)
         self.widths, self.log_likelihood = [len(prior_h), len(out_z)], log_likelihood
         self.dropout = layer.dropout if layer.training and layer.dropout.p else None
@@ -416,7 +421,7 @@ class VRNNStep:
         if self.has_latent:
             first, *rest = layer.prior_network.features
             reads_h.append(weight_and_bias(first))
-            self.prior_rest = packed([*rest, layer.prior_network.moments], rows)
+            self.prior_rest = packed(rest, rows, moments=layer.prior_network.moments)
             self.phi_z = packed(layer.phi_z, rows)
             self.from_z = PackedLinear.here(torch.cat([weight_z, out_z]), rows)
         weights, biases = (torch.cat(parts) for parts in zip(*reads_h, strict=True))
@@ -449,8 +454,9 @@ class VRNNStep:
         self.state = self.rnn.step(gates, self.gates_h, self.state)
 
 
-def packed(modules, rows: int, *first):
-    """Linear layers and ReLUs, behind what comes first, for one [rows, I] after the other and without gradient."""
+def packed(modules, rows: int, *first, moments: nn.Module | None = None):
+    """Linear layers and ReLUs, behind what comes first and before what gives moments, for one [rows, I] after the
+    other, without gradient."""
     steps = [*first]
     for module in modules:
         if isinstance(module, nn.ReLU):
@@ -458,6 +464,10 @@ def packed(modules, rows: int, *first):
         else:
             weight, bias = weight_and_bias(module)
             steps.append(PackedLinear.here(weight, rows, bias))
+    if moments is not None:
+        exact = product_dtype(moments.weight) in (torch.float32, torch.float64)
+        weight, bias = weight_and_bias(moments)
+        steps.append(PackedLinear(weight, rows, bias) if exact else not_rounded(moments))
 
     def apply(x):
         for step in steps:

@@ -544,7 +544,9 @@ class TrainingLoop:
             reason = "judged by another metric or on other validation data"
         elif not (self.output_dir / f"checkpoint-{state.best_step}").is_dir():
             reason = "deleted"
-        if state.best_step is not None and reason and state.step >= self.total_steps:
+        decays = self.args.lr_scheduler_type == "reduce_lr_on_plateau"
+        over = state.step >= self.total_steps or decays and state.lr_decays >= self.args.max_lr_decays
+        if state.best_step is not None and reason and over:
             raise ValueError(
                 f"The run of {str(folder)!r} is at its end, and its best model, `checkpoint-{state.best_step}`, is "
                 f"{reason}: there is nothing to go on with. Measure what it left by scripts/evaluate.py."

@@ -23,6 +23,11 @@ class SemiSupervisedCase(StatefulCase):
     def test_generate_without_input_ids(self):
         self.skipTest("refused: a label is missing, and there is nothing to tell it from")
 
+    def _prepare_for_class(self, inputs_dict, model_class, return_labels=False):
+        """Its loss reads the labels, and refuses decoder inputs beside them."""
+        inputs = super()._prepare_for_class(inputs_dict, model_class, return_labels)
+        return {name: value for name, value in inputs.items() if not (return_labels and name.startswith("decoder"))}
+
 
 class AttendingCase(VRAECase):
     def test_assisted_decoding_sample(self):

@@ -34,6 +34,7 @@ class Parrot:
 
     def __init__(self, told, says, latent_size=1, **config):
         config = {"input_size": None, "eos_token_id": 3, "latent_size": latent_size, "model_type": "vrnn"} | config
+        config["label_classifier"] = False
         self.told, self.says, self.config, self.modes = told, says, SimpleNamespace(**config), []
 
     def eval(self):

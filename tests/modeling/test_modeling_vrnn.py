@@ -12,7 +12,7 @@ from hf_vrae import VRNNConfig, VRNNForFrameGeneration, VRNNForSequenceGeneratio
 from hf_vrae.latent import sample_frames
 from hf_vrae.modeling.cache_name import CACHE
 from hf_vrae.modeling.generation_vrnn import logger
-from hf_vrae.modeling.vrnn import over_samples
+from hf_vrae.modeling.vrnn import VRNNStep, over_samples
 from tests.models import HEADS, SIZES_OF_HEADS
 
 VARIANTS = {
@@ -608,13 +608,16 @@ def test_a_start_alone_is_no_sequence():
         model(input_ids=torch.tensor([[2]]), labels=torch.tensor([[2]]))
 
 
-@pytest.mark.parametrize("options", [{}, {"residual_posterior": False}, {"feature_layers": 2, "layer_norm": True}])
+@pytest.mark.parametrize("options", [{}, {"residual_posterior": True}, {"feature_layers": 2, "layer_norm": True}])
 def test_moments_are_not_rounded_under_autocast(options):
     model, batch = make_model("frames", **options), make_batch("frames")
     observed = model._observe(**batch)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
+    with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
         path = model.model.layer.unroll(observed.phi_x, observed.lengths, model._noise(2, observed))
-    for moments in (path.posterior.mean, path.posterior.logvar, path.prior.mean, path.prior.logvar):
+        step = VRNNStep(model.model.layer, 3)
+        step.prior(), step.emission(torch.zeros(3, 3)), step.advance(batch["input_features"].new_zeros(3, 10))
+        alone = step.prior()
+    for moments in (path.posterior.mean, path.posterior.logvar, path.prior.mean, path.prior.logvar, *alone):
         assert moments.dtype == torch.float32 and (moments != moments.bfloat16()).float().mean() > 0.5
 
 

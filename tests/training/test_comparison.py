@@ -226,6 +226,7 @@ def test_a_table_of_frames_is_of_steps(folder, tmp_path):
         "num_steps": 7,
     }
     run = {"num_parameters": 99, "training_seconds": 60.0, "seed": 1, "hardware": "a CPU", "versions": {"torch": "2"}}
+    run |= {"mixed_precision": "no", "num_processes": 1}
     results |= {"split": "test", "run": run | {"data": {"test": {"sha256": "0" * 64}}}}
     (tmp_path / "vae-1.json").write_text(json.dumps(results))
     rows = comparison.collect(comparison.find_recipes(folder), tmp_path)
@@ -266,6 +267,7 @@ REFERENCES = {"reference_self_bleu": 50.0, "reference_reverse_ppl": 8.0, "num_qu
 
 def quality_rows(folder, tmp_path):
     described = {"num_parameters": 9, "training_seconds": 60.0, "seed": 1, "hardware": "a CPU"}
+    described |= {"mixed_precision": "no", "num_processes": 1}
     described |= {"versions": {"torch": "2"}, "data": {"test": {"sha256": "0" * 64}}, "peak_memory_mib": 600.4}
     numbers = {key: 1.0 for _, key, _ in comparison.COLUMNS} | {"num_samples": 9, "num_sequences": 3, "split": "test"}
     own = {"lm": {}, "vae": {"free_running_accuracy": 0.25, "nll_fivo": 0.9, "ppl_fivo": 2.5}}

@@ -508,7 +508,7 @@ def test_the_encoder_is_trained_until_its_loss_rises_from_one_window_to_the_next
         batches=SimpleNamespace(of_encoder=lambda update: np.array([update % 2])),
         update=lambda batches, indices, frozen: (torch.tensor([3 * (indices[0] + 1) * next(nats)]), None),
         state=SimpleNamespace(encoder_updates=0),
-        task=SimpleNamespace(scored=lambda lengths: 3 * lengths.sum()),
+        task=SimpleNamespace(num_scored=lambda lengths: 3 * lengths.sum()),
         lengths=np.array([1, 2]),
         accelerator=SimpleNamespace(reduce=lambda tensor, how: tensor),
     )
@@ -525,7 +525,7 @@ def test_several_processes_end_the_encoders_updates_together():
         batches=SimpleNamespace(of_encoder=lambda update: np.array([0])),
         update=lambda batches, indices, frozen: (torch.tensor([mine[loop.state.encoder_updates]]), None),
         state=SimpleNamespace(encoder_updates=0),
-        task=SimpleNamespace(scored=lambda lengths: 1),
+        task=SimpleNamespace(num_scored=lambda lengths: 1),
         lengths=np.array([1]),
     )
     of_window = lambda: sum(theirs[loop.state.encoder_updates - 15 : loop.state.encoder_updates])  # noqa: E731
@@ -877,6 +877,10 @@ def test_a_run_at_its_end_without_its_best_model_is_left_as_it_is(tiny, tmp_path
         run(tiny(f"{flags} --num_importance_samples 3 --resume_from_checkpoint latest"))
     with pytest.raises(ValueError, match="is judged by another metric"):
         run(tiny(f"{flags} --max_eval_samples 5 --resume_from_checkpoint latest"))
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"lr_decays": 5}))  # which is an end too
+    with pytest.raises(ValueError, match="is deleted: there is nothing to go on with"):
+        flags += " --lr_scheduler_type reduce_lr_on_plateau --max_steps 18"
+        run(tiny(f"{flags} --resume_from_checkpoint latest"))
     assert (tmp_path / "run" / "results.json").read_text() == before
 
 

@@ -229,7 +229,7 @@ def test_a_trained_model_of_frames_is_measured_and_walked_in(family, recipe, tmp
         assert script(["scripts/generate.py", "run", *words.split(), "--output", "no.npz"]) == 1
         assert "Leave it out." in capsys.readouterr().err and not (tmp_path / "no.npz").exists()
     assert script(["scripts/evaluate.py", "--model", "run", "--window", "5"]) == 1
-    assert "`window` 3 says how to read data, and none are named" in capsys.readouterr().err
+    assert "`window` 5 says how to read data, and none are named" in capsys.readouterr().err
     made = np.load("reco.npz")
     assert made["lengths"].tolist() == [lengths[4], lengths[2]]
     np.testing.assert_allclose(made["real"][1, : lengths[2]], frames[2], rtol=1e-6)
@@ -508,7 +508,7 @@ def test_a_model_goes_on_only_as_what_it_is(recipe, tmp_path):
     model = AutoModel.from_pretrained(tmp_path / "first")
     with pytest.raises(ValueError, match="have 7 channels, and the model's `input_size` is 4"):
         evaluate_file(model, None, str(tmp_path / "wide.npz"))
-    with pytest.raises(ValueError, match="`text_column` 'words' says nothing to a model of frames"):
+    with pytest.raises(ValueError, match="`text_column` 'text' says nothing to a model of frames"):
         evaluate_file(model, None, text_column="text")
 
 
