@@ -113,6 +113,14 @@ def test_labels_are_of_all_rows_or_of_each(tokenizer, learn_prior):
             reconstruct_texts(model, tokenizer, TEXTS, source_labels=wrong)
 
 
+def test_samples_stand_each_under_their_own_attributes(tokenizer):
+    model = make_model(vocab_size=len(tokenizer), condition_attributes=["length"])
+    given = torch.arange(130.0).unsqueeze(1)
+    rows = sample_texts(model, tokenizer, 130, seed=1, attributes=given, max_length=9)
+    z = draw_latents(model, 130, torch.Generator().manual_seed(1), attributes=given)
+    assert [row["text"] for row in rows] == decode_latents(model, tokenizer, z, attributes=given, max_length=9)
+
+
 def test_samples_stand_under_every_combination_of_labels():
     model = make_model(condition_labels={"kind": ["a", "b"], "mood": ["p", "q", "r", "s"]})
     labels = latent.each_label(model, 9, {})["labels"]

@@ -3,7 +3,7 @@ import math
 import pytest
 from huggingface_hub.errors import StrictDataclassError
 
-from hf_vrae import VRAEConfig
+from hf_vrae import VRAEConfig, VRNNConfig
 
 
 def test_every_field_survives_saving(tmp_path):
@@ -83,3 +83,15 @@ def test_wrong_types_are_refused(options):
 def test_wrong_types_are_refused_on_assignment():
     with pytest.raises(StrictDataclassError):
         VRAEConfig().latent_size = "8"
+
+
+def test_what_a_family_has_not_is_asked_for_all_the_same_and_cannot_be_set(tmp_path):
+    config = VRNNConfig()
+    lacking = {"posterior": "gaussian", "condition_labels": None, "condition_attributes": None, "condition_size": 0}
+    lacking |= {"condition_column": None, "svi_steps": 0, "label_classifier": False}
+    assert {name: getattr(config, name) for name in lacking} == lacking
+    assert not lacking.keys() & config.to_dict().keys()
+    config.save_pretrained(tmp_path)
+    for name in lacking:
+        with pytest.raises(AttributeError, match="no setter"):
+            VRNNConfig.from_pretrained(tmp_path, **{name: 2})
