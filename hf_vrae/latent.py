@@ -175,9 +175,8 @@ def draw_texts(
         under: what each of them stands under, by the words of a batch.
         options: of `generate`; words are drawn from all there are where these do not say otherwise.
     """
-    generator = None if seed is None else torch.Generator().manual_seed(seed)
+    generator, under = None if seed is None else torch.Generator().manual_seed(seed), under or {}
     if model.config.is_encoder_decoder:
-        under = under or {}
         latents = draw_latents(model, count, generator, **under)  # [N, D]
         seed = None if generator is None else seed_behind(generator)
         parts = [slice(start, start + batch_size) for start in range(0, count, batch_size)]
@@ -186,7 +185,7 @@ def draw_texts(
             options["decoder_input_ids"] = _beginning(model, tokenizer, prefix)
     else:  # one latent a token, drawn as the text grows
         ids = _beginning(model, tokenizer, prefix).expand(count, -1)
-        starts = [{"inputs": part} for part in ids.split(batch_size)]
+        starts = [{"inputs": part, **under} for part in ids.split(batch_size)]  # `generate` refuses conditions
     texts = []
     with stream(seed, model.device):
         for start in tqdm(starts, desc="Sampling", leave=False, disable=len(starts) == 1):
