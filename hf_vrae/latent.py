@@ -172,10 +172,12 @@ def draw_texts(
         seed: all that is drawn goes by it, and the process's random state stays as it was; by default it goes by that.
         batch_size: texts at once; with another size others are drawn.
         prefix: beginning of every text.
-        under: what each of them stands under, by the words of a batch.
+        under: what each of them stands under, by the words of a batch, or `labels` as in `generate`.
         options: of `generate`; words are drawn from all there are where these do not say otherwise.
     """
-    generator, under = None if seed is None else torch.Generator().manual_seed(seed), under or {}
+    generator, under = None if seed is None else torch.Generator().manual_seed(seed), dict(under or {})
+    if "labels" in under:
+        under["class_ids"] = model.label_ids(under.pop("labels")).to(model.device)
     if model.config.is_encoder_decoder:
         latents = draw_latents(model, count, generator, **under)  # [N, D]
         seed = None if generator is None else seed_behind(generator)
@@ -203,10 +205,9 @@ def sample_texts(model, tokenizer, count: int, seed: int | None = None, labels=N
     names = list(model.config.condition_labels or {})
     if labels is not None and not names:
         raise ValueError("`labels` are of a model with `condition_labels`, which this one has not. Leave them out.")
-    said = each_label(model, count, {}).get("labels", {}) if labels is None else for_all(labels, count)
     under = {name: options.pop(name) for name in OF_A_BATCH if options.get(name) is not None}
-    if said:
-        under["class_ids"] = model.label_ids(said).to(model.device)
+    under |= each_label(model, count, {}) if labels is None else {"labels": for_all(labels, count)}
+    said = under.get("labels", {})
     said = said if isinstance(said, dict) else {names[0]: said}
     texts = draw_texts(model, tokenizer, count, seed, under=under, **options)
     return [{**{name: said[name][i] for name in said}, "text": text} for i, text in enumerate(texts)]

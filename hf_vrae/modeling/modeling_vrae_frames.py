@@ -119,26 +119,25 @@ class VRAEForFrameGeneration(VRAEPreTrainedModel, ConditionalModel, FrameModel, 
         if output_hidden_states is None:
             output_hidden_states = self.config.output_hidden_states
         target = self.target(labels, input_features, attention_mask, segment_ids=segment_ids)
-        c, draws = None, False
+        c, encodes = None, encoder_outputs is None and latents is None
         if encoder_outputs is None:
             given = {"class_ids": class_ids, "attributes": attributes, "condition": condition}
             given |= {"input_features": input_features, "attention_mask": attention_mask}
-            if labels is not None and latents is None and self.training and self.config.label_classifier:
+            if labels is not None and encodes and self.training and self.config.label_classifier:
                 return VRAEFrameOutput(**self._semi_supervised_loss(target, **given))
             c = self.condition(**given)
         else:
             self._check_decoded_as_is(class_ids, attributes, condition)
         if latents is None:
-            if encoder_outputs is None:
+            if encodes:
                 encoder_outputs = self._encoder_outputs(
                     c, input_features, attention_mask, output_hidden_states, segment_ids=segment_ids
                 )
-                draws = labels is not None
             else:
                 encoder_outputs = as_encoder_output(encoder_outputs)
             latents, c = self._split(encoder_outputs.last_hidden_state[:, 0])
         posterior = self._posterior_of(encoder_outputs)
-        if draws:
+        if labels is not None and encodes:
             if self.training and self.config.num_train_samples > 1:
                 return VRAEFrameOutput(**self._importance_weighted_loss(posterior, target, c))
             posterior, latents = self._draw_latents(posterior, target, c)

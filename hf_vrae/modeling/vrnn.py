@@ -44,6 +44,11 @@ class GaussianNetwork(nn.Module):
         return gaussian(not_rounded(self.moments)(self.features(torch.cat(inputs, dim=-1))))
 
 
+def is_exact(tensor: torch.Tensor) -> bool:
+    """Whether a product with it here is taken in float32 at least: not under autocast, nor of 16 bits."""
+    return product_dtype(tensor) in (torch.float32, torch.float64)
+
+
 def not_rounded(linear: nn.Module) -> Callable[[torch.Tensor], torch.Tensor]:
     """A call of `linear`, in float32 at least, as of [`GaussianPosterior`]: what gives moments."""
     plain, wide = is_plain(linear), torch.promote_types(linear.weight.dtype, torch.float32)
@@ -294,8 +299,7 @@ class VRNNLayer(nn.Module):
             return apply
 
         def moments(linear):
-            exact = product_dtype(like) in (torch.float32, torch.float64)
-            return stepwise([linear]) if exact else not_rounded(linear)
+            return stepwise([linear]) if is_exact(like) else not_rounded(linear)
 
         return product, stepwise, moments
 
@@ -457,17 +461,16 @@ class VRNNStep:
 def packed(modules, rows: int, *first, moments: nn.Module | None = None):
     """Linear layers and ReLUs, behind what comes first and before what gives moments, for one [rows, I] after the
     other, without gradient."""
+    rounded = moments is not None and not is_exact(moments.weight)
     steps = [*first]
-    for module in modules:
+    for module in (*modules, *([] if moments is None or rounded else [moments])):
         if isinstance(module, nn.ReLU):
             steps.append(torch.relu_)
         else:
             weight, bias = weight_and_bias(module)
             steps.append(PackedLinear.here(weight, rows, bias))
-    if moments is not None:
-        exact = product_dtype(moments.weight) in (torch.float32, torch.float64)
-        weight, bias = weight_and_bias(moments)
-        steps.append(PackedLinear(weight, rows, bias) if exact else not_rounded(moments))
+    if rounded:
+        steps.append(not_rounded(moments))
 
     def apply(x):
         for step in steps:

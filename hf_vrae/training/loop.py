@@ -315,12 +315,14 @@ class TrainingLoop:
 
     def is_over(self) -> bool:
         """Whether all updates are made, or early stopping or the last decay of the learning rate ends the run."""
-        if self.state.step >= self.total_steps:
-            return True
         patience = self.args.early_stopping_patience
         stopped_early = patience is not None and self.state.evaluations_without_improvement >= patience
+        return stopped_early or self.is_at_its_end(self.state)
+
+    def is_at_its_end(self, state: TrainingState) -> bool:
+        """The same but for early stopping, which another judge of what is best may take back."""
         decays = self.args.lr_scheduler_type == "reduce_lr_on_plateau"
-        return stopped_early or (decays and self.state.lr_decays >= self.args.max_lr_decays)
+        return state.step >= self.total_steps or (decays and state.lr_decays >= self.args.max_lr_decays)
 
     def told_to_stop(self, ask: bool = True) -> int:
         """The signal that this process got, or, of several, another one; these must `ask` one another."""
@@ -544,9 +546,7 @@ class TrainingLoop:
             reason = "judged by another metric or on other validation data"
         elif not (self.output_dir / f"checkpoint-{state.best_step}").is_dir():
             reason = "deleted"
-        decays = self.args.lr_scheduler_type == "reduce_lr_on_plateau"
-        over = state.step >= self.total_steps or decays and state.lr_decays >= self.args.max_lr_decays
-        if state.best_step is not None and reason and over:
+        if state.best_step is not None and reason and self.is_at_its_end(state):
             raise ValueError(
                 f"The run of {str(folder)!r} is at its end, and its best model, `checkpoint-{state.best_step}`, is "
                 f"{reason}: there is nothing to go on with. Measure what it left by scripts/evaluate.py."

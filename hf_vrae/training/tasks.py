@@ -193,8 +193,6 @@ class TextTask:
             self.tokenizer, model.generate(latents=model.encode(**batch).mode, **conditions_of(model, batch))
         )
         under = each_label(model, SHOWN, batch)
-        if "labels" in under:
-            under["class_ids"] = model.label_ids(under.pop("labels")).to(model.device)
         samples = draw_texts(model, self.tokenizer, SHOWN, seed, under=under, do_sample=True)
         pairs = list(zip(texts, reconstructions, strict=True))
         with open(folder / "samples.jsonl", "a", encoding="utf-8") as file:
