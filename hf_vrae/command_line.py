@@ -85,6 +85,19 @@ def refuse_of_other_modes(parser: argparse.ArgumentParser, args: argparse.Namesp
     refuse_unread(parser, args, readers)
 
 
+def parse_evaluate(parser: argparse.ArgumentParser) -> tuple[argparse.Namespace, bool, dict]:
+    """What scripts/evaluate.py is told, whether to measure by label, and how to read the data; what nothing that is
+    asked for would read is refused."""
+    reading, args = add_reading_flags(parser), parser.parse_args()
+    check_output(args.output)
+    by_label = args.transfer_train is not None or args.agreement_train is not None
+    readers = dict.fromkeys(("guidance_scale", "label"), (by_label, "--label_agreement and --transfer_train"))
+    readers["num_text_samples"] = by_label or args.text_metrics, "--text_metrics and of what is by label"
+    readers["label_values"] = args.transfer_train is not None, "--transfer_train"
+    refuse_unread(parser, args, readers | {"normal": (args.anomaly_label is not None, "--anomaly")})
+    return args, by_label, given_flags(args, reading)
+
+
 def parse_plot(parser: argparse.ArgumentParser) -> tuple[argparse.Namespace, dict]:
     """What scripts/plot.py is told, and of it how to read the data; what this mode would not read is refused."""
     reading, args = add_reading_flags(parser), parser.parse_args()

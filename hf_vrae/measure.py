@@ -17,7 +17,7 @@ from .evaluation.anomaly import check_normal, detect_anomalies
 from .evaluation.disentanglement import evaluate_disentanglement
 from .evaluation.free_running import evaluate_free_running
 from .evaluation.information import batches_in_order, encode_dataset, in_evaluation_mode
-from .evaluation.likelihood import evaluate
+from .evaluation.likelihood import evaluate, paired_difference
 from .evaluation.probe import probe, representations
 from .evaluation.text import (
     attribute_transfer,
@@ -47,6 +47,8 @@ from .training.accelerator import main_process_first, use_all_of_the_cpu
 from .training.run import describe_run
 from .training.tasks import FrameTask, TextTask, num_truncated, task_of
 
+DENSITIES = "gaussian", "full_gaussian", "gaussian_mixture"  # heads whose likelihood is one, and no probability
+
 
 def evaluate_file(
     model,
@@ -60,6 +62,7 @@ def evaluate_file(
     svi_steps: int | None = None,
     num_text_samples: int | None = None,
     judge: tuple | None = None,
+    baseline: tuple | None = None,
     disentanglement: bool = False,
     free_running: bool = False,
     probe_label: str | None = None,
@@ -79,6 +82,8 @@ def evaluate_file(
         max_length: longer texts are cut, and counted under "num_truncated"; by default as in training.
         max_samples, num_text_samples: rows spread over the file, since labelled ones are often sorted.
         svi_steps: as in [`evaluate`], of what that gives alone; by default as in training.
+        baseline: a model and its tokenizer; adds under "baseline" how far the model's `nll_iw` is from that of this
+            one on the same sequences, of frames in raw units ([`paired_difference`]).
         probe_label: column; adds under "probe" how well a linear classifier tells it ([`probe`]), fitted on the file
             `probe_train` (of an .npz with several splits, on that for training).
         anomaly_label: column; adds under "anomaly" how well a high NLL tells what is not `normal` in it
@@ -120,6 +125,12 @@ def evaluate_file(
         data = _rows(task, path, max_samples, **reading)
     if num_text_samples is not None and len(data) < 2:  # at once, not after the likelihoods
         raise ValueError(f"The text metrics compare texts, at least two; the data has {len(data)}. Leave them out.")
+    if baseline is not None:
+        other_task = task_of(*baseline, max_length)
+        _check_comparable(model.config, baseline[0].config)
+        with main_process_first(accelerator):
+            other_data = _rows(other_task, path, max_samples, **reading)
+        _check_same_sequences((task, data), (other_task, other_data))
     collator = task.collator()
     metrics = {}
     if disentanglement and accelerator.is_main_process:  # first: it says at once where its extra is missing
@@ -145,6 +156,12 @@ def evaluate_file(
     each = metrics.pop("per_sequence")
     if free_running:
         metrics |= evaluate_free_running(model, data, collator, batch_size, accelerator)
+    if baseline is not None:
+        options |= {"svi_steps": baseline[0].config.svi_steps, "description": "Evaluating the baseline"}
+        compared = baseline[0], other_data, other_task.collator()
+        other = evaluate(*compared, num_samples, batch_size, seed, accelerator, **options)["per_sequence"]
+        nll = (terms["nll_iw"] - terms.get("raw_offset", 0) for terms in (each, other))
+        metrics["baseline"] = {"model": baseline[0].name_or_path, **paired_difference(*nll)}
     if anomaly_label is not None:
         metrics["anomaly"] = detect_anomalies(*_labelled(labels, each["nll_iw"], each["num_steps"]), normal)
     return {
@@ -493,6 +510,44 @@ def _spread(data: Dataset, count: int | None) -> Dataset:
 def _rows(task: TextTask | FrameTask, path: str | None, max_samples: int | None, **reading) -> Dataset:
     """What is measured, as the model takes it."""
     return task.ready(_spread(_read(task, path, **reading), max_samples))
+
+
+def _check_comparable(config, baseline) -> None:
+    """Whether models of two configurations say how likely the same things are."""
+    own, other = (c.head in DENSITIES for c in (config, baseline))
+    if config.input_size is not None and baseline.input_size is not None and own != other:
+        raise ValueError(
+            f"`baseline` has the head {baseline.head!r}, and the model {config.head!r}: a density and a probability "
+            "cannot be compared. Take a baseline of the same kind."
+        )
+    for name in ("input_size", "feature_columns", "predict_length"):
+        own, other = getattr(config, name), getattr(baseline, name)
+        if own != other:
+            raise ValueError(
+                f"`baseline` has `{name}` {other}, and the model {own}: these say how likely other things are. Take a "
+                "baseline of the same."
+            )
+
+
+def _check_same_sequences(ours: tuple, baseline: tuple) -> None:
+    """Whether two tasks, each beside its rows, read the same of a file."""
+    (task, data), (other_task, other_data) = ours, baseline
+    if len(data) != len(other_data) or len(data) < 2:
+        raise ValueError(
+            f"`baseline` is compared on the same sequences, two at least; the model has {len(data)}, and the baseline "
+            f"{len(other_data)}. Take data that both can read."
+        )
+    if task.unit != "tokens":
+        return
+    tokens, other_tokens = (t.tokenizer.get_vocab() for t in (task, other_task))
+    if (tokens, task.max_length) == (other_tokens, other_task.max_length):
+        return
+    for name, what in (("has_unknown", "<unk> for a word"), ("truncated", "a text that is cut")):
+        if any(any(rows[name][:]) for rows in (data, other_data)):
+            raise ValueError(
+                f"`baseline` has other tokens or another `max_length` than the model, and one of them has {what}, "
+                "which is likelier than all of it. Compare them on texts that both read whole."
+            )
 
 
 def _read(task: TextTask | FrameTask, path: str | None, split: str = "test", **reading) -> Dataset:

@@ -13,7 +13,7 @@ import argparse
 import json
 from pathlib import Path
 
-from hf_vrae.command_line import add_reading_flags, check_output, given_flags, refuse_unread, run_script
+from hf_vrae.command_line import parse_evaluate, run_script
 
 
 def main():
@@ -25,7 +25,6 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", required=True, help="Folder, or repository of the Hub")
     parser.add_argument("--data", help="As --train_file of train.py; by default what is built in")
-    reading = add_reading_flags(parser)
     parser.add_argument("--max_length", type=int, help="Longer texts are cut, and counted; by default as in training")
     parser.add_argument("--max_samples", type=int, help="Take only so many sequences, spread over the file")
     parser.add_argument("--num_samples", type=int, default=100, help="K of the importance-weighted likelihood")
@@ -36,6 +35,7 @@ def main():
     parser.add_argument("--text_metrics", action="store_true", help="Also measure reconstructions and samples")
     parser.add_argument("--num_text_samples", type=int, default=1000, help="Texts, and samples, that these are of")
     parser.add_argument("--judge", help="Model that tells how likely the samples, or the moved texts, are")
+    parser.add_argument("--baseline", help="Model that this one's NLL is compared with, on the same sequences")
     parser.add_argument("--disentanglement", action="store_true", help="MIG and DCI, on the built-in corpus")
     parser.add_argument("--transfer_train", help="Labelled .tsv or .csv: also move the texts of --data between labels")
     parser.add_argument("--label", help="Its column; by default 'label', of --label_agreement the model's own")
@@ -48,14 +48,8 @@ def main():
     parser.add_argument("--anomaly", dest="anomaly_label", help="Column that says what is not --normal")
     parser.add_argument("--normal", default="0", help="Its value for what is")
     parser.add_argument("--output", help="Write the numbers to this .json file")
-    args = parser.parse_args()
-    check_output(args.output)
-    by_label = args.transfer_train is not None or args.agreement_train is not None
-    readers = dict.fromkeys(("guidance_scale", "label"), (by_label, "--label_agreement and --transfer_train"))
-    readers["num_text_samples"] = by_label or args.text_metrics, "--text_metrics and of what is by label"
-    readers["label_values"] = args.transfer_train is not None, "--transfer_train"
-    refuse_unread(parser, args, readers | {"normal": (args.anomaly_label is not None, "--anomaly")})
-    model, judge, reading = load(args.model), load(args.judge) if args.judge else None, given_flags(args, reading)
+    args, by_label, reading = parse_evaluate(parser)
+    model, judge, baseline = (load(name) if name else None for name in (args.model, args.judge, args.baseline))
     if judge and judge[1] is None:
         raise ValueError(f"`judge` reads texts, and {args.judge!r} is a model of frames. Name a model of text.")
     names = "transfer_train agreement_train label label_values guidance_scale num_text_samples seed max_length".split()
@@ -66,7 +60,7 @@ def main():
     said = {name: getattr(args, name) for name in f"{names} probe_train anomaly_label normal".split()}
     said["num_text_samples"] = args.num_text_samples if args.text_metrics else None
     said["judge"] = judge if args.text_metrics or not by_label else None
-    results = evaluate_file(*model, args.data, **said, **reading) | results
+    results = evaluate_file(*model, args.data, baseline=baseline, **said, **reading) | results
     if PartialState().is_main_process:
         print(json.dumps({name: value for name, value in results.items() if name != "run"}, indent=2))
         if args.output:

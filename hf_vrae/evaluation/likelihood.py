@@ -32,6 +32,22 @@ def bits(nll_per_sequence: float, num_sequences: int, num_units: int) -> float:
     return nll_per_sequence * num_sequences / (num_units * math.log(2))
 
 
+def paired_difference(nll: np.ndarray, baseline: np.ndarray) -> dict[str, float]:
+    """How much less likely a model finds sequences than a baseline finds the same ones.
+
+    Args:
+        nll, baseline: of each sequence in nats, [N] and in the same order, of two sequences at least.
+
+    Returns:
+        `difference`, the mean of NLL minus baseline in nats a sequence, below 0 where the model is better, and its
+        `standard_error`, s / sqrt(N) of these differences. That is of the sample of sequences, whose lengths, which
+        make most of the variance of either NLL, cancel; how far another training would be is for seeds to say.
+    """
+    differences = nll.astype(np.float64) - baseline
+    error = differences.std(ddof=1) / math.sqrt(len(differences))
+    return {"difference": float(differences.mean()), "standard_error": float(error)}
+
+
 @torch.no_grad()
 def evaluate(
     model,
@@ -76,7 +92,8 @@ def evaluate(
           log of their number;
         - where z has scales, these are of that of the whole; and of each `kl_global`, `kl_sections`, `kl_segments`;
         - of tokens what [`_of_tokens`] adds, of frames what [`_of_frames`] does;
-        - `per_sequence`, where asked for: arrays [N] of `neg_elbo`, `kl`, `nll_iw`, `num_steps`, and `nll_fivo`.
+        - `per_sequence`, where asked for: arrays [N] of `neg_elbo`, `kl`, `nll_iw`, `num_steps`, and `nll_fivo`;
+          where frames are scaled `raw_offset`, that is to be taken from a bound to have it in raw units.
     """
     accelerator = accelerator or Accelerator()
     num_samples = num_samples if model.config.latent_size else 1  # the same number K times over
@@ -147,7 +164,8 @@ def _summarise(columns, family, dataset, model, num_samples, svi_steps, per_sequ
     bounds = ["neg_elbo", *bounds]
     results |= (_of_tokens if config.input_size is None else _of_frames)(results, columns, bounds, dataset, config)
     if per_sequence:
-        results["per_sequence"] = {name: columns[name] for name in (*bounds, "kl", "num_steps")}
+        names = *bounds, "kl", "num_steps", "raw_offset"
+        results["per_sequence"] = {name: columns[name] for name in names if name in columns}
     return results
 
 
