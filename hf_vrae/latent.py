@@ -30,9 +30,7 @@ def interpolate(start: torch.Tensor, end: torch.Tensor, num_steps: int, spherica
     Returns:
         [num_steps, D]; between the ends NaN where one of them has it, which is for the prior to fill in.
     """
-    if num_steps < 2:
-        raise ValueError(f"`num_steps` must be at least 2, both ends, got {num_steps}.")
-    t = torch.linspace(0, 1, num_steps, device=start.device, dtype=start.dtype).unsqueeze(-1)  # [S, 1]
+    t = _way(num_steps).to(start).unsqueeze(-1)  # [S, 1]
     both = ~(start.isnan() | end.isnan())
     angle = torch.arccos(torch.nn.functional.cosine_similarity(start[both], end[both], dim=-1).clamp(-1, 1))
     if not spherical or angle.sin() < 1e-6:  # parallel and opposite vectors have no great circle of their own
@@ -41,6 +39,13 @@ def interpolate(start: torch.Tensor, end: torch.Tensor, num_steps: int, spherica
         path = (torch.sin((1 - t) * angle) * start + torch.sin(t * angle) * end) / torch.sin(angle)
     path[0], path[-1] = start, end
     return path
+
+
+def _way(num_steps: int) -> torch.Tensor:
+    """Places on the way from one end, 0, to the other, 1: [S]."""
+    if num_steps < 2:
+        raise ValueError(f"`num_steps` must be at least 2, both ends, got {num_steps}.")
+    return torch.linspace(0, 1, num_steps)
 
 
 def along(direction: torch.Tensor, latents: torch.Tensor) -> torch.Tensor:
@@ -206,7 +211,10 @@ def sample_texts(model, tokenizer, count: int, seed: int | None = None, labels=N
     if labels is not None and not names:
         raise ValueError("`labels` are of a model with `condition_labels`, which this one has not. Leave them out.")
     under = {name: options.pop(name) for name in OF_A_BATCH if options.get(name) is not None}
-    under |= each_label(model, count, {}) if labels is None else {"labels": for_all(labels, count)}
+    if labels is not None:
+        under["labels"] = for_all(labels, count)
+    elif "class_ids" not in under:
+        under |= each_label(model, count, {})
     said = under.get("labels", {})
     said = said if isinstance(said, dict) else {names[0]: said}
     texts = draw_texts(model, tokenizer, count, seed, under=under, **options)
@@ -247,11 +255,14 @@ def reconstruct_texts(model, tokenizer, texts: list[str], source_labels=None, **
     """Each text beside what its posterior mean decodes to.
 
     Of a conditional model under `labels` among the options: the same z under these. `source_labels` is what the texts
-    themselves stand under, by default what q(c|x) says, or nothing.
+    themselves stand under, by default what q(c|x) says, or nothing; those that `labels` does not name stay.
     """
     latents = encode_texts(model, tokenizer, texts, labels=source_labels)
     if source_labels is not None:
-        options = {"labels": source_labels} | options
+        labels = options.get("labels")
+        if isinstance(source_labels, dict) and isinstance(labels, dict):
+            labels = source_labels | labels  # what is not changed stays
+        options["labels"] = source_labels if labels is None else labels
     if options.get("labels") is not None:
         options["labels"] = for_all(options["labels"], len(texts))
     decoded = decode_latents(model, tokenizer, latents, **with_labels_of(model, tokenizer, texts, options))
@@ -268,7 +279,7 @@ def interpolate_texts(
     check_has_latents(model)
     first, last = encode_texts(model, tokenizer, texts)
     path = interpolate(first, last, num_steps, spherical or is_on_sphere(model))
-    t = torch.linspace(0, 1, num_steps)
+    t = _way(num_steps)
     options = with_labels_of(model, tokenizer, texts, options, (t > 0.5).long())
     decoded = decode_latents(model, tokenizer, path, **options)
     return [{"t": round(at, 4), "text": text} for at, text in zip(t.tolist(), decoded, strict=True)]
@@ -372,10 +383,11 @@ def interpolate_frames(
     the conditions of the nearer end, or other `labels`; where sequences bring their segments, it has its, and is as
     long.
     """
+    check_has_latents(model)
     if len(sequences) != 2:
         raise ValueError(f"There must be two sequences, the ends of the path, got {len(sequences)}.")
     ends, batch = encode_frames(model, sequences), FrameCollator()(sequences)
-    sizes, t = batch["attention_mask"].sum(1), torch.linspace(0, 1, num_steps)
+    sizes, t = batch["attention_mask"].sum(1), _way(num_steps)
     nearer = (t > 0.5).long()  # [S]
     lengths = sizes[nearer] if "segment_ids" in batch else torch.lerp(*sizes.float(), t).round().long()
     if ends[0].dim() == 2:
@@ -397,6 +409,7 @@ def move_frames(
 
     Where there is one latent a frame, the direction is that of their means over time, and all latents move by it.
     """
+    check_has_latents(model)
     size = model.config.latent_size
     with_attribute, without = (
         torch.stack([z.mean(0) if z.dim() == 2 else z[:size] for z in encode_frames(model, examples)])

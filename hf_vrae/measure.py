@@ -13,6 +13,7 @@ from .data.conditions import Conditions
 from .data.datasets import load_text, spread_places, spread_rows, tokenize, value_names
 from .data.grammar import generate_corpus
 from .data.rows import Rows
+from .data.tokenization import decode
 from .evaluation.anomaly import check_normal, detect_anomalies
 from .evaluation.disentanglement import evaluate_disentanglement
 from .evaluation.free_running import evaluate_free_running
@@ -44,6 +45,7 @@ from .latent import (
     with_labels_of,
 )
 from .training.accelerator import main_process_first, use_all_of_the_cpu
+from .training.arguments import check_ways_to_read
 from .training.run import describe_run
 from .training.tasks import FrameTask, TextTask, num_truncated, task_of
 
@@ -83,7 +85,8 @@ def evaluate_file(
         max_samples, num_text_samples: rows spread over the file, since labelled ones are often sorted.
         svi_steps: as in [`evaluate`], of what that gives alone; by default as in training.
         baseline: a model and its tokenizer; adds under "baseline" how far the model's `nll_iw` is from that of this
-            one on the same sequences, of frames in raw units ([`paired_difference`]).
+            one on the same sequences, of frames in raw units ([`paired_difference`]). Each is told its own conditions:
+            beside a baseline without them it is also how much they tell.
         probe_label: column; adds under "probe" how well a linear classifier tells it ([`probe`]), fitted on the file
             `probe_train` (of an .npz with several splits, on that for training).
         anomaly_label: column; adds under "anomaly" how well a high NLL tells what is not `normal` in it
@@ -121,15 +124,15 @@ def evaluate_file(
         raise ValueError(f"`svi_steps` must not be negative, got {svi_steps}.")
     accelerator = Accelerator()
     use_all_of_the_cpu(accelerator)
+    if baseline is not None:
+        _check_comparable(model.config, baseline[0].config)
+        other_task = task_of(*baseline, max_length)
     with main_process_first(accelerator):
         data = _rows(task, path, max_samples, **reading)
+        other_data = None if baseline is None else _rows(other_task, path, max_samples, **reading)
     if num_text_samples is not None and len(data) < 2:  # at once, not after the likelihoods
         raise ValueError(f"The text metrics compare texts, at least two; the data has {len(data)}. Leave them out.")
     if baseline is not None:
-        other_task = task_of(*baseline, max_length)
-        _check_comparable(model.config, baseline[0].config)
-        with main_process_first(accelerator):
-            other_data = _rows(other_task, path, max_samples, **reading)
         _check_same_sequences((task, data), (other_task, other_data))
     collator = task.collator()
     metrics = {}
@@ -167,7 +170,7 @@ def evaluate_file(
     return {
         **metrics,
         **num_truncated(data),
-        "run": describe_run(accelerator, model, task, DatasetDict(test=data), seed),
+        "run": describe_run(accelerator, model, task, DatasetDict(test=data), seed) | {"mixed_precision": "no"},
     }
 
 
@@ -520,7 +523,10 @@ def _check_comparable(config, baseline) -> None:
             f"`baseline` has the head {baseline.head!r}, and the model {config.head!r}: a density and a probability "
             "cannot be compared. Take a baseline of the same kind."
         )
-    for name in ("input_size", "feature_columns", "predict_length"):
+    names = ["input_size", "predict_length"]
+    if "logistic_mixture" in (config.head, baseline.head):  # the grid whose cells are as probable
+        names += ["head", "num_levels", "input_mean", "input_scale"]
+    for name in names:
         own, other = getattr(config, name), getattr(baseline, name)
         if own != other:
             raise ValueError(
@@ -530,29 +536,32 @@ def _check_comparable(config, baseline) -> None:
 
 
 def _check_same_sequences(ours: tuple, baseline: tuple) -> None:
-    """Whether two tasks, each beside its rows, read the same of a file."""
+    """Whether two tasks, each beside its rows, read the same of a file, and their models all of it."""
     (task, data), (other_task, other_data) = ours, baseline
-    if len(data) != len(other_data) or len(data) < 2:
+    if len(data) < 2 or task.fingerprint(data) != other_task.fingerprint(other_data):
         raise ValueError(
-            f"`baseline` is compared on the same sequences, two at least; the model has {len(data)}, and the baseline "
-            f"{len(other_data)}. Take data that both can read."
+            f"`baseline` is compared on the same sequences, two at least; of this file the model reads {len(data)}, "
+            f"and the baseline {len(other_data)} or others. Take data that both read alike."
         )
-    if task.unit != "tokens":
+    if task.unit != "tokens" or _tokens_of(*ours) == _tokens_of(*baseline):
         return
-    tokens, other_tokens = (t.tokenizer.get_vocab() for t in (task, other_task))
-    if (tokens, task.max_length) == (other_tokens, other_task.max_length):
-        return
-    for name, what in (("has_unknown", "<unk> for a word"), ("truncated", "a text that is cut")):
-        if any(any(rows[name][:]) for rows in (data, other_data)):
-            raise ValueError(
-                f"`baseline` has other tokens or another `max_length` than the model, and one of them has {what}, "
-                "which is likelier than all of it. Compare them on texts that both read whole."
-            )
+    for name, (own, rows) in (("model", ours), ("baseline", baseline)):
+        for text, said in zip(rows["text"][:], decode(own.tokenizer, rows["input_ids"]), strict=True):
+            if "".join(text.split()) != "".join(said.split()):
+                raise ValueError(
+                    f"`baseline` has other tokens than the model. Such models are compared on texts of which both "
+                    f"read all, and the {name} reads {said!r} for {text!r}, which is likelier. Take other texts."
+                )
+
+
+def _tokens_of(task: TextTask, rows: Dataset) -> tuple:
+    return task.tokenizer.get_vocab(), rows["input_ids"][:]
 
 
 def _read(task: TextTask | FrameTask, path: str | None, split: str = "test", **reading) -> Dataset:
     reading = {name: value for name, value in reading.items() if value is not None}
     _check_options(task, reading)
+    check_ways_to_read(reading, [path] if path else [])
     if path is None and reading:
         name = min(reading)
         raise ValueError(f"`{name}` {reading[name]!r} says how to read data, and none are named. Leave it out.")

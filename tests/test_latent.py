@@ -134,6 +134,8 @@ def test_what_a_model_cannot_do_is_refused(tokenizer):
         lambda: transfer_file(without, tokenizer, "train.tsv", "test.tsv"),
         lambda: interpolate_texts(without, tokenizer, TEXTS),
         lambda: move_texts(without, tokenizer, TEXTS, TEXTS[:1], TEXTS[1:]),
+        lambda: interpolate_frames(make_frame_model(latent_size=0), []),
+        lambda: move_frames(make_frame_model(latent_size=0), [], [], []),
     ):
         with pytest.raises(ValueError, match="`latent_size` of this model is 0: it has no z to move"):
             walk()
@@ -142,6 +144,25 @@ def test_what_a_model_cannot_do_is_refused(tokenizer):
     conditional = make_model(vocab_size=len(tokenizer), condition_labels={"kind": ["a", "b"]})
     with pytest.raises(ValueError, match="`labels` must say one value for all 1, or one of each; got 2"):
         reconstruct_texts(conditional, tokenizer, TEXTS[:1], ["a"], labels=["a", "b"])
+
+
+def test_labels_that_are_not_changed_stay(tokenizer, monkeypatch):
+    kinds = {"kind": ["a", "b"], "mood": ["p", "q"]}
+    model, asked = make_model(vocab_size=len(tokenizer), condition_labels=kinds), []
+    monkeypatch.setattr(latent, "decode_latents", lambda *args, **options: asked.append(options) or ["new"] * 2)
+    own = {"kind": "a", "mood": "q"}
+    for labels in ({"kind": "b"}, {"kind": ["b", "a"]}, None):
+        reconstruct_texts(model, tokenizer, TEXTS, own, labels=labels)
+    wanted = [["b", "b"], ["b", "a"], ["a", "a"]]
+    assert [options["labels"] for options in asked] == [{"kind": kind, "mood": ["q", "q"]} for kind in wanted]
+
+
+def test_samples_are_under_what_is_said_in_ids_too(tokenizer, monkeypatch):
+    model, asked = make_model(vocab_size=len(tokenizer), condition_labels={"kind": ["a", "b"]}), []
+    monkeypatch.setattr(latent, "draw_texts", lambda *args, under, **more: asked.append(under) or ["new"] * 2)
+    sample_texts(model, tokenizer, 2, class_ids=[[1], [1]])
+    sample_texts(model, tokenizer, 2)
+    assert asked == [{"class_ids": [[1], [1]]}, {"labels": {"kind": ["a", "b"]}}]
 
 
 def test_samples_repeat_by_seed_and_begin_as_asked(pair, monkeypatch):

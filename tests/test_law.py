@@ -162,7 +162,6 @@ SIBLINGS = {
     "hierarchical_latents": {
         "configuration_hierarchical",
         "distributions",
-        "kernels",
         "posteriors",
         "recurrent",
     },

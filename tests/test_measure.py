@@ -5,6 +5,7 @@ import statistics
 
 import numpy as np
 import pytest
+from tokenizers import normalizers
 
 from hf_vrae import VRAEForSequenceGeneration
 from hf_vrae.data.collators import AutoencodingCollator
@@ -12,9 +13,10 @@ from hf_vrae.data.datasets import tokenize
 from hf_vrae.data.grammar import generate_corpus
 from hf_vrae.data.tokenization import train_tokenizer
 from hf_vrae.evaluation.likelihood import evaluate
-from hf_vrae.measure import evaluate_file
+from hf_vrae.measure import evaluate_file, walk_frames
+from tests.modeling.test_modeling_vrnn import make_model as make_vrnn
 from tests.models import SCALING, make_frame_model, make_model
-from tests.scripts import script
+from tests.scripts import fresh_accelerator, script
 
 
 def test_the_difference_from_a_baseline_is_of_the_same_sequences(tokenizer, tmp_path):
@@ -58,9 +60,10 @@ def test_a_baseline_is_refined_as_it_was_trained(tokenizer, monkeypatch):
     ("texts", "options", "message"),
     [
         (["the king sold a letter ."] * 2, {}, None),
-        (["the king sold a letter .", "the xyzzy ."], {}, "<unk> for a word"),
-        (["the king sold a letter ."] * 2, {"max_length": 4}, "a text that is cut"),
-        (["the king sold a letter ."], {}, "two at least; the model has 1, and the baseline 1"),
+        (["the king sold a letter .", "the <unk> ."], {}, None),
+        (["the king sold a letter .", "the xyzzy ."], {}, "the model reads 'the <unk> .' for 'the xyzzy .'"),
+        (["the king sold a letter ."] * 2, {"max_length": 10}, "the baseline reads 'the king' for"),
+        (["the king sold a letter ."], {}, "two at least; of this file the model reads 1"),
     ],
 )
 def test_other_tokens_are_compared_on_texts_that_both_read_whole(tokenizer, tmp_path, texts, options, message):
@@ -73,6 +76,18 @@ def test_other_tokens_are_compared_on_texts_that_both_read_whole(tokenizer, tmp_
     else:
         with pytest.raises(ValueError, match=message):
             evaluate_file(models[0], tokenizer, str(tmp_path / "texts.txt"), **options)
+
+
+def test_a_baseline_that_reads_less_of_a_text_is_refused(tmp_path):
+    """The same tokens, of small letters alone."""
+    texts = ["the king sold a letter .", "The king sold a letter ."]
+    (tmp_path / "texts.txt").write_text("\n".join(texts))
+    whole, smaller = (train_tokenizer(texts, "word", 100) for _ in range(2))
+    smaller.backend_tokenizer.normalizer = normalizers.Lowercase()
+    model = make_model(vocab_size=len(whole))
+    for own, other, name in ((whole, smaller, "baseline"), (smaller, whole, "model")):
+        with pytest.raises(ValueError, match=f"the {name} reads 'the king sold a letter .' for 'The king"):
+            evaluate_file(model, own, str(tmp_path / "texts.txt"), num_samples=2, baseline=(model, other))
 
 
 def test_frames_are_compared_in_their_own_units(tmp_path):
@@ -103,6 +118,58 @@ def test_a_baseline_of_other_things_is_refused(options, message, tmp_path):
     baseline = make_frame_model(**options)
     with pytest.raises(ValueError, match=message):
         evaluate_file(make_frame_model(), None, str(tmp_path / "frames.npz"), num_samples=2, baseline=(baseline, None))
+
+
+def test_a_grid_of_other_cells_is_refused(tmp_path):
+    np.savez(tmp_path / "frames.npz", x=np.zeros((4, 5, 3)))
+    grid = {"head": "logistic_mixture", **SCALING}
+    model = make_frame_model(**grid)
+    for options in ({"num_levels": 9}, {"input_scale": [1.0, 1.0, 1.0]}, {"head": "categorical", "num_levels": 5}):
+        baseline = make_frame_model(**({"head": "categorical"} if "head" in options else grid) | options)
+        with pytest.raises(ValueError, match=f"`baseline` has `{next(iter(options))}`"):
+            evaluate_file(model, None, str(tmp_path / "frames.npz"), num_samples=2, baseline=(baseline, None))
+
+
+def test_a_baseline_that_reads_other_sequences_is_refused(tmp_path):
+    (tmp_path / "steps.csv").write_text("p,q,a\n" + "".join(f"{i // 4},{i % 2},{i}\n" for i in range(8)))
+    first, second = (make_frame_model(input_size=1, feature_columns=["a"], sequence_column=name) for name in "pq")
+    assert evaluate_file(first, None, str(tmp_path / "steps.csv"), num_samples=2, baseline=(first, None))["baseline"]
+    with pytest.raises(ValueError, match="the model reads 2, and the baseline 2 or others"):
+        evaluate_file(first, None, str(tmp_path / "steps.csv"), num_samples=2, baseline=(second, None))
+
+
+def test_an_evaluation_is_in_float32_and_says_so(tokenizer, monkeypatch):
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    fresh_accelerator()
+    model = make_model(vocab_size=len(tokenizer))
+    assert evaluate_file(model, tokenizer, max_samples=3, num_samples=2)["run"]["mixed_precision"] == "no"
+    fresh_accelerator()
+
+
+@pytest.mark.parametrize(
+    ("name", "suffix", "said"),
+    [
+        ("encoding", "npz", "is of files of characters, and these are none"),
+        ("sequence_column", "npz", "is of a .csv with a row a step, and these are none"),
+        ("feature_columns", "parquet", "is of a .csv with a row a step, and these are none"),
+        ("features_column", "csv", "is of data with a row a sequence, and these are none"),
+    ],
+)
+def test_a_column_that_such_a_file_has_not_is_refused(name, suffix, said):
+    with pytest.raises(ValueError, match=f"`{name}` 'x' {said}"):
+        evaluate_file(make_frame_model(), None, f"a.{suffix}", **{name: "x"})
+
+
+@pytest.mark.parametrize("family", ["vrae", "vrnn"])
+def test_a_model_without_segments_reads_files_that_have_them(family, tmp_path):
+    rng = np.random.default_rng(0)
+    np.savez(tmp_path / "bars.npz", x=rng.standard_normal((4, 5, 4)), bar=np.tile(np.arange(5) // 2, (4, 1)))
+    model = make_vrnn("frames") if family == "vrnn" else make_frame_model(input_size=4)
+    options = {"path": str(tmp_path / "bars.npz"), "features_column": "x", "segment_column": "bar"}
+    assert evaluate_file(model, None, num_samples=2, free_running=True, **options)["num_sequences"] == 4
+    assert walk_frames(model, "reconstruct", **options)["reconstruction"].shape == (3, 5, 4)
+    with pytest.raises(ValueError, match="their segments with `segment_column`"):
+        evaluate_file(model, None, options["path"], features_column="x")
 
 
 def test_a_model_of_text_is_no_baseline_of_frames(tokenizer, tmp_path):

@@ -73,17 +73,12 @@ def load_frames(
             raise ValueError(f"`{name}` must be at least 1 frame; got {value}.")
     if stride is not None and window is None:
         raise ValueError(f"`stride` is the distance of windows and needs a `window`; got {stride} without one.")
+    data = DatasetDict()
     if dataset_name is not None:
-        parts = _load_named(dataset_name, dataset_config_name)
-        return DatasetDict(
-            {
-                split: _from_rows(part, features_column, segment_column, f"The {split} split", window, stride)
-                for split, part in parts.items()
-            }
-        )
+        for split, part in _load_named(dataset_name, dataset_config_name).items():
+            data[split] = _from_rows(part, features_column, segment_column, f"The {split} split", window, stride)
     files = {"train": train_file, "validation": validation_file, "test": test_file}
     files = {split: path for split, path in files.items() if path is not None}
-    data = DatasetDict()
     for split, path in files.items():
         suffix = Path(path).suffix
         if suffix in (".npz", ".npy"):
@@ -102,6 +97,9 @@ def load_frames(
                 )
             columns = features_column, segment_column
             data[split] = _from_rows(load_file(path, encoding), *columns, f"The file {path!r}", window, stride)
+    for split, part in data.items():
+        if window is not None and "true_log_prob" in part.column_names:  # which is of the whole sequence
+            data[split] = part.remove_columns("true_log_prob")
     return data
 
 
@@ -272,7 +270,8 @@ def _from_array(arrays: dict, names: np.ndarray | None, where: str, column, segm
         if array.shape != (len(lengths),):
             raise ValueError(
                 f"The array {name!r} of {where} must hold one value for each of the {len(lengths)} sequences; its "
-                f"shape is {array.shape}. Leave it out of the file, or name the frames with `features_column`."
+                f"shape is {array.shape}. Leave it out of the file, or name the frames with `features_column`, their "
+                "segments with `segment_column`."
             )
     kinds = {}
     if names is not None and "label" in columns and columns["label"].dtype.kind in "iu":

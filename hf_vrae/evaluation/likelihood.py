@@ -156,7 +156,8 @@ def _summarise(columns, family, dataset, model, num_samples, svi_steps, per_sequ
     if svi_steps:
         results["svi_steps"] = svi_steps
     on_a_grid = config.input_size is not None and config.head == "logistic_mixture"  # no density, as the true one is
-    if "true_log_prob" in dataset.column_names and not (on_a_grid or told or _has_unknown(dataset)):
+    other_things = on_a_grid or told or config.predict_length  # the truth is of sequences of given lengths
+    if "true_log_prob" in dataset.column_names and not (other_things or _has_unknown(dataset)):
         known = dataset.with_format("numpy")
         if "truncated" not in dataset.column_names or not known["truncated"][:].any():  # and of whole sequences
             results["true_nll"] = -float(np.mean(known["true_log_prob"][:]))

@@ -98,7 +98,9 @@ class HierarchicalVRAEConfig(VRAEConfig):
         """Checked at construction and when saving."""
         for name in ("section_kl_weight", "section_free_bits"):
             given = getattr(self, name)
-            if given is not None and (len(given) != len(self.section_sizes) or min(given, default=0) < 0):
+            if given is not None and (
+                len(given) != len(self.section_sizes) or not all(0 <= number < math.inf for number in given)
+            ):
                 raise ValueError(
                     f"`{name}` must be a number of 0 or more for each of `section_sizes` {self.section_sizes}, got "
                     f"{given}."
@@ -122,6 +124,11 @@ class HierarchicalVRAEConfig(VRAEConfig):
                 self.condition_width > 0,
                 "`condition_labels`, `condition_attributes` and `condition_size` are of `model_type` vrae: a "
                 "hierarchical model has no condition. Leave them out.",
+            ),
+            (
+                self.segment_separator_ids is not None
+                and self.segment_length != self.__dataclass_fields__["segment_length"].default,
+                f"`segment_length` {self.segment_length} is not read beside `segment_separator_ids`: leave one out.",
             ),
             (
                 self.encoder_type != "rnn" or self.decoder_type != "rnn",

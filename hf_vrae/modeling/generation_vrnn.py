@@ -37,6 +37,13 @@ class VRNNGenerationMixin(GenerationMixin):
             inputs, args, kwargs: as in transformers. With a cache, `inputs` are the tokens that it has read and at
                 least one more, whose z is the prior's, as it was when `generate` chose that token.
         """
+        labels, scale = kwargs.get("labels"), kwargs.get("guidance_scale")
+        of_tokens = isinstance(labels, torch.Tensor) and labels.dim() == 2  # what a collator gives
+        if (labels is not None and not of_tokens) or scale not in (None, 1):
+            raise ValueError(
+                f"`labels` and `guidance_scale` are of a conditional model, which a vrnn is not; got {labels} and "
+                f"{scale}. Leave them out."
+            )
         if inputs is None:
             inputs = kwargs.pop("input_ids", None)
         if latents is not None:

@@ -17,7 +17,6 @@ from torch.distributions import Distribution, constraints
 
 from .configuration_hierarchical import HierarchicalVRAEConfig
 from .distributions import DiagonalGaussian
-from .kernels import as_weight_of
 from .posteriors import GaussianPosterior
 from .recurrent import LAYERS, one_step_back, run_layer
 
@@ -262,7 +261,7 @@ class Conductor(nn.Module):
             [c_s; z_s] of each segment, [R, S, U]; means and log-variances of p(z_s | ...), float32 [R, N, width].
         """
         rows, count = z.shape[:2]
-        parent = as_weight_of(self.initial_state, parent)
+        parent = parent.to(self.rnn.input_weight.dtype)
         own, below = z.tensor_split([self.latent_size], dim=2)
         before = one_step_back(own).to(parent.dtype)  # z_{s-1}
         c, _ = run_layer(self.rnn, before, self.first_state(parent), constant=parent)  # [R, N, H]
@@ -279,7 +278,7 @@ class Conductor(nn.Module):
 
     def complete(self, parent: torch.Tensor, z: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
         """Ancestral sampling of what in `z` [R, N, width] is NaN, by standard normal `noise` of the same shape."""
-        parent = as_weight_of(self.initial_state, parent)
+        parent = parent.to(self.rnn.input_weight.dtype)
         state, own, done = self.first_state(parent), parent.new_zeros(len(z), self.latent_size), []
         for given, epsilon in zip(z.unbind(1), noise.unbind(1), strict=True):
             c, state = run_layer(self.rnn, own.unsqueeze(1), state, constant=parent)

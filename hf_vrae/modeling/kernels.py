@@ -108,8 +108,9 @@ def is_plain(linear: nn.Module) -> bool:
 
 
 def as_weight_of(linear: nn.Module, x: torch.Tensor) -> torch.Tensor:
-    """`x` in the data type of the layer's weight; where that is quantized to integers, it takes any floats."""
-    return x.to(linear.weight.dtype) if linear.weight.is_floating_point() else x
+    """`x` in the data type of the layer's weight, or where that is quantized to integers in its bias's, if any."""
+    like = linear.weight if linear.weight.is_floating_point() else linear.bias
+    return x if like is None else x.to(like.dtype)
 
 
 def weights_of(module: nn.Module) -> Iterator[torch.Tensor]:

@@ -141,7 +141,7 @@ class FrameGenerationMixin:
             lengths = attention_mask.sum(1).to(self.device)
             lengths = lengths.max().expand(rows) if self.config.predict_length else lengths
         else:
-            raise ValueError("`latents` have no length: pass `max_length`, or `lengths` of each row.")
+            raise ValueError("There is no input to take a length from: pass `max_length`, or `lengths` of each row.")
         if lengths.shape != (rows,) or lengths.min() < 1:
             raise ValueError(
                 f"Each of the {rows} rows needs a length of 1 or more: `lengths` must be [{rows}], got "

@@ -18,7 +18,7 @@ from .distributions import DiagonalGaussian, kl_per_dimension
 from .generation_vrae import VRAEGenerationMixin  # named among the bases, where transformers looks for it
 from .hierarchical import HierarchicalDecoder, HierarchicalEncoder
 from .hierarchical_latents import JointGaussian, JointPrior, complete, first_segments, scales_of_a_node
-from .modeling_latent import OneLatentModel, check_floats, check_latents
+from .modeling_latent import OneLatentModel, check_finite, check_floats, check_latents
 from .modeling_vrae import VRAEForSequenceGeneration, VRAEModel, VRAEPreTrainedModel
 from .objectives import capacity_gap, free_bits, negative_elbo
 
@@ -61,6 +61,8 @@ class ScalesOfLatents(OneLatentModel):
     def prior(self, num_segments: int | None = None, **batch) -> torch.distributions.Distribution:
         """p(z_g) = N(0, I), event shape [D]; of `num_segments` p(z) of all scales, event shape [W]; and of a batch
         that of its sequences, batch shape [B]."""
+        if batch and num_segments is not None:
+            raise ValueError(f"`num_segments` {num_segments} or a batch, whose sequences say how many; not both.")
         if batch:
             return self._prior_beside(self.encode(**batch))
         if num_segments is None:
@@ -174,6 +176,7 @@ class ScalesOfLatents(OneLatentModel):
         config, conductor = self.config, self.model.decoder.conductor
         if latents[:, : config.latent_size].isnan().any():
             raise ValueError("`latents` must give z of the whole, which all else hangs on: the first numbers are NaN.")
+        check_finite(latents.nan_to_num(0, torch.inf, -torch.inf))  # NaN is what is not given
         count = -(-num_segments // config.segments_of_a_node)
         lacking = config.latent_size + count * conductor.width - latents.shape[1]
         latents = nn.functional.pad(latents, (0, max(0, lacking)), value=torch.nan)

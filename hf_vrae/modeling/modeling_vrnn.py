@@ -138,7 +138,7 @@ class VRNNPreTrainedModel(LatentSequenceModel):
         """p(z_t | h_{t-1}) along the same path, batch shape [B, T]; without a batch p(z_1), batch shape []."""
         if not batch:
             layer = self.model.layer
-            return layer.prior(layer.first_state(1, next(self.parameters()))[0][0])
+            return layer.prior(torch.zeros(self.config.hidden_size, dtype=self.dtype, device=self.device))
         return self._along_the_means(batch)[1]
 
     def _along_the_means(self, batch: dict) -> tuple[DiagonalGaussian, DiagonalGaussian]:
@@ -521,9 +521,9 @@ class VRNNForSequenceGeneration(VRNNPreTrainedModel, VRNNGenerationMixin):
             return torch.ones_like(inputs_embeds[..., 0], dtype=torch.bool)
         return real_positions(input_ids, attention_mask, self.config.pad_token_id)
 
-    def _align(self, inputs_embeds: torch.Tensor, mask: torch.Tensor, labels: torch.LongTensor) -> Observed:
+    def _align(self, inputs_embeds: torch.Tensor, mask: torch.Tensor, labels: torch.LongTensor | None) -> Observed:
         """The tokens behind the first of each row."""
-        if labels.shape != mask.shape:
+        if labels is not None and labels.shape != mask.shape:
             raise ValueError(
                 f"`labels` must be the input tokens, with -100 where none is scored, of shape {list(mask.shape)}; got "
                 f"{list(labels.shape)}."
@@ -532,25 +532,25 @@ class VRNNForSequenceGeneration(VRNNPreTrainedModel, VRNNGenerationMixin):
             raise ValueError(f"A sequence is `<s>` and what follows it, two tokens at least; got {list(mask.shape)}.")
         order, back, lengths = left_align(mask)
         phi_x = self.model.embed(take_time(inputs_embeds, order)[:, 1:])
-        targets = labels.masked_fill(~mask, IGNORE_INDEX).gather(1, order)[:, 1:]
+        targets = None if labels is None else labels.masked_fill(~mask, IGNORE_INDEX).gather(1, order)[:, 1:]
         return Observed(phi_x, (lengths - 1).clamp(min=0), targets, (back[:, 1:] - 1).clamp(min=0))
 
     def _observe(self, labels=None, input_ids=None, attention_mask=None, inputs_embeds=None) -> Observed:
         inputs_embeds = self._embedded(input_ids, inputs_embeds)
         check_mask("attention_mask", attention_mask, inputs_embeds)
         mask = self._mask(input_ids, inputs_embeds, attention_mask)
-        if labels is None:
-            labels = input_ids if input_ids is not None else torch.full_like(mask, IGNORE_INDEX, dtype=torch.long)
-        return self._align(inputs_embeds, mask, labels)
+        return self._align(inputs_embeds, mask, input_ids if labels is None else labels)
 
-    def _score(self, features: torch.Tensor, target: torch.LongTensor) -> torch.Tensor:
+    def _score(self, features: torch.Tensor, target: torch.LongTensor | None) -> torch.Tensor:
+        if target is None:
+            raise ValueError("A likelihood is of tokens: pass `input_ids`, or beside `inputs_embeds` the `labels`.")
         labels = target.expand(features.shape[:-1])  # [K, B, T]
         if self._head_is_plain and not torch.is_grad_enabled():
             return -linear_nll(features.flatten(0, -2), self.lm_head.weight, labels.flatten()).view_as(labels)
         return -token_nll(self.lm_head(features).flatten(0, 1), labels.flatten(0, 1)).view_as(labels)
 
-    def _at_step(self, target: torch.LongTensor, t: int) -> torch.LongTensor:
-        return target[:, t : t + 1]
+    def _at_step(self, target: torch.LongTensor | None, t: int) -> torch.LongTensor | None:
+        return None if target is None else target[:, t : t + 1]
 
     def _drawn_steps(self, features: torch.Tensor) -> torch.Tensor:
         words = draw(at_least_float32(self.lm_head(features).flatten(0, 1).detach()))

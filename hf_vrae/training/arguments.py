@@ -31,10 +31,24 @@ MODEL_OF_FRAMES = (
     "head", "num_mixtures", "num_levels", "nade_hidden_size", "min_scale", "predict_length", "autoregressive",
 )  # fmt: skip
 FRAME_FILES = (".npz", ".npy")
+STEP_FILES = {".csv", ".tsv"}  # with a row a step, whose columns are channels
 
 
 def _arg(default, text: str):
     return field(default=default, metadata={"help": text})
+
+
+def check_ways_to_read(given: dict, files: list[str]) -> None:
+    """Refuse those of the ways to read, by name, that say nothing of such files; none are a data set by its name."""
+    suffixes = {Path(file).suffix for file in files}
+    rules = [
+        (["encoding"], suffixes and suffixes <= {*FRAME_FILES, ".parquet"}, "is of files of characters"),
+        (["features_column"], suffixes and suffixes <= STEP_FILES, "is of data with a row a sequence"),
+        (["feature_columns", "sequence_column"], not suffixes & STEP_FILES, "is of a .csv with a row a step"),
+    ]
+    for names, senseless, reason in rules:
+        if wrong := [name for name in names if senseless and name in given]:
+            raise ValueError(f"`{wrong[0]}` {given[wrong[0]]!r} {reason}, and these are none. Leave it out.")
 
 
 @dataclass
@@ -172,7 +186,7 @@ class TrainArguments:
     )
     optim: Literal["adamw", "adam", "sgd", "lamb"] = _arg("adamw", "Optimizer; lamb needs the extra 'optim'")
     learning_rate: float = _arg(3e-3, "Peak learning rate")
-    weight_decay: float = _arg(0.0, "Weight decay")
+    weight_decay: float = _arg(0.0, "Weight decay, of biases and norms too")
     adam_beta1: float = _arg(0.9, "Of adamw, adam and lamb")
     adam_beta2: float = _arg(0.999, "Of adamw, adam and lamb")
     momentum: float = _arg(0.0, "Of sgd")
@@ -357,11 +371,6 @@ class Recipe:
                 not named,
                 "says how to read data, and none are named. Leave it out.",
             ),
-            (
-                ["encoding"],
-                files and all(Path(file).suffix in (".npz", ".npy", ".parquet") for file in files),
-                "is of files of characters, and these are none. Leave it out.",
-            ),
             (["corpus_size", "builtin"], named, "is of what is built in, and other data are named. Leave it out."),
             (
                 ["dataset_config_name"],
@@ -417,6 +426,8 @@ class Recipe:
         for names, senseless, reason in rules:
             if wrong := [name for name in names if senseless and name in given]:
                 raise ValueError(f"`{wrong[0]}` {given[wrong[0]]!r} {reason}")
+        if named:
+            check_ways_to_read(given, files)
 
     def model_fields(self) -> dict:
         """What of the model's section the model of its type has, by name."""
@@ -504,6 +515,8 @@ def _recipe_values(path: str, of: tuple[Path, ...] = ()) -> dict[str, list[str]]
                 said.pop(key, None)
             else:
                 said[key] = list(map(str, value if isinstance(value, list) else [value]))
+                if "--" in said[key]:
+                    raise ValueError(f"{path}: `{key}` holds '--', which ends the flags of a command. Leave it out.")
     return said
 
 

@@ -34,6 +34,7 @@ class UpdateBatches:
         self.accumulation_steps = accelerator.gradient_accumulation_steps
         self.parts = accelerator.num_processes * self.accumulation_steps
         self.batch_size = args.per_device_train_batch_size * self.parts
+        self.of_epoch = functools.lru_cache(maxsize=2)(self.of_epoch)  # of the class it would keep every run's model
         self.steps_per_epoch = len(self.of_epoch(0))
         if self.steps_per_epoch == 0:
             raise ValueError(
@@ -41,7 +42,6 @@ class UpdateBatches:
                 "(processes x gradient_accumulation_steps)."
             )
 
-    @functools.lru_cache(maxsize=2)  # noqa: B019 (it lives as long as its process)
     def of_epoch(self, epoch: int) -> list[np.ndarray]:
         """Indices of each update of an epoch; a remainder with less than a sequence a part is left out."""
         by_length = self.args.train_sampling_strategy == "group_by_length"

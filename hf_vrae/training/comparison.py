@@ -77,6 +77,14 @@ NO_MATTER = {
     "output_dir", "overwrite_output_dir", "resume_from_checkpoint", "model_name_or_path", "logging_steps",
     "save_steps", "save_total_limit", "report_to", "dataloader_num_workers", "preprocessing_num_workers",
 }  # fmt: skip
+# Flags of a run alone, and what does their work for rows.
+OF_A_RUN = {
+    "--config": "Put it into the folder",
+    "--push_to_hub": "Use scripts/push_to_hub.py",
+    "--overwrite_output_dir": "Delete those that are to be trained anew",
+    "--resume_from_checkpoint": "They go on by themselves",
+    "--model_name_or_path": "Say `begins_at` in the recipe",
+}
 # The columns of a short table, of text and of frames.
 SHORT = ["nll_iw", "ppl_iw", "kl", "mutual_information", "active_units", "nll_iw_per_step", "kl_per_step"]
 
@@ -126,8 +134,9 @@ def train_rows(
         ValueError: for rows that begin at one another or at none there is, for flags that are no row's, and for an
             interrupted row that was begun with other ones.
     """
-    for name, remedy in (("--config", "Put it into the folder"), ("--push_to_hub", "Use scripts/push_to_hub.py")):
-        if any(flag.split("=")[0] == name for flag in flags):
+    given = {"--" + flag[2:].split("=")[0].replace("-", "_") for flag in flags if flag.startswith("--")}
+    for name, remedy in OF_A_RUN.items():
+        if name in given:
             raise ValueError(f"{name} is of a run alone, and these are rows of recipes of their own. {remedy}.")
     for path in dict.fromkeys(step for row in recipes for step in _chain(row)):
         for seed in seeds:

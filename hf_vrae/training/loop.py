@@ -7,6 +7,7 @@ import json
 import logging
 import math
 import signal
+import threading
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -154,7 +155,7 @@ class TrainingLoop:
         use_plain_model_files(accelerator)
         optimizer = make_optimizer(model, args)
         self.model, self.optimizer = accelerator.prepare(model, optimizer)
-        self.plain_model = accelerator.unwrap_model(self.model)
+        self.plain_model = accelerator.unwrap_model(self.model, keep_torch_compile=False)
         self.stop_signal = 0
         # From here on every process has noise of its own; the weights, made before, are the same everywhere.
         set_seed(args.seed, device_specific=True)
@@ -469,7 +470,7 @@ class TrainingLoop:
             # Its KL is constant, and means on a sphere vary by 1 / latent_size at most: often no unit is ever active.
             found = f"the mutual information is {results['mutual_information']:.3f} nats a sequence"
             collapsed = results["mutual_information"] < COLLAPSED
-        if collapsed and config.latent_size:
+        if collapsed and config.latent_size and results["num_sequences"] > 1:  # of one these say nothing
             remedies = remedies_of(config, self.args)
             logger.warning(COLLAPSE_WARNING, self.state.step, found, "; ".join(remedies))
 
@@ -485,6 +486,7 @@ class TrainingLoop:
             state.lr_decays += 1
             state.evaluations_without_improvement = 0
             load_weights(self.plain_model, self.output_dir / f"checkpoint-{state.best_step}")
+            self.optimizer.state.clear()  # moments of the way that is left
             logger.info(
                 "learning rate %g from the model of step %d on", self.learning_rate(state.step), state.best_step
             )
@@ -572,6 +574,9 @@ class TrainingLoop:
     @contextlib.contextmanager
     def handle_signals(self):
         """Turn the first SIGINT or SIGTERM into a wish that the loop grants after the update; a second one kills."""
+        if threading.current_thread() is not threading.main_thread():  # which alone hears of signals
+            yield
+            return
 
         def wish(number, frame):
             self.stop_signal = number

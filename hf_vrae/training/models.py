@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 
+import torch
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModel, PreTrainedModel
 
@@ -127,6 +128,6 @@ def start_from(name_or_path: str, wanted: LatentSequenceConfig, given: Iterable[
         setattr(config, name, getattr(wanted, name))
     config.validate_architecture()
     try:
-        return AutoModel.from_pretrained(name_or_path, config=config)
+        return AutoModel.from_pretrained(name_or_path, config=config, dtype=torch.float32)  # as new ones are
     except SafetensorError as error:
         raise ValueError(f"The weights of {name_or_path!r} cannot be read: {error}") from error

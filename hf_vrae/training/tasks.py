@@ -20,6 +20,7 @@ from ..data.collators import conditions as conditions_in
 from ..data.conditions import Conditions, hide_labels
 from ..data.datasets import load_text, split_validation, tokenize
 from ..data.frames import (
+    SEGMENTS,
     check_frames,
     csv_channels,
     cut_windows,
@@ -212,6 +213,7 @@ class FrameTask:
         transpose: how far a sequence's channels are moved in training.
         conditions: columns that condition the model.
         columns: of the data, as of [`load_frames`].
+        segments: whether the model has them; another does without those that a file brings.
     """
 
     unit = "frames"
@@ -225,9 +227,13 @@ class FrameTask:
         transpose: int = 0,
         conditions: Conditions | None = None,
         columns: dict | None = None,
+        segments: bool = True,
     ):
         self.input_size, self.transpose, self.conditions = input_size, transpose, conditions or Conditions()
-        self.columns = columns or {}
+        self.columns, self.segments = columns or {}, segments
+        self._take_values_of(head, num_levels)
+
+    def _take_values_of(self, head: str, num_levels: int) -> None:
         levels = num_levels if head == "categorical" else None
         self.values = {"binary": head in ("bernoulli", "nade"), "levels": levels}
 
@@ -270,6 +276,8 @@ class FrameTask:
                 f"The frames of the {name} split have {num_channels(rows)} channels, and the model's `input_size` is "
                 f"{self.input_size}. Do they belong together?"
             )
+        if not self.segments and SEGMENTS in rows.column_names:
+            rows = rows.remove_columns(SEGMENTS)
         return self.conditions.add_to(rows, name)
 
     def make_model(self, recipe: Recipe, train: Dataset) -> PreTrainedModel:
@@ -288,6 +296,9 @@ class FrameTask:
                 )
         conditions = self.conditions.fields(train, recipe.model.label_classifier)
         model = make_model(recipe, input_size=num_channels(train), **self.columns, **scaling, **conditions)
+        if recipe.training.model_name_or_path:  # whose head may be another than the recipe's default
+            self._take_values_of(model.config.head, model.config.num_levels)
+            check_frames(DatasetDict(train=train), **self.values)
         if wanted is not None and wanted != (scaled := model.config.input_scale is not None):
             raise ValueError(
                 f"`scale_features` is {wanted}, and the model {recipe.training.model_name_or_path!r} was trained "
@@ -388,7 +399,8 @@ def task_of(
     if config.input_size is None:
         return TextTask(tokenizer, max_length, causal=not config.is_encoder_decoder, conditions=conditions)
     columns = {name: getattr(config, name) for name in DATA_COLUMNS if getattr(config, name)}
-    return FrameTask(config.head, config.num_levels, config.input_size, conditions=conditions, columns=columns)
+    options = {"conditions": conditions, "columns": columns, "segments": config.model_type == "hierarchical_vrae"}
+    return FrameTask(config.head, config.num_levels, config.input_size, **options)
 
 
 def num_truncated(split: Dataset) -> dict[str, int]:

@@ -197,6 +197,13 @@ def test_windows(length, window, stride, expected):
     assert split["label"][:] == ["first"] + ["second"] * len(expected)
 
 
+def test_the_truth_about_a_sequence_is_none_about_its_windows(tmp_path):
+    generate_frames(3, 1, 1)["train"].to_parquet(tmp_path / "a.parquet")
+    for window in (None, 5):
+        columns = load_frames(str(tmp_path / "a.parquet"), window=window)["train"].column_names
+        assert ("true_log_prob" in columns) == (window is None) and "label" in columns
+
+
 def test_windows_of_every_kind_of_file_are_a_stride_apart(write, tmp_path):
     series = FRAMES[:5]
     Dataset.from_dict({"x": [series.tolist()]}).save_to_disk(tmp_path / "saved")

@@ -12,6 +12,7 @@ from hf_vrae.data.collators import AutoencodingCollator, FrameCollator
 from hf_vrae.data.conditions import MISSING
 from hf_vrae.data.datasets import tokenize
 from hf_vrae.data.frames import PREFIX
+from hf_vrae.data.signals import generate_frames
 from hf_vrae.evaluation.information import active_units, encode_dataset, mutual_information
 from hf_vrae.evaluation.likelihood import bits, evaluate, noise_generators, perplexity
 from hf_vrae.modeling.distributions import DiagonalGaussian
@@ -47,6 +48,14 @@ def test_the_true_likelihood_is_of_data_that_know_it(trained, tokenized):
     assert run(trained, known)["true_nll"] == pytest.approx(-np.mean(known["true_log_prob"]))
     # A user's own column, be it called as torch calls it, is not the truth.
     assert "true_nll" not in run(trained, known.rename_column("true_log_prob", "log_prob"))
+
+
+def test_the_true_likelihood_of_frames_is_given_their_number():
+    """A model that says where they end pays for that too."""
+    data = generate_frames(1, 1, 5)["test"]
+    for says_where in (False, True):
+        model = make_frame_model(input_size=4, predict_length=says_where)
+        assert ("true_nll" in evaluate(model, data, FrameCollator(), num_samples=2)) != says_where
 
 
 def test_batch_size_padding_and_order_change_nothing(trained, tokenized):

@@ -152,13 +152,15 @@ class Quantized(nn.Module):
 
     def __init__(self, linear: nn.Linear):
         super().__init__()
-        self.in_features, self.out_features, self.bias = linear.in_features, linear.out_features, linear.bias
+        self.in_features, self.out_features = linear.in_features, linear.out_features
         self.scale = linear.weight.detach().abs().max() / 127
         self.weight = nn.Parameter((linear.weight / self.scale).round().to(torch.int8), requires_grad=False)
+        self.bias = linear.bias
 
     def forward(self, x):
         assert x.is_floating_point()
-        return nn.functional.linear(x, self.weight * self.scale, self.bias).to(x.dtype)
+        weight = self.weight * self.scale
+        return nn.functional.linear(x.to(weight.dtype), weight, self.bias).to(x.dtype)
 
     def dequantized(self) -> nn.Linear:
         return plain_linear(self.weight * self.scale, self.bias)
@@ -174,6 +176,17 @@ def test_weights_kept_in_integers_are_no_type_of_what_they_multiply(name):
     batch = make_batch(model)
     found, expected = (values(m, batch) for m in (quantized, plain))
     torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-3, equal_nan=True)
+    if model.config.latent_size:
+        found, expected = (m.prior().mean for m in (quantized, plain))
+        torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_weights_kept_in_integers_serve_beside_bfloat16(name):
+    model = MODELS[name]().bfloat16()
+    replace(model, nn.Linear, Quantized)
+    found = values(model, make_batch(model))
+    assert found["loss True"].isfinite() and found["loss False"].isfinite() and found["training"].isfinite()
 
 
 def replica_of(model: nn.Module) -> nn.Module:

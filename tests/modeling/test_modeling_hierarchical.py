@@ -578,6 +578,9 @@ def test_frames_step_by_step_are_the_whole_decoder(options, do_sample):
         ({"num_train_samples": 2, "section_sizes": [2], "section_kl_weight": [0.5]}, "knows one weight of the KL"),
         ({"num_train_samples": 2, "segment_kl_weight": 0.5}, "knows one weight of the KL"),
         ({"segment_length": 0}, "`segment_length` must be at least 1"),
+        ({"section_sizes": [2], "section_kl_weight": [math.nan]}, "`section_kl_weight` must be a number of 0 or more"),
+        ({"section_sizes": [2], "section_free_bits": [math.inf]}, "`section_free_bits` must be a number of 0 or more"),
+        ({"segment_separator_ids": [5], "segment_length": 3}, "`segment_length` 3 is not read beside"),
     ],
 )
 def test_what_makes_no_sense_is_refused(options, message):
@@ -591,6 +594,23 @@ def test_separators_are_no_frames_and_a_learnt_prior_is_not_refined():
     model = make_hierarchical_model(segment_length=3)
     with pytest.raises(ValueError, match="`svi_steps` refines one z with a fixed prior"):
         model.evaluation_terms(2, None, 3, **make_tokens())
+
+
+def test_latents_that_diverge_are_told_of():
+    """NaN below the whole is what is not given; infinity is nothing."""
+    model = make_hierarchical_frame_model()
+    for place in (0, 5):
+        latents = torch.zeros(2, 7)
+        latents[1, place] = torch.inf
+        with pytest.raises(ValueError, match="`latents` must be finite numbers; row 1 has NaN or infinity"):
+            model.generate(latents=latents, max_length=4)
+    latents[1, 5] = torch.nan
+    assert model.generate(latents=latents, max_length=4).sequences.isfinite().all()
+
+
+def test_the_number_of_segments_is_a_batchs_own():
+    with pytest.raises(ValueError, match="`num_segments` 99 or a batch"):
+        make_hierarchical_model().prior(num_segments=99, **make_tokens())
 
 
 def test_texts_without_a_label_cost_their_kl():

@@ -453,7 +453,7 @@ def test_bad_input_is_named(head, change, message):
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        ({}, "`latents` have no length"),
+        ({}, "no input to take a length from"),
         ({"max_length": 0}, "a length of 1 or more"),
         ({"lengths": [3]}, r"`lengths` must be \[2\]"),
         ({"lengths": [3, 1], "beginning": torch.zeros(2, 2, 3)}, "at most the shortest length 1"),

@@ -621,6 +621,28 @@ def test_moments_are_not_rounded_under_autocast(options):
         assert moments.dtype == torch.float32 and (moments != moments.bfloat16()).float().mean() > 0.5
 
 
+def test_what_a_conditional_model_takes_is_refused():
+    model, ids = make_model(), torch.tensor([[2, 5, 6]])
+    for options in ({"labels": "past"}, {"labels": ["past"]}, {"guidance_scale": 2.0}):
+        with pytest.raises(ValueError, match="`labels` and `guidance_scale` are of a conditional model"):
+            model.generate(ids, **options)
+    beside = model.generate(ids, labels=ids, guidance_scale=None, max_length=6, do_sample=False)
+    assert torch.equal(beside, model.generate(ids, max_length=6, do_sample=False))
+
+
+def test_a_likelihood_of_embeddings_is_of_the_labels_that_are_said():
+    model, batch = make_model(), make_batch()
+    embedded = {
+        "inputs_embeds": model.get_input_embeddings()(batch["input_ids"]),
+        "attention_mask": batch["attention_mask"],
+    }
+    torch.testing.assert_close(model.encode(**embedded).mean, model.encode(**batch).mean)
+    for ask in (lambda: model.log_importance_weights(2, **embedded), lambda: model.evaluation_terms(2, **embedded)):
+        with pytest.raises(ValueError, match="beside `inputs_embeds` the `labels`"):
+            ask()
+    assert model.evaluation_terms(2, **embedded, labels=batch["labels"])["num_steps"].tolist() == [6, 4, 1]
+
+
 def test_marks_that_a_model_lacks():
     model = make_model(bos_token_id=None, eos_token_id=None)
     assert model.generate(torch.tensor([[2, 5, 6]]), max_new_tokens=3).shape == (1, 6)

@@ -83,6 +83,8 @@ def test_a_recipe_says_words_with_a_dash_and_lists_of_nothing(write):
     recipe = parse_recipe(["--config", write(data + "model:\n  section_sizes: []\n")])
     assert recipe.data.segment_separators == ["-RRB-", ".", "-LRB-"] and recipe.data.text_column == "-text"
     assert not recipe.model.section_sizes
+    with pytest.raises(ValueError, match="`segment_separators` holds '--', which ends the flags of a command"):
+        parse_recipe(["--config", write("data:\n  segment_separators: [., --]\n")])
 
 
 @pytest.mark.parametrize(

@@ -79,8 +79,11 @@ def test_flags_that_change_are_told_and_those_of_one_run_refused(folder, tmp_pat
     assert "vae-1 was begun with max_steps 2, now 3; delete it" in caplog.text
     with pytest.raises(ValueError, match="--config is of a run alone"):
         comparison.train_rows(row, tmp_path / "out", [1], [f"--config={folder / 'lm.yaml'}"])
-    with pytest.raises(ValueError, match="--push_to_hub is of a run alone"):
-        comparison.train_rows(row, tmp_path / "out", [1], ["--push_to_hub"])
+    for flag in ("--push_to_hub", "--push-to-hub=true", "--overwrite-output-dir", "--resume_from_checkpoint"):
+        with pytest.raises(ValueError, match=f"{flag.split('=')[0].replace('-', '.')} is of a run alone"):
+            comparison.train_rows(row, tmp_path / "out", [1], [flag])
+    with pytest.raises(ValueError, match="--model_name_or_path is of a run alone.* Say `begins_at` in the recipe"):
+        comparison.train_rows(row, tmp_path / "out", [1], ["--model_name_or_path", "a"])
 
 
 def test_a_done_row_is_evaluated_again_with_more_samples(folder, tmp_path, caplog, monkeypatch):

@@ -1,12 +1,15 @@
 """The loop: the same update however it is shared out, exact resumption, and nothing lost when it stops."""
 
 import functools
+import gc
 import itertools
 import json
 import os
 import shutil
 import signal
 import time
+import weakref
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -645,11 +648,57 @@ def test_segments_that_tell_all_are_no_collapse(tiny, caplog):
         plain_model=make_hierarchical_model(), args=tiny("").training, state=SimpleNamespace(step=7)
     )
     with caplog.at_level("WARNING"):
-        of_the_whole = {"kl_global": 0.0, "active_units": 0, "mutual_information": 0.0}
+        of_the_whole = {"kl_global": 0.0, "active_units": 0, "mutual_information": 0.0, "num_sequences": 9}
         TrainingLoop.warn_of_collapse(loop, {"kl": 857.0, **of_the_whole})
         assert not caplog.text
         TrainingLoop.warn_of_collapse(loop, {"kl": 0.01, **of_the_whole})
     assert "collapsed: at step 7 the KL is 0.010" in caplog.text
+
+
+def test_one_sequence_says_nothing_of_a_collapse(tiny, caplog):
+    """No unit is active where nothing varies."""
+    with caplog.at_level("WARNING"):
+        run(tiny("--posterior delta --kl_schedule constant --max_eval_samples 1 --eval_strategy steps --eval_steps 6"))
+    assert "collapsed" not in caplog.text
+
+
+def test_nothing_keeps_the_model_of_a_run_that_is_over(tiny, monkeypatch):
+    kept, train = [], TrainingLoop.run
+    monkeypatch.setattr(TrainingLoop, "run", lambda self: kept.append(weakref.ref(self.plain_model)) or train(self))
+    run(tiny("--max_steps 2"))
+    fresh_accelerator()
+    gc.collect()
+    assert [reference() for reference in kept] == [None]
+
+
+def test_a_run_may_be_in_a_thread_which_hears_of_no_signals(tiny):
+    with ThreadPoolExecutor() as pool:
+        assert pool.submit(run, tiny("--max_steps 2")).result()["run"]["steps"] == 2
+
+
+def test_a_model_of_half_precision_is_trained_on_in_float32(tiny, tmp_path):
+    run(tiny("--max_steps 2"))
+    AutoModel.from_pretrained(tmp_path / "run").bfloat16().save_pretrained(tmp_path / "run")
+    run(tiny(f"--max_steps 2 --model_name_or_path {tmp_path / 'run'}", "second"))
+    assert AutoModel.from_pretrained(tmp_path / "second").dtype == torch.float32
+
+
+def test_a_decay_leaves_the_moments_of_the_way_it_goes_back_on(tiny, monkeypatch):
+    seen, decay = [], TrainingLoop.decay_learning_rate
+
+    def watched(self):
+        before = self.state.lr_decays
+        decay(self)
+        seen.append((self.state.lr_decays > before, len(self.optimizer.state)))
+
+    monkeypatch.setattr(TrainingLoop, "decay_learning_rate", watched)
+    original, bounds = loop_module.evaluate, itertools.count(1.0)
+    worse = lambda *args, **options: original(*args, **options) | {"neg_elbo": next(bounds)}  # noqa: E731
+    monkeypatch.setattr(loop_module, "evaluate", worse)
+    plateau = "--lr_scheduler_type reduce_lr_on_plateau --lr_decay_patience 2 --max_lr_decays 2"
+    run(tiny(f"{plateau} --kl_schedule constant --eval_strategy steps --eval_steps 2"))
+    assert {bool(moments) for decayed, moments in seen if decayed} == {False}
+    assert {bool(moments) for decayed, moments in seen if not decayed} == {True}
 
 
 @pytest.mark.parametrize("places", ["initial_state input", "initial_state output"])

@@ -161,7 +161,11 @@ def test_frames_from_training_to_the_card(family, recipe, tmp_path):
         ("vrnn", f"{FRAMES} --smoothing_posterior True --free_bits 0.1 --scheduled_sampling 0.5"),
         ("vrnn", f"{FRAMES} --num_train_samples 3 --resampling True --kl_schedule constant"),
         ("vrnn", "--residual_posterior True"),
-        ("hierarchical", "--segment_separators . ? --section_sizes 2 --segment_free_bits 0.1 --section_kl_weight 0.5"),
+        (
+            "hierarchical",
+            "--segment_separators . ? --segment_length 16 --section_sizes 2 --segment_free_bits 0.1 "
+            "--section_kl_weight 0.5",
+        ),
     ],
 )
 def test_resumption_is_exact_and_its_time_is_of_the_whole_run(family, flags, recipe, tmp_path):
@@ -188,9 +192,10 @@ def test_a_particle_filter_is_judged_by_its_own_bound(recipe, tmp_path):
 
 
 def test_a_model_to_start_from_takes_the_separators_of_the_run(recipe, tmp_path):
-    run(recipe("hierarchical", "--segment_separators .", "first"))
+    run(recipe("hierarchical", "--segment_length 16 --segment_separators .", "first"))
+    start = f"--segment_length 16 --model_name_or_path {tmp_path / 'first'}"
     for asked, name in (("--segment_separators ?", "second"), ("", "third")):
-        run(recipe("hierarchical", f"--model_name_or_path {tmp_path / 'first'} {asked}", name))
+        run(recipe("hierarchical", f"{start} {asked}", name))
     ends = [json.loads((tmp_path / name / "config.json").read_text()) for name in ("first", "second", "third")]
     first, second, third = (config["segment_separator_ids"] for config in ends)
     assert first == third != second
@@ -505,6 +510,14 @@ def test_a_model_goes_on_only_as_what_it_is(recipe, tmp_path):
         run(recipe("vrae", FRAMES + " --model_name_or_path no/where", "nothing"))
     with pytest.raises(ValueError, match="`input_size` is 4 in the model .* and this run's is 7"):
         run(recipe("vrae", start + f"--train_file {tmp_path / 'wide.npz'}", "wide"))
+    binary = f"--train_file {tmp_path / 'binary.npz'} --max_steps 1"
+    np.savez(tmp_path / "binary.npz", x=np.random.default_rng(0).integers(0, 2, (30, 5, 4)))
+    np.savez(tmp_path / "real.npz", x=np.random.default_rng(0).normal(size=(30, 5, 4)))
+    run(recipe("vrae", f"{binary} --head bernoulli", "binary"))
+    real = recipe("vrae", f"--train_file {tmp_path / 'real.npz'} --model_name_or_path {tmp_path / 'binary'}")
+    task, splits = FrameTask.prepare(real)  # by the recipe, which names no head, these may be any numbers
+    with pytest.raises(ValueError, match="0 or 1 for this head"):
+        task.make_model(real, splits["train"])
     model = AutoModel.from_pretrained(tmp_path / "first")
     with pytest.raises(ValueError, match="have 7 channels, and the model's `input_size` is 4"):
         evaluate_file(model, None, str(tmp_path / "wide.npz"))
