@@ -336,6 +336,7 @@ class VRAEConfig(LatentSequenceConfig):
             ),
             (["committed_rate"], self.posterior == "delta", of_family.format("delta")),
             (["concentration"], self.posterior == "vmf", of_family.format("vmf")),
+            (["label_frequencies"], self.label_classifier, "is of `label_classifier`. Leave it out."),
             (["word_dropout"], self.reads_the_past or not self.word_dropout, reads_nothing),
         ]
         return [

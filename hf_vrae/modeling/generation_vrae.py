@@ -93,8 +93,10 @@ class VRAEGenerationMixin(GenerationMixin):
         return super().generate(inputs, kwargs.pop("generation_config"), *args, **kwargs)
 
     def _option(self, kwargs: dict, name: str):
-        """What a call says of an option of decoding, or the configuration it brings, or the model's own."""
-        return kwargs.get(name, getattr(kwargs["generation_config"] or self.generation_config, name))
+        """What a call says of an option of decoding, or the configuration it brings, or the model's own, which
+        transformers takes where that leaves it out."""
+        brought = getattr(kwargs["generation_config"], name, None)
+        return kwargs.get(name, getattr(self.generation_config, name) if brought is None else brought)
 
     def _prepare_what_is_decoded(self, labels, latents: torch.Tensor | None, kwargs: dict) -> None:
         """Put z, of a conditional model with c behind it, where `generate` looks for what an encoder gave."""
@@ -212,7 +214,6 @@ class VRAEGenerationMixin(GenerationMixin):
         if given is not None and len(given) == 1:  # as the beginning may be
             kwargs["decoder_attention_mask"] = given.expand(len(beginning), -1)
         pad_token_id = self._option(kwargs, "pad_token_id")
-        pad_token_id = self.generation_config.pad_token_id if pad_token_id is None else pad_token_id
         if kwargs.get("decoder_attention_mask") is None and pad_token_id is not None:
             mask = (beginning != pad_token_id).long()
             if pad_token_id == self.config.decoder_start_token_id:
@@ -221,6 +222,11 @@ class VRAEGenerationMixin(GenerationMixin):
                 kwargs["decoder_attention_mask"] = mask
         mask = kwargs.get("decoder_attention_mask")
         if mask is not None and mask.shape == beginning.shape and kwargs.get(CACHE) is None:
+            # A sliding window counts what is masked: no padding behind. (Where the start is missing, transformers puts
+            # it in front.)
+            if not self._is_stateful and (beginning[:, 0] == self.config.decoder_start_token_id).any():
+                order = mask.bool().sort(dim=1, stable=True).indices
+                beginning, mask = beginning.gather(1, order), mask.gather(1, order)
             empty = int((~mask.bool().any(0)).long().cumprod(0).sum())
             kwargs["decoder_input_ids"], kwargs["decoder_attention_mask"] = beginning[:, empty:], mask[:, empty:]
 

@@ -219,6 +219,8 @@ def check_frames(name: str, frames: torch.Tensor, attention_mask: torch.Tensor |
     elif config.head == "categorical":
         bad = (frames != frames.round()) | (frames < 0) | (frames >= config.num_levels)
         allowed = f"integers in [0, {config.num_levels}), or NaN where missing"
+    elif config.head == "logistic_mixture" and config.input_mean is None:
+        bad, allowed = frames.abs() > 1, "in [-1, 1] without `input_mean` and `input_scale`, or NaN where missing"
     bad &= real
     if bad.any():
         raise ValueError(

@@ -30,6 +30,7 @@ from .modeling_latent import (
     LatentSequenceModel,
     check_ids,
     check_latents,
+    check_mask,
     check_no_attentions,
     check_token_ids,
     real_positions,
@@ -159,7 +160,7 @@ class VRAEModel(VRAEPreTrainedModel):
         if decoder_input_ids is None and decoder_inputs_embeds is None:
             raise ValueError("The decoder needs `decoder_input_ids`, or `labels` to make them from.")
         rows = len(decoder_input_ids if decoder_inputs_embeds is None else decoder_inputs_embeds)
-        if len(seen) % max(rows, 1):  # K latents of each row, in the rows k * B + b, share what is read
+        if len(seen) != rows:
             raise ValueError(
                 "What the decoder reads (`decoder_input_ids`, `decoder_inputs_embeds`, or `labels`) must have a row "
                 f"for each of the {len(seen)} latents, got {rows}."
@@ -249,6 +250,8 @@ class VRAEForSequenceGeneration(VRAEPreTrainedModel, ConditionalModel, VRAEGener
         >>> model = VRAEForSequenceGeneration.from_encoder_decoder_pretrained("gpt2", "gpt2", latent_size=32)
         ```
         """
+        if freeze_decoder and decoder_pretrained_model_name_or_path is None:
+            raise ValueError("`freeze_decoder` is of `decoder_pretrained_model_name_or_path`, which is not given.")
         encoder = decoder = None
         if encoder_pretrained_model_name_or_path is not None:
             encoder = AutoModel.from_pretrained(encoder_pretrained_model_name_or_path)
@@ -346,9 +349,11 @@ class VRAEForSequenceGeneration(VRAEPreTrainedModel, ConditionalModel, VRAEGener
                 seen = encoder_outputs.last_hidden_state[:, 0] if latents is None else join(latents, c)
                 decoder_input_ids = self._mix_in_own_words(decoder_input_ids, decoder_attention_mask, labels, seen)
         elif decoder_attention_mask is not None and given_to_decoder:
-            length = decoder_inputs_embeds.shape[1] if decoder_input_ids is None else decoder_input_ids.shape[1]
+            read = decoder_input_ids if decoder_inputs_embeds is None else decoder_inputs_embeds
+            past = 0 if cache is None else cache.get_seq_length()
+            check_mask("decoder_attention_mask", decoder_attention_mask, read, past)
             if self._is_stateful:
-                decoder_attention_mask = decoder_attention_mask[..., -length:]
+                decoder_attention_mask = decoder_attention_mask[:, -read.shape[1] :]
             if not torch.compiler.is_compiling() and decoder_attention_mask.all():  # as at every step of `generate`
                 decoder_attention_mask = None
         outputs = self.model(
@@ -370,6 +375,10 @@ class VRAEForSequenceGeneration(VRAEPreTrainedModel, ConditionalModel, VRAEGener
         c = in_it if c is None else c  # of `encoder_outputs`, which have it
         features = self.features(outputs.last_hidden_state[:, -logits_to_keep:], outputs.latents)  # [B, T, H]
         loss = logits = reconstruction = kl = None
+        if labels is not None and logits_to_keep:
+            raise ValueError(
+                f"`logits_to_keep` {logits_to_keep} leaves out what `labels` score. Leave out one of them."
+            )
         if labels is not None and labels.shape != features.shape[:2]:
             raise ValueError(
                 f"`labels` must say what follows each step that the decoder reads, {list(features.shape[:2])}, got "

@@ -142,6 +142,10 @@ class VRAEForFrameGeneration(VRAEPreTrainedModel, ConditionalModel, FrameModel, 
                 return VRAEFrameOutput(**self._importance_weighted_loss(posterior, target, c))
             posterior, latents = self._draw_latents(posterior, target, c)
         self._check_latents(latents)
+        if len(target.mask) not in (1, len(latents)):
+            raise ValueError(
+                f"`labels` must have a row for each of the {len(latents)} latents, got {len(target.mask)}."
+            )
         features, hidden_states = self._features(join(latents, c), target, output_hidden_states)
         loss = reconstruction = kl = predictions = None
         if labels is not None:

@@ -76,8 +76,13 @@ def copy_head(decoder: PreTrainedModel, lm_head: nn.Linear, projection: nn.Modul
         tied: whether it is.
     """
     weight = decoder.get_output_embeddings().weight  # [V, H]
-    ids = torch.zeros(1, 1, dtype=torch.long)
+    ids = torch.arange(min(64, len(weight))).unsqueeze(0)  # the first are often marks of zeros
     hidden, logits = decoder.eval().base_model(ids).last_hidden_state, decoder(ids).logits
+    if weight.shape[1] != hidden.shape[-1]:
+        raise ValueError(
+            f"The projection of {type(decoder).__name__} to its vocabulary reads {weight.shape[1]} numbers, and its "
+            f"hidden states have {hidden.shape[-1]}. Take another decoder."
+        )
     if not torch.allclose(hidden @ weight.t(), logits, rtol=1e-2, atol=1e-2):
         logger.warning(
             "The projection of %s to its vocabulary is more than a matrix, and what it is beside that is left out: "

@@ -15,15 +15,13 @@ from .kernels import MKL_IS_SLOW, PACKED_DTYPES, Dropout, PackedLinear, Recurren
 State = tuple[torch.Tensor, ...]
 
 
-class LSTM(nn.LSTM):
-    """One LSTM layer in one direction (Hochreiter & Schmidhuber 1997, with the forget gate of Gers et al. 2000)."""
+class FusedCell:
+    """What the two layers of torch's own share."""
 
-    number_of_states = 2
     kernels = "auto"
     weight_dropout = 0.0
     input_weight = property(lambda self: self.weight_ih_l0)
     recurrent_weight = property(lambda self: self.weight_hh_l0)
-    input_bias = property(lambda self: self.bias_ih_l0 + self.bias_hh_l0)
     norm_gates = staticmethod(lambda gates_x: gates_x)
 
     def __init__(self, input_size: int, hidden_size: int):
@@ -34,6 +32,13 @@ class LSTM(nn.LSTM):
         if prefers_loop(self, inputs, state):
             return run_loop(self, *input_gates(self, inputs, constant), state, lengths)
         return run_fused(self, super().forward, append(inputs, constant), state, lengths)
+
+
+class LSTM(FusedCell, nn.LSTM):
+    """One LSTM layer in one direction (Hochreiter & Schmidhuber 1997, with the forget gate of Gers et al. 2000)."""
+
+    number_of_states = 2
+    input_bias = property(lambda self: self.bias_ih_l0 + self.bias_hh_l0)
 
     def step(self, gates_x: torch.Tensor, gates_h: torch.Tensor, state: State) -> State:
         i, f, g, o = (gates_x + gates_h).chunk(4, dim=-1)
@@ -41,25 +46,11 @@ class LSTM(nn.LSTM):
         return o.sigmoid() * c.tanh(), c
 
 
-class GRU(nn.GRU):
+class GRU(FusedCell, nn.GRU):
     """One GRU layer in one direction (Cho et al. 2014, with cuDNN's reset gate after the recurrent product)."""
 
     number_of_states = 1
-    kernels = "auto"
-    weight_dropout = 0.0
-    input_weight = property(lambda self: self.weight_ih_l0)
-    recurrent_weight = property(lambda self: self.weight_hh_l0)
     input_bias = property(lambda self: self.bias_ih_l0)
-    norm_gates = staticmethod(lambda gates_x: gates_x)
-
-    def __init__(self, input_size: int, hidden_size: int):
-        super().__init__(input_size, hidden_size, batch_first=True)
-
-    def forward(self, inputs, state, lengths=None, constant=None):
-        """See [`run_layer`]."""
-        if prefers_loop(self, inputs, state):
-            return run_loop(self, *input_gates(self, inputs, constant), state, lengths)
-        return run_fused(self, super().forward, append(inputs, constant), state, lengths)
 
     def step(self, gates_x: torch.Tensor, gates_h: torch.Tensor, state: State) -> State:
         r_x, u_x, n_x = gates_x.chunk(3, dim=-1)

@@ -54,6 +54,10 @@ def test_unknown_key_names_the_nearest():
         ({"condition_attributes": ["a"], "attribute_mean": [math.nan]}, "`attribute_mean` must be finite"),
         ({"condition_attributes": ["a"], "attribute_scale": [math.inf]}, "`attribute_scale` must be above 0 and"),
         (
+            {"condition_labels": {"kind": ["a", "b"]}, "label_frequencies": [0.5, 0.5]},
+            "`label_frequencies` .* is of `label_classifier`",
+        ),
+        (
             {"condition_labels": {"kind": ["a", "b"]}, "label_classifier": True, "label_frequencies": [math.nan, 1.0]},
             "`label_frequencies` must be above 0 and finite",
         ),

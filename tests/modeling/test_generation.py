@@ -62,6 +62,25 @@ def test_a_callers_configuration_is_read_in_either_place(batch):
         model.generate(batch["input_ids"], GenerationConfig(cache_implementation="static"))
     with pytest.raises(ValueError, match="`prefill_chunk_size` takes a beginning apart"):
         model.generate(batch["input_ids"], decoder_input_ids=beginning, prefill_chunk_size=1)
+    # What a configuration leaves out is the model's own.
+    config.guidance_scale, model.generation_config.guidance_scale = None, 2.0
+    assert torch.equal(model.generate(batch["input_ids"], config, labels="a"), named)
+    model.generation_config.guidance_scale, model.generation_config.cache_implementation = None, "static"
+    with pytest.raises(ValueError, match="`cache_implementation` must be dynamic"):
+        model.generate(batch["input_ids"], config)
+
+
+def test_padding_behind_a_beginning_takes_no_place_in_a_sliding_window():
+    body = {"model_type": "mistral", "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 2}
+    body |= {"num_attention_heads": 2, "num_key_value_heads": 2, "sliding_window": 3, "initializer_range": 0.5}
+    model = make_model(decoder_config=body)
+    options = {"max_new_tokens": 5, "min_new_tokens": 5, "output_logits": True, "return_dict_in_generate": True}
+    z, beginning = torch.randn(2, 6), torch.tensor([[2, 9, 0, 0, 0, 0], [2, 9, 8, 7, 6, 5]])
+    mask = (beginning != 0).long()
+    padded = model.generate(latents=z, decoder_input_ids=beginning, decoder_attention_mask=mask, **options)
+    alone = model.generate(latents=z[:1], decoder_input_ids=beginning[:1, :2], **options)
+    for found, wanted in zip(padded.logits, alone.logits, strict=True):
+        torch.testing.assert_close(found[:1], wanted, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("mode", MODES.values(), ids=MODES.keys())

@@ -436,6 +436,12 @@ def test_a_frame_that_the_model_says_is_read_a_step_later(monkeypatch):
         ("nade", {"input_features": torch.full((2, 5, 3), 2.0)}, "`input_features` must be 0 or 1.* got 2"),
         ("categorical", {"input_features": torch.full((2, 5, 3), 5.0)}, r"integers in \[0, 5\).* got 5"),
         ("categorical", {"input_features": torch.full((2, 5, 3), 0.5)}, "integers in .* got 0.5"),
+        ("logistic_mixture", {"labels": torch.full((2, 5, 3), 2.0)}, r"in \[-1, 1\] without `input_mean`.* got 2"),
+        (
+            "gaussian",
+            {"input_features": None, "latents": torch.zeros(3, 4)},
+            "`labels` must have a row for each of the 3 latents, got 2",
+        ),
         ("gaussian", {"latents": torch.zeros(2, 4)}, "`latents` take the place of the encoder"),
         ("gaussian", {"input_features": None, "latents": torch.zeros(2, 5)}, "`latents` must have shape"),
         ("gaussian", {"input_features": None, "labels": None}, "Pass `input_features`"),

@@ -283,6 +283,9 @@ def test_a_projection_that_is_more_than_a_matrix_is_told(pretrained, monkeypatch
     sizes = {"vocab_size": 30, "n_embd": 16, "n_layer": 1, "n_head": 2, "rotary_dim": 4, "eos_token_id": [3, 5]}
     gptj = GPTJForCausalLM(GPTJConfig(**sizes, bos_token_id=2))  # its projection has a bias
     nn.init.normal_(gptj.lm_head.bias)
+    with torch.no_grad():
+        gptj.lm_head.bias[0] = 0  # nor is the mark of padding, of zeros, all that is looked at
+        gptj.get_input_embeddings().weight[0] = 0
     gptj.save_pretrained(pretrained / "gptj")
     options = {"latent_size": 4, "encoder_hidden_size": 8}
     for name in ("gpt2", "gptj"):
@@ -293,6 +296,8 @@ def test_a_projection_that_is_more_than_a_matrix_is_told(pretrained, monkeypatch
 def test_pretrained_parts_that_do_not_fit(pretrained):
     with pytest.raises(ValueError, match="Name a pretrained encoder"):
         VRAEForSequenceGeneration.from_encoder_decoder_pretrained()
+    with pytest.raises(ValueError, match="`freeze_decoder` is of `decoder_pretrained_model_name_or_path`"):
+        VRAEForSequenceGeneration.from_encoder_decoder_pretrained(pretrained / "bert", freeze_decoder=True)
     GPT2Model(GPT2Config(vocab_size=20, n_embd=4, n_layer=1, n_head=1)).save_pretrained(pretrained / "small")
     with pytest.raises(ValueError, match="must read the same tokens, but they know 20 and 30"):
         VRAEForSequenceGeneration.from_encoder_decoder_pretrained(pretrained / "small", pretrained / "gpt2")
