@@ -126,11 +126,6 @@ class HierarchicalVRAEConfig(VRAEConfig):
                 "hierarchical model has no condition. Leave them out.",
             ),
             (
-                self.segment_separator_ids is not None
-                and self.segment_length != self.__dataclass_fields__["segment_length"].default,
-                f"`segment_length` {self.segment_length} is not read beside `segment_separator_ids`: leave one out.",
-            ),
-            (
                 self.encoder_type != "rnn" or self.decoder_type != "rnn",
                 f"`encoder_type` {self.encoder_type} and `decoder_type` {self.decoder_type} must be rnn: a segment is "
                 "summarised by a state, and begins with one.",

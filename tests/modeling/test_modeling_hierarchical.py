@@ -580,7 +580,6 @@ def test_frames_step_by_step_are_the_whole_decoder(options, do_sample):
         ({"segment_length": 0}, "`segment_length` must be at least 1"),
         ({"section_sizes": [2], "section_kl_weight": [math.nan]}, "`section_kl_weight` must be a number of 0 or more"),
         ({"section_sizes": [2], "section_free_bits": [math.inf]}, "`section_free_bits` must be a number of 0 or more"),
-        ({"segment_separator_ids": [5], "segment_length": 3}, "`segment_length` 3 is not read beside"),
     ],
 )
 def test_what_makes_no_sense_is_refused(options, message):
