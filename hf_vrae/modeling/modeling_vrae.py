@@ -160,7 +160,7 @@ class VRAEModel(VRAEPreTrainedModel):
         if decoder_input_ids is None and decoder_inputs_embeds is None:
             raise ValueError("The decoder needs `decoder_input_ids`, or `labels` to make them from.")
         rows = len(decoder_input_ids if decoder_inputs_embeds is None else decoder_inputs_embeds)
-        if len(seen) != rows:
+        if len(seen) % max(rows, 1):  # K latents of each row, in the rows k * B + b, share what is read
             raise ValueError(
                 "What the decoder reads (`decoder_input_ids`, `decoder_inputs_embeds`, or `labels`) must have a row "
                 f"for each of the {len(seen)} latents, got {rows}."
