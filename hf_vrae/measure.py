@@ -561,10 +561,10 @@ def _tokens_of(task: TextTask, rows: Dataset) -> tuple:
 def _read(task: TextTask | FrameTask, path: str | None, split: str = "test", **reading) -> Dataset:
     reading = {name: value for name, value in reading.items() if value is not None}
     _check_options(task, reading)
-    check_ways_to_read(reading, [path] if path else [])
     if path is None and reading:
         name = min(reading)
         raise ValueError(f"`{name}` {reading[name]!r} says how to read data, and none are named. Leave it out.")
+    check_ways_to_read(reading, [path] if path else [])
     return task.read(path, split, **reading)
 
 

@@ -222,9 +222,11 @@ class VRAEGenerationMixin(GenerationMixin):
                 kwargs["decoder_attention_mask"] = mask
         mask = kwargs.get("decoder_attention_mask")
         if mask is not None and mask.shape == beginning.shape and kwargs.get(CACHE) is None:
-            # A sliding window counts what is masked: no padding behind. (Where the start is missing, transformers puts
-            # it in front.)
-            if not self._is_stateful and (beginning[:, 0] == self.config.decoder_start_token_id).any():
+            if not self._is_stateful:  # a sliding window counts what is masked: padding goes before the start
+                start, first = self.config.decoder_start_token_id, mask.long().argmax(1, keepdim=True)
+                if start is not None and (beginning.gather(1, first) != start).all():  # else transformers adds it
+                    beginning = torch.cat([beginning.new_full((len(beginning), 1), start), beginning], dim=1)
+                    mask = torch.cat([mask.new_ones(len(mask), 1), mask], dim=1)
                 order = mask.bool().sort(dim=1, stable=True).indices
                 beginning, mask = beginning.gather(1, order), mask.gather(1, order)
             empty = int((~mask.bool().any(0)).long().cumprod(0).sum())

@@ -161,10 +161,7 @@ def test_frames_from_training_to_the_card(family, recipe, tmp_path):
         ("vrnn", f"{FRAMES} --smoothing_posterior True --free_bits 0.1 --scheduled_sampling 0.5"),
         ("vrnn", f"{FRAMES} --num_train_samples 3 --resampling True --kl_schedule constant"),
         ("vrnn", "--residual_posterior True"),
-        (
-            "hierarchical",
-            "--segment_separators . ? --section_sizes 2 --segment_free_bits 0.1 --section_kl_weight 0.5",
-        ),
+        ("hierarchical", "--segment_separators . ? --section_sizes 2 --segment_free_bits 0.1 --section_kl_weight 0.5"),
     ],
 )
 def test_resumption_is_exact_and_its_time_is_of_the_whole_run(family, flags, recipe, tmp_path):
