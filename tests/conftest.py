@@ -1,5 +1,6 @@
 """Everything runs offline, on the CPU, from seeds; the built-in corpus is the data."""
 
+import copy
 import os
 
 # Read by huggingface_hub and datasets at their import.
@@ -56,10 +57,16 @@ def corpus():
 
 
 @pytest.fixture(scope="session")
-def tokenizer(corpus):
+def trained_tokenizer(corpus):
     return train_tokenizer(corpus["train"]["text"])
 
 
+@pytest.fixture
+def tokenizer(trained_tokenizer):
+    """Each test's own: who trains a model of shorter texts says so on its tokenizer."""
+    return copy.deepcopy(trained_tokenizer)
+
+
 @pytest.fixture(scope="session")
-def tokenized(corpus, tokenizer):
-    return {split: tokenize(data, tokenizer, 64, split) for split, data in corpus.items()}
+def tokenized(corpus, trained_tokenizer):
+    return {split: tokenize(data, trained_tokenizer, 64, split) for split, data in corpus.items()}
