@@ -82,7 +82,10 @@ def evaluate(
         - `neg_elbo`, `reconstruction`, `kl`, `nll_iw`; where the model has one latent a step and K is above 1 also
           `nll_fivo` (Maddison et al. 2017);
         - `active_units`, `num_samples`, `num_sequences`, and `svi_steps` where there are any;
-        - `true_nll` where the data know it, and `label_accuracy` of q(c|x), on rows with a label, where there is one;
+        - `true_nll` where the data know it;
+        - of a model with `label_classifier` `num_labeled`, rows with a label, and of these `label_accuracy` of q(c|x);
+          what is said of likelihood is of log p(x|c) in these and of log p(x) in the others: beside one another they
+          are a mean of two things, so evaluate them apart;
         - where z is one a sequence `mutual_information` (of `mi_num_sequences` sequences) and `mutual_information_32`,
           the mean over batches of 32, the size of He et al. 2019, at most log 32 = 3.47. These are neighbours in the
           data, which differ in less where those are sorted by label. Beside a prior that knows the condition both
@@ -149,8 +152,10 @@ def _summarise(columns, family, dataset, model, num_samples, svi_steps, per_sequ
     told = Conditions.of_config(config) != Conditions()  # something of each sequence
     if family is not type(None):
         results |= _of_one_latent(columns, family, told, model.device)
-    if "label_known" in columns and columns["label_known"].any():
-        results["label_accuracy"] = float(columns["label_right"][columns["label_known"]].mean())
+    if "label_known" in columns:
+        results["num_labeled"] = int(columns["label_known"].sum())
+        if results["num_labeled"]:
+            results["label_accuracy"] = float(columns["label_right"][columns["label_known"]].mean())
     results["active_units"] = active_units(torch.from_numpy(columns["mean"]))
     results |= {"num_samples": num_samples, "num_sequences": count}
     if svi_steps:

@@ -186,7 +186,7 @@ def test_labels_are_told_of_rows_that_have_one(tokenizer, tokenized):
     right = [model.classify(input_ids=torch.tensor([ids])).probs.argmax().item() for ids in data["input_ids"]]
     said = [MISSING] * 4 + right[4:7] + [(label + 1) % 3 for label in right[7:]]
     results = run(model, data.add_column(PREFIX + "class_ids", [[label] for label in said]))
-    assert results["label_accuracy"] == 3 / 8 and "marginal_kl" not in results
+    assert (results["label_accuracy"], results["num_labeled"]) == (3 / 8, 8) and "marginal_kl" not in results
 
 
 @pytest.mark.parametrize("head", ["categorical", "logistic_mixture"])

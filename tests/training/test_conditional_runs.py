@@ -55,7 +55,7 @@ def test_a_semi_supervised_run_and_its_resumption(tiny, tmp_path, monkeypatch):
     path = tmp_path / "texts.txt"
     path.write_text("the king sold a letter .\nwill our nurses hide many keys ?\n")
     measured = evaluate_file(model, tokenizer, str(path), num_samples=3, free_running=True)
-    assert np.isfinite(measured["nll_iw"]) and "label_accuracy" not in measured
+    assert np.isfinite(measured["nll_iw"]) and measured["num_labeled"] == 0 and "label_accuracy" not in measured
     assert 0 <= measured["free_running_accuracy"] <= 1
     data, q = encode_file(model, tokenizer, str(path))
     assert prior_of(model, tokenizer, data).mean.shape == q.mean.shape == (2, 4)

@@ -187,8 +187,9 @@ def test_accumulation_makes_the_update_of_one_big_batch(steps, tiny, tmp_path, m
         "--encoder_type independent --decoder_type independent --minimum_rate 3",
     ],
 )
-def test_resumption_is_exact(flags, tiny, tmp_path):
+def test_resumption_is_exact(flags, tiny, tmp_path, monkeypatch):
     """Interrupted in the middle of an epoch and of a line of metrics, and resumed with other random states about."""
+    monkeypatch.setattr(loop_module, "MAX_ENCODER_UPDATES", 20)  # of aggressive training; two windows
     flags += " --eval_strategy steps --eval_steps 5 --save_total_limit 9 --logging_steps 4"
     run(tiny(flags, "whole"))
     shutil.copytree(tmp_path / "whole", tmp_path / "resumed")
