@@ -23,7 +23,7 @@ from hf_vrae.modeling.kernels import PACKED_DTYPES
 
 SIZES = {"big": (512, 1024, 32), "small": (256, 256, 16)}  # embedding, hidden, latent
 VOCABULARY = 10_000
-LENGTH = 22  # tokens a sequence that are predicted; PTB has 21.9
+LENGTH = 22  # tokens per sequence that are predicted; PTB has 21.9
 DTYPES = {"fp32": torch.float32}
 if torch.bfloat16 in PACKED_DTYPES:  # a processor without takes ten times as long by it
     DTYPES["bf16"] = torch.bfloat16

@@ -1,4 +1,4 @@
-"""Generation: tokens a second of `generate`, ours against the plain loop, greedy and sampled.
+"""Generation: tokens per second of `generate`, ours against the plain loop, greedy and sampled.
 
 python benchmarks/generate.py --json generate.json
 """

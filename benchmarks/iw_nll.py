@@ -1,4 +1,4 @@
-"""Importance-weighted NLL: sequences a second with 100 samples each, ours against the plain way.
+"""Importance-weighted NLL: sequences per second with 100 samples each, ours against the plain way.
 
 python benchmarks/iw_nll.py --json iw_nll.json
 """

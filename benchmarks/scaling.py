@@ -1,4 +1,4 @@
-"""How cost grows: tokens a second of training against batch, length, vocabulary, latent size and processes, and of
+"""How cost grows: tokens per second of training against batch, length, vocabulary, latent size and processes, and of
 importance-weighted evaluation against samples; ours beside the plain way, one size varied at a time, in fp32.
 
 python benchmarks/scaling.py --json scaling.json --plot scaling.png
@@ -100,7 +100,7 @@ def plot(rows, path):
             ]
             panel.plot(*zip(*points, strict=True), marker="o", label=name)
         panel.set(xscale="log", xlabel=axis, ylim=(0, None))
-    panels[0][0].set_ylabel("tokens a second")
+    panels[0][0].set_ylabel("tokens per second")
     panels[0][0].legend()
     figure.savefig(path, dpi=150)
 

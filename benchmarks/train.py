@@ -1,4 +1,4 @@
-"""Training: tokens a second of forward, backward, clipping and SGD, ours against the plain way.
+"""Training: tokens per second of forward, backward, clipping and SGD, ours against the plain way.
 
 python benchmarks/train.py --json train.json
 """

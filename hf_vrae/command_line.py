@@ -152,7 +152,7 @@ def add_generation_flags(parser: argparse.ArgumentParser) -> list[str]:
 
 
 class _NamedLabels(argparse.Action):
-    """Labels as `generate` takes them: `past`, a list of one a row, or `tense=past mood=question`."""
+    """Labels as `generate` takes them: `past`, a list of one per row, or `tense=past mood=question`."""
 
     def __call__(self, parser, namespace, said, option_string=None):
         if all("=" in part for part in said):

@@ -34,7 +34,7 @@ _RECONSTRUCTION = {
 _METRICS = {
     "nll_iw": "NLL, importance-weighted with {num_samples} samples",
     "ppl_iw": "perplexity of it (a token)",
-    "bits_per_character": "bits a character of it",
+    "bits_per_character": "bits per character of it",
     "true_nll": "NLL of the grammar that made the data: no model can do better on average",
     "neg_elbo": "-ELBO",
     "reconstruction": "reconstruction",
@@ -47,7 +47,7 @@ _METRICS_OF_FRAMES = {
     "nll_iw_per_step": "NLL a frame, importance-weighted with {num_samples} samples: all nats over all frames",
     "nll_iw_mean_of_means": "the same as the mean over the sequences",
     "nll_iw_raw_per_step": "NLL a frame, in raw units",
-    "bits_per_value": "bits a value of it",
+    "bits_per_value": "bits per value of it",
     "nll_fivo_per_step": "NLL a frame, by a particle filter of {num_samples} particles (FIVO)",
     "nll_iw": "NLL a sequence, importance-weighted",
     "true_nll": "NLL a sequence of the process that made the data: no model can do better on average",

@@ -90,7 +90,7 @@ def each_label(model, count: int, batch: dict) -> dict:
     """Conditions for so many samples: all combinations of the labels' values in turn, and what else a batch has."""
     given = [name for name in ("attributes", "condition") if name in batch]
     under = {name: batch[name][torch.arange(count) % len(batch[name])] for name in given}
-    labels, each = {}, 1  # for how many samples a value holds: the first label changes at each
+    labels, each = {}, 1  # for how many samples per value holds: the first label changes at each
     for name, values in (model.config.condition_labels or {}).items():
         labels[name] = [values[i // each % len(values)] for i in range(count)]
         each *= len(values)
@@ -128,7 +128,7 @@ def encode_texts(model, tokenizer, texts: list[str], batch_size: int = 64, label
     if tokenizer is None:
         raise ValueError("`texts` are of a model of text, and this one is of frames: see scripts/generate.py.")
     if model.config.model_type == "vrnn":
-        raise ValueError("A vrnn has a latent a token, so texts of different lengths have no latents in common.")
+        raise ValueError("A vrnn has a latent per token, so texts of different lengths have no latents in common.")
     means, own = [], {}
     if labels is not None:
         own = {"class_ids": model.label_ids(for_all(labels, len(texts)))}
@@ -190,7 +190,7 @@ def draw_texts(
         starts = [{"latents": latents[part], **{name: rows[part] for name, rows in under.items()}} for part in parts]
         if prefix:
             options["decoder_input_ids"] = _beginning(model, tokenizer, prefix)
-    else:  # one latent a token, drawn as the text grows
+    else:  # one latent per token, drawn as the text grows
         ids = _beginning(model, tokenizer, prefix).expand(count, -1)
         starts = [{"inputs": part, **under} for part in ids.split(batch_size)]  # `generate` refuses conditions
     texts = []
@@ -307,7 +307,7 @@ def move_texts(model, tokenizer, texts, with_attribute, without, strengths=(1.0,
 
 @torch.no_grad()
 def encode_frames(model, sequences: list, batch_size: int = 64) -> list[torch.Tensor]:
-    """What stands for each sequence in latent space: the posterior mean [D], or of one latent a frame those [T, D].
+    """What stands for each sequence in latent space: the posterior mean [D], or of one latent per frame those [T, D].
 
     Args:
         sequences: in any form that [`FrameCollator`] takes.
@@ -379,9 +379,8 @@ def interpolate_frames(
 ) -> dict[str, np.ndarray]:
     """Sequences on the way from the first of two, as of [`encode_frames`], to the second; `t` runs from 0 to 1.
 
-    Lengths are on the way too; where there is one latent a frame, all are of the shorter of the two. Each stands under
-    the conditions of the nearer end, or other `labels`; where sequences bring their segments, it has its, and is as
-    long.
+    Lengths are on the way too; with one latent per frame, all are of the shorter of the two. Each stands under the
+    conditions of the nearer end, or other `labels`; where sequences bring their segments, it has its, and is as long.
     """
     check_has_latents(model)
     if len(sequences) != 2:
@@ -407,7 +406,7 @@ def move_frames(
     """Sequences, as of [`encode_frames`], moved along an attribute, given by two sets of examples, by each of several
     strengths, under their own conditions or other `labels`.
 
-    Where there is one latent a frame, the direction is that of their means over time, and all latents move by it.
+    Where there is one latent per frame, the direction is that of their means over time, and all latents move by it.
     """
     check_has_latents(model)
     size = model.config.latent_size

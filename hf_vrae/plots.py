@@ -45,18 +45,18 @@ def plot_training_curves(metrics_file: str | Path, picture: str | Path | None = 
     if later:
         low, high = min(later + [row["reconstruction"] for row in validation]), max(later)
         bound.set_ylim(low - 0.05 * (high - low) - 1e-3, high + 0.05 * (high - low) + 1e-3)
-    bound.set(title="Bound and reconstruction", ylabel="nats a sequence")
+    bound.set(title="Bound and reconstruction", ylabel="nats per sequence")
     curve(kl, train, "kl", "KL, training", color="tab:green", alpha=0.4)
     curve(kl, validation, "kl", "KL, validation", color="tab:green", **dots)
     if any("kl_capacity" in row for row in train):  # there the weight is constant, and this is the schedule
         curve(kl, train, "kl_capacity", "capacity C, what the KL is held to", color="tab:gray", linestyle=":")
-    kl.set(title="KL, and its weight", ylabel="nats a sequence")
+    kl.set(title="KL, and its weight", ylabel="nats per sequence")
     kl.set_ylim(bottom=0)
     weight = kl.twinx()
     curve(weight, train, "kl_weight", "KL weight (right)", color="tab:gray", linestyle="--")
     weight.set_ylim(0, 1.05 * max([1.0] + [row["kl_weight"] for row in train]))
     weight.set_ylabel("weight")
-    if validation and "mutual_information" not in validation[0]:  # of one latent a step there is none
+    if validation and "mutual_information" not in validation[0]:  # of one latent per step there is none
         information.set(title="Active units", yticks=[])
     else:
         curve(information, validation, "mutual_information", "mutual information", color="tab:purple", **dots)
@@ -98,7 +98,7 @@ def plot_kl_per_dimension(
         axis.bar(places, kl[order][places], color=colour, label=f"{label} units: {len(places)}")
     every = -(-len(kl) // 64)  # numbers of more than 64 bars would touch
     axis.set_xticks(range(0, len(kl), every), order[::every], fontsize=8, rotation=90 if len(kl) > 40 else 0)
-    axis.set(title=f"KL{of} {kl.sum():.2f} nats a sequence, by latent dimension", xlabel="dimension", ylabel="nats")
+    axis.set(title=f"KL{of} {kl.sum():.2f} nats per sequence, by latent dimension", xlabel="dimension", ylabel="nats")
     axis.margins(x=0.01)
     axis.grid(axis="y", alpha=0.3)
     axis.set_axisbelow(True)
@@ -128,7 +128,7 @@ def plot_latent_map(
     else:
         labels = np.asarray(["missing" if label is None else str(label) for label in labels])
     if len(means) != len(labels) or len(means) < 3:
-        raise ValueError(f"`labels` must be one a row of `means`, 3 at least; got {len(labels)} and {len(means)}.")
+        raise ValueError(f"`labels` must be one per row of `means`, 3 at least; got {len(labels)} and {len(means)}.")
     if method == "pca":
         points, shares = principal_components(means)
         names = [f"component {i + 1} ({100 * share:.1f} % of the variance)" for i, share in enumerate(shares)]
@@ -254,8 +254,8 @@ def plot_rate_distortion(rows: Sequence[dict], picture: str | Path | None = None
     """Models as points of rate and distortion, with lines of equal -ELBO, their sum (Alemi et al. 2018, fig. 1).
 
     Args:
-        rows: a model each: `name`, `kl` and `reconstruction`, nats a sequence, as in results.json; where the data know
-            it, `true_nll`, below which no sum can lie.
+        rows: a model each: `name`, `kl` and `reconstruction`, nats per sequence, as in results.json; where the data
+            know it, `true_nll`, below which no sum can lie.
         picture: PNG to write.
     """
     if not rows:
@@ -267,7 +267,7 @@ def plot_rate_distortion(rows: Sequence[dict], picture: str | Path | None = None
     figure = _figure(11 if many else 8, 6)
     axis = figure.subplots()
     axis.set_title("Rate and distortion; on a grey line, -ELBO is the same")
-    axis.set(xlabel="rate: KL, nats a sequence", ylabel="distortion: reconstruction, nats a sequence")
+    axis.set(xlabel="rate: KL, nats per sequence", ylabel="distortion: reconstruction, nats per sequence")
     colours = [COLOURS[i % len(COLOURS)] for i in range(len(rows))]
     for place, (x, y, name, colour) in enumerate(zip(rate, distortion, names, colours, strict=True), start=1):
         axis.scatter(x, y, color=colour, s=60, zorder=3, label=f"{place}  {name}" if many else name)

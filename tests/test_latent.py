@@ -233,7 +233,7 @@ def test_what_is_asked_of_a_walk_is_done(pair, tmp_path, monkeypatch):
 
 
 def test_words_are_drawn_from_the_whole_distribution(pair):
-    """Whatever the model's own configuration says; of a latent a token by the seed too."""
+    """Whatever the model's own configuration says; of a latent per token by the seed too."""
     trained, tokenizer = pair
     for model in (trained, make_vrnn(vocab_size=len(tokenizer))):
         options = {"seed": 1, "do_sample": True, "max_length": 9}
@@ -265,7 +265,7 @@ def test_a_walk_goes_from_those_without_the_attribute_to_those_with_it(tmp_path)
 
 
 def test_lengths_are_on_the_way_too():
-    """From the first one's to the second's; of a latent a frame there is a way for those that both have."""
+    """From the first one's to the second's; of a latent per frame there is a way for those that both have."""
     sequences = [np.random.rand(8, 3), np.random.rand(4, 3)]
     for model, lengths in ((make_frame_model(), [8, 7, 6, 5, 4]), (make_vrnn("frames", input_size=3), [4] * 5)):
         way = interpolate_frames(model, sequences, 5)

@@ -150,9 +150,9 @@ def test_an_evaluation_is_in_float32_and_says_so(tokenizer, monkeypatch):
     ("name", "suffix", "said"),
     [
         ("encoding", "npz", "is of files of characters, and these are none"),
-        ("sequence_column", "npz", "is of a .csv with a row a step, and these are none"),
-        ("feature_columns", "parquet", "is of a .csv with a row a step, and these are none"),
-        ("features_column", "csv", "is of data with a row a sequence, and these are none"),
+        ("sequence_column", "npz", "is of a .csv with a row per step, and these are none"),
+        ("feature_columns", "parquet", "is of a .csv with a row per step, and these are none"),
+        ("features_column", "csv", "is of data with a row per sequence, and these are none"),
     ],
 )
 def test_a_column_that_such_a_file_has_not_is_refused(name, suffix, said):

@@ -87,7 +87,7 @@ def test_kl_by_dimension_is_sorted_and_tells_active_units(tmp_path):
     assert legend(axis) == ["active units: 2", "inactive units: 2"] and "2.60 nats" in axis.get_title()
     assert (tmp_path / "kl.png").stat().st_size > 1000
     (axis,) = plot_kl_per_dimension([0.1], [0.02], of=" of the z of the whole,").axes
-    assert axis.get_title() == "KL of the z of the whole, 0.10 nats a sequence, by latent dimension"
+    assert axis.get_title() == "KL of the z of the whole, 0.10 nats per sequence, by latent dimension"
 
 
 def test_principal_components_against_known_directions():

@@ -13,7 +13,7 @@ def make_batches(
 
     Args:
         lengths: of each sequence, [N].
-        batch_size: sequences a batch; what is left over, sequences of any length, is a smaller one.
+        batch_size: sequences per batch; what is left over, sequences of any length, is a smaller one.
         seed, epoch: what the order depends on.
         group_by_length: shuffle, sort by length within pools of 100 batches, cut, shuffle the batches; else only
             shuffle.

@@ -47,10 +47,9 @@ def load_text(
     """Read the splits of a corpus, memory-mapped from `datasets`' cache.
 
     Args:
-        train_file, validation_file, test_file: .txt with a sequence a line, .csv, .tsv, .json, .jsonl or .parquet.
-        dataset_name: in place of files, a data set of the Hub, a local folder of data files (of a file a split, which
-            are read as above), or one that `save_to_disk` wrote; `dataset_config_name` chooses among its
-            configurations.
+        train_file, validation_file, test_file: .txt with a sequence per line, .csv, .tsv, .json, .jsonl or .parquet.
+        dataset_name: in place of files, a data set of the Hub, a local folder of data files (a file per split, read as
+            above), or one that `save_to_disk` wrote; `dataset_config_name` chooses among its configurations.
         text_column: column that holds the text; by default "text", or the only one of strings.
         encoding: of the files.
 
@@ -263,7 +262,7 @@ def tokenize(
     Args:
         data: has the column "text"; rows without a word are dropped.
         tokenizer: writes `<s> w1 .. wn </s>`.
-        max_length: tokens a sequence at most, marks included; longer ones are cut and still end in `</s>`.
+        max_length: tokens per sequence at most, marks included; longer ones are cut and still end in `</s>`.
         split: its name, for messages.
         num_proc: processes to tokenise with.
 

@@ -44,10 +44,10 @@ def load_frames(
                 splits: as `train_file` alone it gives them all, beside other files the one it is named for.
             .npy: [N, T, F]; [T], one series. A matrix is [T, F], one series, where `window` is given to cut it, and
                 else [N, T], of one channel (so it is in .npz without `lengths` and `y`).
-            .csv, .tsv: a row a step; the columns are channels, `sequence_column` says what belongs together.
-            .parquet, .json, .jsonl: a row a sequence; a column holds lists of numbers or of vectors.
+            .csv, .tsv: a row per step; the columns are channels, `sequence_column` says what belongs together.
+            .parquet, .json, .jsonl: a row per sequence; a column holds lists of numbers or of vectors.
         dataset_name: in place of files, a data set of the Hub, a local folder of data files, or one that
-            `save_to_disk` wrote, a row a sequence; `dataset_config_name` chooses among its configurations.
+            `save_to_disk` wrote, a row per sequence; `dataset_config_name` chooses among its configurations.
         features_column: the column, or array of an .npz, that holds the frames; by default "input_features", or the
             only one that can.
         feature_columns: of a .csv, which are channels; by default all of numbers but `sequence_column` and "label".
@@ -319,7 +319,7 @@ def _is_number(kind: pa.DataType) -> bool:
 
 
 def _steps(path: str, encoding: str) -> pa.Table:
-    """A .csv with a row a step."""
+    """A .csv with a row per step."""
 
     # A sensor may be silent for its first 10,000 rows; and its "NaN" is no word, but a label's is.
     def read(keep_default_na: bool = True, **how) -> pa.Table:
@@ -372,7 +372,7 @@ def _of_numbers(table: pa.Table) -> list[str]:
 def _from_steps(
     path: str, encoding: str, channels: list[str], sequence: str | None, segment: str | None, window, stride
 ) -> Dataset:
-    """A split out of a table with a row a step."""
+    """A split out of a table with a row per step."""
     table = _steps(path, encoding)
     for option, name in (("sequence_column", sequence), ("segment_column", segment)):
         if name is not None and name not in table.column_names:
@@ -422,7 +422,7 @@ def _lengths(lists: pa.Array) -> np.ndarray:
 def _from_rows(
     data: Dataset, column: str | None, segment: str | None, where: str, window: int | None, stride: int | None
 ) -> Dataset:
-    """A split out of a data set with a row a sequence: written to `datasets`' cache, as it may be a big one."""
+    """A split out of a data set with a row per sequence: written to `datasets`' cache, as it may be a big one."""
     depths = {field.name: _depth(field.type) for field in data.data.schema}
     able = [name for name, depth in depths.items() if depth and name != segment]
     if segment is not None and depths.get(segment) != 1:

@@ -135,7 +135,7 @@ def generate_corpus(num_train: int = 20_000, num_validation: int = 2_000, num_te
     """Draw a corpus; the same seed gives the same sentences.
 
     Args:
-        num_train, num_validation, num_test: sentences a split.
+        num_train, num_validation, num_test: sentences per split.
         seed: of the draw; each split has a stream of its own, so its sentences do not depend on the others' number.
 
     Returns:

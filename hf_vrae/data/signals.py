@@ -61,7 +61,7 @@ def generate_frames(num_train: int = 2000, num_validation: int = 200, num_test: 
     """Draw sequences; the same seed gives the same ones.
 
     Args:
-        num_train, num_validation, num_test: sequences a split.
+        num_train, num_validation, num_test: sequences per split.
         seed: of the draw; each split has a stream of its own, so it does not depend on the others' number.
 
     Returns:

@@ -127,7 +127,7 @@ def evaluate_disentanglement(model, dataset, collator, batch_size: int = 64, see
         dataset: rows with `input_ids` and a `ClassLabel` column for each factor, as in the built-in corpus. A factor
             that conditions the model is left out: its encoder is told it.
         collator: makes a batch of a list of sequences of token ids.
-        batch_size: sequences a batch.
+        batch_size: sequences per batch.
         seed: of [`dci`].
 
     Returns:

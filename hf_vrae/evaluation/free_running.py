@@ -22,7 +22,7 @@ INPUTS = ("input_ids", "input_features", "attention_mask", "labels")
 def evaluate_free_running(
     model, dataset, collator, batch_size: int = 64, accelerator: Accelerator | None = None
 ) -> dict[str, float]:
-    """How much of each sequence comes back from its z, the posterior's mode (of one latent a step, the path of the
+    """How much of each sequence comes back from its z, the posterior's mode (of one latent per step, the path of the
     posterior means), greedily decoded; every process of `accelerator` takes a share.
 
     Position by position, over all real positions of the data: a text that ends too early is wrong at every token it
@@ -33,7 +33,7 @@ def evaluate_free_running(
         model: has `encode`, `teacher_forced` and `generate`; it is put into evaluation mode and back.
         dataset: rows with `length` and `input_ids` or `input_features`.
         collator: makes a batch of a list of sequences; what it has beside these is passed on to `generate`.
-        batch_size: sequences a batch; changes the speed and nothing else.
+        batch_size: sequences per batch; changes the speed and nothing else.
 
     Returns:
         each of these with `teacher_forced_` and, where the model has latents, with `free_running_` before the name:

@@ -19,7 +19,7 @@ def encode_dataset(model, dataset, collator, batch_size: int = 64) -> Distributi
         model: has `encode`; it is put into evaluation mode and back.
         dataset: rows with `input_ids` or `input_features`.
         collator: makes a batch of a list of such sequences.
-        batch_size: sequences a batch.
+        batch_size: sequences per batch.
 
     Raises:
         ValueError: for a vrnn.

@@ -39,7 +39,7 @@ def paired_difference(nll: np.ndarray, baseline: np.ndarray) -> dict[str, float]
         nll, baseline: of each sequence in nats, [N] and in the same order, of two sequences at least.
 
     Returns:
-        `difference`, the mean of NLL minus baseline in nats a sequence, below 0 where the model is better, and its
+        `difference`, the mean of NLL minus baseline in nats per sequence, below 0 where the model is better, and its
         `standard_error`, s / sqrt(N) of these differences. That is of the sample of sequences, whose lengths, which
         make most of the variance of either NLL, cancel; how far another training would be is for seeds to say.
     """
@@ -66,30 +66,30 @@ def evaluate(
     Args:
         model: has `evaluation_terms`; it is put into evaluation mode and back.
         dataset: rows with `length` and `input_ids`, or `input_features` as `load_frames` makes them; `num_characters`,
-            for bits a character, and `true_log_prob`, the true log-probability of the row (of frames in raw units),
+            for bits per character, and `true_log_prob`, the true log-probability of the row (of frames in raw units),
             where they are there.
         collator: makes a batch with `labels` of a list of sequences.
         num_samples: K of the importance-weighted bound; of a model without z, which gives log p(x) itself, 1.
-        batch_size: sequences a batch.
+        batch_size: sequences per batch.
         seed: of the noise.
         svi_steps: of stochastic variational inference from each encoder's posterior (Kim et al. 2018), by the model's
             `refine`; all metrics are then of the refined posteriors.
         per_sequence: also give the terms of each sequence, in the order of the data.
 
     Returns:
-        in nats a sequence where nothing else is said:
+        in nats per sequence where nothing else is said:
 
-        - `neg_elbo`, `reconstruction`, `kl`, `nll_iw`; where the model has one latent a step and K is above 1 also
+        - `neg_elbo`, `reconstruction`, `kl`, `nll_iw`; where the model has one latent per step and K is above 1 also
           `nll_fivo` (Maddison et al. 2017);
         - `active_units`, `num_samples`, `num_sequences`, and `svi_steps` where there are any;
         - `true_nll` where the data know it;
         - of a model with `label_classifier` `num_labeled`, rows with a label, and of these `label_accuracy` of q(c|x);
           what is said of likelihood is of log p(x|c) in these and of log p(x) in the others: beside one another they
           are a mean of two things, so evaluate them apart;
-        - where z is one a sequence `mutual_information` (of `mi_num_sequences` sequences) and `mutual_information_32`,
-          the mean over batches of 32, the size of He et al. 2019, at most log 32 = 3.47. These are neighbours in the
-          data, which differ in less where those are sorted by label. Beside a prior that knows the condition both
-          count what z repeats of it, and can exceed the KL;
+        - where z is one per sequence `mutual_information`, of `mi_num_sequences` sequences, and as
+          `mutual_information_32` the mean over batches of 32, the size of He et al. 2019, at most log 32 = 3.47. These
+          are neighbours in the data, which differ in less where those are sorted by label. Beside a prior that knows
+          the condition both count what z repeats of it, and can exceed the KL;
         - of a model without conditions `marginal_kl`, KL(q(z) || p(z)) = KL - MI of the same sequences: how far the
           posteriors together are from where samples come from (Hoffman & Johnson 2016); too high where MI nears the
           log of their number;
@@ -133,7 +133,7 @@ def noise_generators(seed: int, indices: np.ndarray) -> list[torch.Generator]:
 
 
 def _columns(terms) -> tuple[dict[str, np.ndarray], torch.distributions.Distribution | None]:
-    """Per-sequence terms of one batch as numpy arrays, and its posterior where z is one a sequence."""
+    """Per-sequence terms of one batch as numpy arrays, and its posterior where z is one per sequence."""
     q, log_weights = terms.pop("posterior", None), terms.pop("log_weights")
     terms["nll_iw"] = math.log(len(log_weights)) - log_weights.logsumexp(0)
     if "log_fivo" in terms:
@@ -221,8 +221,8 @@ def _of_tokens(results, columns, bounds, dataset, config) -> dict[str, float]:
 
 
 def _of_frames(results, columns, bounds, dataset, config) -> dict[str, float | str]:
-    """Of each bound `_per_step`, total nats / total steps, and `_mean_of_means`, over the sequences, of the nats a
-    step of each; `kl_per_step`, `num_steps`. Of values on a grid, one a frame, `bits_per_value`. Where the model
+    """Of each bound `_per_step`, total nats / total steps, and `_mean_of_means`, over the sequences, of the nats per
+    step of each; `kl_per_step`, `num_steps`. Of values on a grid, one per frame, `bits_per_value`. Where the model
     scales frames, `units` is "scaled" and each bound is also there in raw units, `_raw` and `_raw_per_step`."""
     count, steps = results["num_sequences"], columns["num_steps"]
     total = int(steps.sum())

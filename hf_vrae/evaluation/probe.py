@@ -11,7 +11,7 @@ from .information import encoded_batches
 def representations(model, dataset, collator, batch_size: int = 64) -> np.ndarray:
     """What stands for each sequence, [N, D]: the posterior mean (of a vMF posterior its direction).
 
-    Of one latent a step it is the mean of the posterior means over the real steps, and beside it the last one's,
+    Of one latent per step it is the mean of the posterior means over the real steps, and beside it the last one's,
     [N, 2 D].
 
     Args:

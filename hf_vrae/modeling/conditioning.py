@@ -134,7 +134,7 @@ def label_ids(labels, names: dict[str, list[str]]) -> torch.LongTensor:
     """What a caller says of labels as ids, [B, L], of one row where all is said once; -100 where nothing is said.
 
     Args:
-        labels: a value, by name (a string) or id, or one a row; where there are several labels a dictionary of these.
+        labels: a value, by name (a string) or id, or one per row; of several labels a dictionary of these.
         names: of each label's values, `config.condition_labels`.
 
     Raises:
@@ -156,7 +156,7 @@ def label_ids(labels, names: dict[str, list[str]]) -> torch.LongTensor:
         columns.append(torch.tensor([_label_id(name, value, values) for value in rows]))
     rows = max(len(column) for column in columns)
     if wrong := [len(column) for column in columns if len(column) not in (1, rows)]:
-        raise ValueError(f"`labels` must say one value for all rows, or one a row; got {wrong[0]} and {rows}.")
+        raise ValueError(f"`labels` must say one value for all rows, or one per row; got {wrong[0]} and {rows}.")
     ids = torch.stack([column.expand(rows) for column in columns], dim=1)  # [B, L]
     check_label_ids(ids, names)
     return ids
@@ -185,7 +185,7 @@ def join(latents: torch.Tensor, condition: torch.Tensor | None) -> torch.Tensor:
         return latents
     if condition.dim() == 2 and len(condition) not in (1, latents.shape[-2]):
         raise ValueError(
-            f"There must be one condition, or one a row of the {latents.shape[-2]}; got {len(condition)} of them."
+            f"There must be one condition, or one per row of the {latents.shape[-2]}; got {len(condition)} of them."
         )
     return torch.cat([latents, condition.to(latents.dtype).expand(*latents.shape[:-1], -1)], dim=-1)
 

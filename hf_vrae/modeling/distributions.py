@@ -54,7 +54,7 @@ class DiagonalGaussian(Distribution):
     def rsample(self, sample_shape=(), generator: torch.Generator | list[torch.Generator] | None = None):
         """z = mean + stddev * epsilon, differentiable (Kingma & Welling 2014, eq. 4); [*sample_shape, *batch, D].
 
-        `generator` makes the noise repeatable; a list of them, one a row of the batch, ties each row's noise to the
+        `generator` makes the noise repeatable; a list of them, one per row of the batch, ties each row's noise to the
         row itself, whatever batch it stands in.
         """
         shape = self._extended_shape(torch.Size(sample_shape))

@@ -39,7 +39,7 @@ class VRAEGenerationMixin(GenerationMixin):
             decoder_input_ids: a beginning to go on from, [B, S] or [1, S]; padding in it is skipped.
             cache: the state an earlier call returned, or `past_key_values` as it was called before transformers 5.24;
                 `decoder_input_ids` are then all its tokens.
-            labels: what to decode under, by name or id: one for all rows or a list of one a row, of several labels a
+            labels: what to decode under, by name or id: one for all rows or a list of one per row, of several labels a
                 dictionary of these. What is not said here is as in `class_ids`, `attributes` and `condition`, those
                 of the input (see [`ConditionalModel.condition`]), or missing.
             guidance_scale: s of log p = log p(without c) + s (log p(with c) - log p(without c)), classifier-free

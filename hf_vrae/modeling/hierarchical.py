@@ -1,4 +1,4 @@
-"""The network of latents at several scales (Roberts et al. 2018, MusicVAE, with z a segment too), as its equations.
+"""The network of latents at several scales (Roberts et al. 2018, MusicVAE, with z per segment too), as its equations.
 
     p:  z_g ~ N(0, I)                                                   the whole
         c_s = f(c_{s-1}, [z_{s-1}; z_g]),  c_0 from z_g                 conductor

@@ -370,7 +370,7 @@ class _NADELogits(Function):
 
 
 class Dropout(nn.Dropout):
-    """Dropout with 16 random bits an element, four elements a draw: on a CPU torch draws them one by one, five times
+    """Dropout with 16 random bits per element, four elements a draw: on a CPU torch draws them one by one, five times
     slower. `p` is rounded to a multiple of 2**-16.
 
     Args:

@@ -137,7 +137,7 @@ class ConditionalModel(OneLatentModel):
         check_label_ids(class_ids.view(-1, 1), self._names)
         if class_ids.numel() not in (1, rows):
             raise ValueError(
-                f"`class_ids` must be one label, or one a row of the {rows}; got {class_ids.numel()} of them."
+                f"`class_ids` must be one label, or one per row of the {rows}; got {class_ids.numel()} of them."
             )
         return class_ids.view(-1).to(self.device).expand(rows)
 

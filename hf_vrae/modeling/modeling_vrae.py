@@ -46,14 +46,14 @@ class VRAEOutput(Seq2SeqLMOutput):
     """transformers' output of a sequence-to-sequence model, whose attentions are None here, and what a VAE adds to it.
 
     Args:
-        loss: mean over the examples of reconstruction + kl_weight * KL, in nats a sequence; in training what the
+        loss: mean over the examples of reconstruction + kl_weight * KL, in nats per sequence; in training what the
             configuration makes of it: the KL that is charged for, further terms, or the importance-weighted bound.
         logits: [B, T, V], of the token that follows each decoder position.
         cache: decoder state after the last token, for the next call; see `cache_name.py`.
         decoder_hidden_states: embeddings [B, T, E] and each layer's outputs [B, T, H].
         encoder_last_hidden_state, encoder_hidden_states: see [`VRAEEncoderOutput`].
-        reconstruction_loss: mean of -log p(x|z), summed over tokens, in nats a sequence.
-        kl: mean of KL(q(z|x) || p(z)), neither weighted nor clamped, in nats a sequence.
+        reconstruction_loss: mean of -log p(x|z), summed over tokens, in nats per sequence.
+        kl: mean of KL(q(z|x) || p(z)), neither weighted nor clamped, in nats per sequence.
         last_hidden_state: decoder outputs, [B, T, H]; of the model without head only.
         latents: the z that was decoded, [B, D]; of the model without head with c behind it, [B, D + C].
         posterior_mean, posterior_logvar: of q(z|x), float32 [B, D], the first of a vMF posterior its direction; None

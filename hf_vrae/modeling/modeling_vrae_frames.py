@@ -30,11 +30,11 @@ from .recurrent import predecessors
 class VRAEFrameOutput(ModelOutput):
     """
     Args:
-        loss: mean over the examples of reconstruction + kl_weight * KL, in nats a sequence; in training what the
+        loss: mean over the examples of reconstruction + kl_weight * KL, in nats per sequence; in training what the
             configuration makes of it: the KL that is charged for, further terms, or the importance-weighted bound.
-        reconstruction_loss: mean of -log p(x|z), summed over frames, in nats a sequence, a density of scaled frames;
+        reconstruction_loss: mean of -log p(x|z), summed over frames, in nats per sequence, a density of scaled frames;
             `heads.raw_log_prob_offset` says what raw ones add to log p.
-        kl: mean of KL(q(z|x) || p(z)), neither weighted nor clamped, in nats a sequence.
+        kl: mean of KL(q(z|x) || p(z)), neither weighted nor clamped, in nats per sequence.
         predictions: the mean of p(x_t | x_<t, z) for each frame of the labels, in raw units, 0 at padding,
             [B, T, F]; None in training with labels, where nobody looks.
         decoder_hidden_states: embeddings [B, T, E] and each layer's outputs [B, T, H].

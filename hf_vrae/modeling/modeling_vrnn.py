@@ -1,4 +1,4 @@
-"""The variational recurrent neural network (Chung et al. 2015) as a transformers model: one latent a step.
+"""The variational recurrent neural network (Chung et al. 2015) as a transformers model: one latent per step.
 
     log p(x) >= E_q[sum_t log p(x_t | z_t, h_{t-1}) - KL(q(z_t | x_t, h_{t-1}) || p(z_t | h_{t-1}))]    eq. 11
 
@@ -51,7 +51,7 @@ class VRNNOutput(CausalLMOutputWithPast):
         cache: the state after the last token, and the z of the next one; see `cache_name.py`.
         hidden_states: the embedded inputs [B, T, E] and h_t [B, T, H]; where they are of the path that was sampled,
             in training with `labels` and of frames, left-aligned phi_x(x_t) [B, T, P] in place of the former.
-        reconstruction_loss: mean of -sum_t log p(x_t | z_t, h_{t-1}), in nats a sequence.
+        reconstruction_loss: mean of -sum_t log p(x_t | z_t, h_{t-1}), in nats per sequence.
         kl: mean of sum_t KL(q(z_t | x_t, h_{t-1}) || p(z_t | h_{t-1})), neither weighted nor clamped.
         latents: the z of each token that follows a position, [B, T, D]; with `labels` the path that was sampled.
             None where `latent_size` is 0.
@@ -281,7 +281,7 @@ class VRNNPreTrainedModel(LatentSequenceModel):
     def evaluation_terms(
         self, num_samples: int, generators: list[torch.Generator] | None = None, svi_steps: int = 0, **batch
     ):
-        """What evaluation takes of a batch, a row a sequence, in nats.
+        """What evaluation takes of a batch, a row per sequence, in nats.
 
         Args:
             num_samples: K.
@@ -294,7 +294,7 @@ class VRNNPreTrainedModel(LatentSequenceModel):
         """
         if svi_steps:
             raise ValueError(
-                f"`svi_steps` {svi_steps} refines one posterior a sequence; a VRNN has one a step. Set it to 0."
+                f"`svi_steps` {svi_steps} refines one posterior a sequence; a VRNN has one per step. Set it to 0."
             )
         observed = self._observe(**batch)
         noise = self._noise(num_samples, observed, generators)

@@ -1,4 +1,4 @@
-"""Training objectives and bounds as functions of per-example terms, all in nats a sequence."""
+"""Training objectives and bounds as functions of per-example terms, all in nats per sequence."""
 
 import math
 
@@ -57,7 +57,7 @@ def capacity_gap(kl: torch.Tensor, capacity: float) -> torch.Tensor:
 
     Args:
         kl: KL(q(z|x) || p(z)), [B], or their mean.
-        capacity: C, in nats a sequence, which a schedule raises.
+        capacity: C, in nats per sequence, which a schedule raises.
     """
     return (kl.mean() - capacity).abs()
 

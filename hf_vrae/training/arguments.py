@@ -31,7 +31,7 @@ MODEL_OF_FRAMES = (
     "head", "num_mixtures", "num_levels", "nade_hidden_size", "min_scale", "predict_length", "autoregressive",
 )  # fmt: skip
 FRAME_FILES = (".npz", ".npy")
-STEP_FILES = {".csv", ".tsv"}  # with a row a step, whose columns are channels
+STEP_FILES = {".csv", ".tsv"}  # with a row per step, whose columns are channels
 
 
 def _arg(default, text: str):
@@ -43,8 +43,8 @@ def check_ways_to_read(given: dict, files: list[str]) -> None:
     suffixes = {Path(file).suffix for file in files}
     rules = [
         (["encoding"], suffixes and suffixes <= {*FRAME_FILES, ".parquet"}, "is of files of characters"),
-        (["features_column"], suffixes and suffixes <= STEP_FILES, "is of data with a row a sequence"),
-        (["feature_columns", "sequence_column"], not suffixes & STEP_FILES, "is of a .csv with a row a step"),
+        (["features_column"], suffixes and suffixes <= STEP_FILES, "is of data with a row per sequence"),
+        (["feature_columns", "sequence_column"], not suffixes & STEP_FILES, "is of a .csv with a row per step"),
     ]
     for names, senseless, reason in rules:
         if wrong := [name for name in names if senseless and name in given]:
@@ -61,7 +61,7 @@ class DataArguments:
 
     train_file: str | None = _arg(
         None,
-        "Text: .txt (a sequence a line), .csv, .tsv, .json, .jsonl or .parquet; frames: the last five, .npz, .npy",
+        "Text: .txt (a sequence per line), .csv, .tsv, .json, .jsonl or .parquet; frames: the last five, .npz, .npy",
     )
     validation_file: str | None = _arg(None, "As train_file; by default taken out of the training data")
     test_file: str | None = _arg(None, "As train_file; by default the final evaluation takes the validation data")
@@ -98,7 +98,7 @@ class DataArguments:
         None, "frames: column, or array of an .npz, of the frames; by default 'input_features', or the only one"
     )
     feature_columns: list[str] | None = _arg(
-        None, "frames: channels of a .csv with a row a step; by default its columns of numbers"
+        None, "frames: channels of a .csv with a row per step; by default its columns of numbers"
     )
     sequence_column: str | None = _arg(None, "frames: rows of a .csv with the same value here are one sequence")
     segment_column: str | None = _arg(
@@ -208,9 +208,9 @@ class TrainArguments:
         0.8, "Number of updates over which the KL weight rises; below 1, their share of the run or cycle"
     )
     kl_cycles: int = _arg(4, "Cycles of the cyclical schedule")
-    kl_capacity: float = _arg(0.0, "Last C of the capacity schedule, whose KL term is |KL - C|; nats a sequence")
+    kl_capacity: float = _arg(0.0, "Last C of the capacity schedule, whose KL term is |KL - C|; nats per sequence")
     minimum_rate: float = _arg(0.0, "Least KL of a sequence in nats, held by a Lagrangian multiplier")
-    free_bits: float = _arg(0.0, "KL that costs nothing: nats a dimension or a sequence, bits for hinge")
+    free_bits: float = _arg(0.0, "KL that costs nothing: nats per dimension or a sequence, bits for hinge")
     free_bits_form: FreeBitsForm = _arg(
         "dimension",
         "Whose KL is free up to free_bits: a dimension's in the batch mean (dimension_mean) or in each sequence "
@@ -308,7 +308,7 @@ def _model_arguments() -> type:
     }
     model_type = _arg(
         "vrae",
-        "vrae: one latent a sequence; vrnn: one latent a step; hierarchical_vrae: one of the whole, one a segment",
+        "vrae: one latent per sequence; vrnn: one per step; hierarchical_vrae: one of the whole, one per segment",
     )
     chosen = {"model_type": ("model_type", Literal[*CONFIGURATIONS], model_type)}
     for f in (f for configuration in CONFIGURATIONS.values() for f in dataclasses.fields(configuration)):

@@ -224,11 +224,11 @@ def _not_of_vrnn(args: "TrainArguments") -> list[tuple[bool, str]]:
         (
             args.svi_steps > 0 or args.mmd_weight > 0,
             f"`svi_steps` {args.svi_steps} and `mmd_weight` {args.mmd_weight} are of one posterior a sequence, "
-            "and a vrnn has one a step, each of what was sampled before. Set both to 0.",
+            "and a vrnn has one per step, each of what was sampled before. Set both to 0.",
         ),
         (
             args.aggressive,
-            "`aggressive` ends when the mutual information of x and one z falls, and a vrnn has a z a step. Leave "
+            "`aggressive` ends when the mutual information of x and one z falls, and a vrnn has a z per step. Leave "
             "it out; `kl_schedule`, `free_bits`, `minimum_rate` and `residual_posterior` are there.",
         ),
         (

@@ -43,7 +43,7 @@ COLUMNS_OF_FRAMES = [
     ("KL", "kl_per_step", 3),
 ]
 # Beside them where some row has it: of one value on a grid a frame, and of q(c|x) with few labels.
-COLUMNS_OF_SOME = [("bits a value (IW)", "bits_per_value", 3), ("label accuracy", "label_accuracy", 3)]
+COLUMNS_OF_SOME = [("bits per value (IW)", "bits_per_value", 3), ("label accuracy", "label_accuracy", 3)]
 # What `num_quality_samples` adds to a row, in the units of its name.
 COLUMNS_OF_QUALITY = [
     ("accuracy, teacher-forced", "teacher_forced_accuracy", 3),
@@ -254,7 +254,7 @@ def _results(path: Path) -> dict:
 
 
 def comparison_table(rows: Sequence[dict], short: bool = False) -> str:
-    """Markdown: a line a row, the mean of its seeds with their standard deviation, each published number in brackets.
+    """Markdown: a line per row, the mean of its seeds with their standard deviation, published numbers in brackets.
 
     Args:
         rows: what [`collect`] returns; one without runs stays empty and says so.

@@ -38,7 +38,7 @@ from .tasks import FrameTask, TextTask, lengths
 
 logger = logging.getLogger(__name__)
 
-COLLAPSED = 0.1  # nats a sequence: below, z says next to nothing about x
+COLLAPSED = 0.1  # nats per sequence: below, z says next to nothing about x
 COLLAPSE_WARNING = """The posterior has collapsed: at step %d %s, so the decoder ignores z and all latents decode \
 alike. What helps: %s; less --dropout."""
 NEVER_ARRIVES = """The KL schedule rises for %g updates (`kl_warmup_steps`), and the run has %d. Until it has arrived \
@@ -97,7 +97,7 @@ class TrainingState:
     """
 
     step: int = 0
-    batch_size: int = 0  # sequences an update, over all processes
+    batch_size: int = 0  # sequences per update, over all processes
     training_seconds: float = 0.0
     best_step: int | None = None
     best_metric: float = math.inf
@@ -462,13 +462,13 @@ class TrainingLoop:
     def warn_of_collapse(self, results: dict) -> None:
         """Say so where z tells nothing of x, and what helps this model."""
         config = self.plain_model.config
-        found = f"the KL is {results['kl']:.3f} nats a sequence with {results['active_units']} active units"
+        found = f"the KL is {results['kl']:.3f} nats per sequence with {results['active_units']} active units"
         collapsed = results["kl"] < COLLAPSED
         if "mutual_information" in results and "kl_global" not in results:  # units are counted of all latents
             collapsed = collapsed or results["active_units"] == 0
         if config.posterior == "vmf":
             # Its KL is constant, and means on a sphere vary by 1 / latent_size at most: often no unit is ever active.
-            found = f"the mutual information is {results['mutual_information']:.3f} nats a sequence"
+            found = f"the mutual information is {results['mutual_information']:.3f} nats per sequence"
             collapsed = results["mutual_information"] < COLLAPSED
         if collapsed and config.latent_size and results["num_sequences"] > 1:  # of one these say nothing
             remedies = remedies_of(config, self.args)

@@ -30,7 +30,7 @@ class KLSchedule:
         start: first value; the logistic form begins near it.
         warmup: updates it takes, or, below 1, their share of the run (of a cycle where there are cycles).
         cycles: of the cyclical form.
-        capacity: last C of the capacity form, nats a sequence.
+        capacity: last C of the capacity form, nats per sequence.
 
     Raises:
         ValueError: for another kind, for a weight that would fall, and where no cycle is as long as its warm-up: the

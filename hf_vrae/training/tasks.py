@@ -52,7 +52,7 @@ class TextTask:
         tokenizer: saved with every checkpoint, and used to show samples.
         max_length: longer sequences are cut; by default as the run that saved the tokenizer did.
         num_proc: processes to tokenize with.
-        causal: whether the model has one latent a token, and its input tokens as labels.
+        causal: whether the model has one latent per token, and its input tokens as labels.
         conditions: columns that condition the model.
         noise: puts other words in place of the decoder's and of its targets in training.
     """
@@ -169,7 +169,7 @@ class TextTask:
         return batch | {"decoder_input_ids": read, "decoder_attention_mask": labels != -100, "labels": labels}
 
     def fingerprint(self, split: Dataset) -> str:
-        """SHA-256 of a split's texts, one a line."""
+        """SHA-256 of a split's texts, one per line."""
         digest = hashlib.sha256()
         for start in range(0, split.num_rows, 1000):
             digest.update("".join(f"{text}\n" for text in split[start : start + 1000]["text"]).encode())

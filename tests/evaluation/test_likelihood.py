@@ -36,7 +36,7 @@ def test_all_keys_are_there(trained, tokenized):
     results = run(trained, tokenized["test"])
     assert set(KEYS) <= set(results)
     assert results["num_sequences"] == 60 and results["num_samples"] == 4
-    # <s> does not count, </s> does: words plus one a sentence.
+    # <s> does not count, </s> does: words plus one per sentence.
     assert results["num_tokens"] == sum(len(text.split()) + 1 for text in tokenized["test"]["text"])
     assert results["mi_num_sequences"] == 60
 
@@ -145,7 +145,7 @@ def test_perplexity_is_of_totals_not_a_mean_of_means():
 
 
 def test_published_pair_of_the_protocol():
-    """PTB test: NLL 101.04 nats a sentence is perplexity 100.5 at 82,430 tokens (Li et al. 2020, table 8)."""
+    """PTB test: NLL 101.04 nats per sentence is perplexity 100.5 at 82,430 tokens (Li et al. 2020, table 8)."""
     assert perplexity(101.04, 3761, 78_669 + 3761) == pytest.approx(100.5, abs=0.1)
 
 

@@ -262,7 +262,7 @@ def test_a_condition_is_of_tensors():
         ({"tense": 3}, "'tense' has the ids 0 to 2, past, present, future.* got 3"),
         ({"aspect": "past"}, r"must be of \['mood', 'tense'\], got 'aspect'"),
         ("past", "dictionary where there are several labels"),
-        ({"tense": ["past", "past"], "mood": [0, 1, 1]}, "one value for all rows, or one a row"),
+        ({"tense": ["past", "past"], "mood": [0, 1, 1]}, "one value for all rows, or one per row"),
         (
             {"tense": ["past", None, "past", "past"]},
             "must be a name or an id, .* got None",
@@ -287,7 +287,7 @@ def test_bad_conditions_are_named(batch):
         ({"class_ids": torch.zeros(4, 2)}, "must be integers"),
         ({"attributes": torch.zeros(4, 3)}, r"\[batch, 2\] for the model's `condition_attributes`"),
         ({"condition": torch.zeros(3, 3), "attributes": torch.zeros(4, 2)}, "as many rows"),
-        ({"condition": torch.zeros(3, 3)}, "one a row of the 4; got 3"),
+        ({"condition": torch.zeros(3, 3)}, "one per row of the 4; got 3"),
     ]:
         with pytest.raises(ValueError, match=message):
             model.encode(**batch, **bad)
@@ -400,7 +400,7 @@ def test_one_label_for_all_rows_trains_them_all(make, batch):
         torch.manual_seed(0)
         losses.append(model.train()(class_ids=torch.ones(rows, dtype=torch.long), **x).loss)
     torch.testing.assert_close(*losses)
-    with pytest.raises(ValueError, match="one a row of the 4; got 3"):
+    with pytest.raises(ValueError, match="one per row of the 4; got 3"):
         model(class_ids=torch.tensor([1, 1, 1]), **x)
 
 
@@ -550,7 +550,7 @@ def test_labels_beside_ids_of_another_shape_are_refused():
         model.generate(**beside, class_ids=torch.tensor([0, 1, 0]))
     with pytest.raises(ValueError, match=r"for each of the 3 of `labels`.*got \[2, 2\]"):
         model.generate(**beside | {"labels": {"mood": ["question"] * 3}}, class_ids=torch.zeros(2, 2).long())
-    with pytest.raises(ValueError, match="one label, or one a row of the 4; got 3"):
+    with pytest.raises(ValueError, match="one label, or one per row of the 4; got 3"):
         make_model(**SEMI).infer_labels(torch.tensor([0, -100, 1]), input_ids=torch.randint(4, 40, (4, 5)))
 
 

@@ -1,4 +1,4 @@
-"""Runs of frames, and of models with one latent a step: the whole way, by the scripts and by the same loop."""
+"""Runs of frames, and of models with one latent per step: the whole way, by the scripts and by the same loop."""
 
 import copy
 import functools
@@ -233,7 +233,7 @@ def test_a_trained_model_of_frames_is_measured_and_walked_in(family, recipe, tmp
     made = np.load("reco.npz")
     assert made["lengths"].tolist() == [lengths[4], lengths[2]]
     np.testing.assert_allclose(made["real"][1, : lengths[2]], frames[2], rtol=1e-6)
-    # Moved by nothing it is the reconstruction, and so are both ends of a path (one latent a frame: of equal lengths).
+    # Moved by nothing it is the reconstruction; so are both ends of a path (one latent per frame: of equal lengths).
     moved, again = np.load("attr.npz"), walk_frames(load("run")[0], "reconstruct", "my.npz")
     np.testing.assert_allclose(moved["moved 0"], again["reconstruction"], rtol=1e-4, atol=1e-5)
     assert np.nanmax(np.abs(moved["moved 1"] - moved["moved 0"])) > 0  # little, so short a training
@@ -299,7 +299,7 @@ def test_a_grid_of_values_is_scaled_to_it_and_counted_in_bits(recipe, tmp_path, 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_table_of_sensors_with_missing_values(family, recipe, tmp_path):
-    """A row a step; empty cells, a channel that is silent in what is shown, and a word for each sequence."""
+    """A row per step; empty cells, a channel that is silent in what is shown, and a word for each sequence."""
     rng = np.random.default_rng(0)
     lines = [
         f"{name},{rng.normal():.3f},{'' if name < 3 or rng.random() < 0.3 else f'{rng.normal():.3f}'},{name % 2}"

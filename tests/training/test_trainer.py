@@ -53,7 +53,7 @@ def tokenized_like(data):
 
 @pytest.mark.parametrize("steps", [1, 2])
 def test_accumulation_in_trainer_weighs_kl_and_reconstruction_alike(parts, steps, monkeypatch):
-    """`accepts_loss_kwargs = False`: a loss of nats a sequence, whatever the number of tokens in the batch."""
+    """`accepts_loss_kwargs = False`: a loss of nats per sequence, whatever the number of tokens in the batch."""
     monkeypatch.setattr(distributions, "_standard_normal", lambda shape, like, generator: like.new_zeros(shape))
     model, data, arguments, collator = parts
     rows = data["train"].select(range(8))

@@ -30,7 +30,7 @@ def evaluate_text(
     Args:
         model, tokenizer: as in [`reconstruction_quality`].
         texts: real ones, at least two.
-        batch_size: sequences a batch; changes the speed and nothing else.
+        batch_size: sequences per batch; changes the speed and nothing else.
         seed: of the latents and of the samples.
         judge: another model, trained on real text, and its tokenizer; see [`forward_perplexity`].
         conditions: what each text stands under, by the words of a batch; the samples stand under the same.
@@ -202,7 +202,7 @@ def forward_perplexity(
         seed: of the judge's latents.
 
     Returns:
-        `perplexity`, `nll` (nats a sequence), `num_samples`, `num_sequences`, `num_tokens`, and `num_unknown`, how
+        `perplexity`, `nll` (nats per sequence), `num_samples`, `num_sequences`, `num_tokens`, and `num_unknown`, how
         many of these are `<unk>` to the judge.
     """
     nats, tokens, unknown = 0.0, 0, 0

@@ -38,13 +38,13 @@ def train_text_classifier(
 
     Args:
         texts: whose tokens white space separates.
-        labels: one a text, of two values or more.
+        labels: one per text, of two values or more.
         held_out: share of the texts, of each label alike, that only test it.
         seed: of the choice.
     """
     if len(texts) != len(labels) or len(set(labels)) < 2:
         raise ValueError(
-            "`labels` must be one a text and of at least two values, got "
+            "`labels` must be one per text and of at least two values, got "
             f"{len(labels)} for {len(texts)} texts, of {len(set(labels))} values."
         )
     try:
