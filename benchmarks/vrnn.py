@@ -1,6 +1,6 @@
-"""VRNN: frames per second of training, by the ELBO and as a particle filter (FIVO), and of generation, ours against the
-plain way: a re-statement in stock PyTorch of how the published code works (Chung et al. 2015; Maddison et al. 2017), a
-loop over time over cells in which every network, the likelihood and the KL are computed step by step.
+"""VRNN: frames per second of training, by the ELBO and as a particle filter (FIVO), and of generation, ours against
+the plain way: a re-statement in stock PyTorch of how the published code works (Chung et al. 2015; Maddison et al.
+2017), a loop over time over cells in which every network, the likelihood and the KL are computed step by step.
 
 python benchmarks/vrnn.py --json vrnn.json
 """
