@@ -26,7 +26,7 @@ def main():
     parser.add_argument("recipes", help="Folder of recipes; those with a title are rows")
     parser.add_argument("--output_dir", required=True, help="Holds a folder a row and seed")
     parser.add_argument("--rows", nargs="+", help="Names of the recipes to train; by default all")
-    parser.add_argument("--seeds", nargs="+", type=int, default=[42])
+    parser.add_argument("--seeds", nargs="+", type=int, help="Of each row; by default 42")
     parser.add_argument("--table_only", action="store_true", help="Train nothing")
     of_document = "Set the table between the lines <!-- compare.py RECIPES --> of these .md, or its short form"
     parser.add_argument("--document", nargs="+", default=[], help=of_document)
@@ -38,9 +38,10 @@ def main():
         raise ValueError(f"`rows` names {sorted(unknown)[0]!r}; there are {', '.join(p.stem for p in recipes)}.")
     chosen = [path for path in recipes if args.rows is None or path.stem in args.rows]
     if not args.table_only:
-        comparison.train_rows(chosen, folder, args.seeds, flags, Path(__file__).with_name("train.py"))
-    elif flags:
-        raise ValueError(f"`table_only` trains nothing, so {flags[0]} has no effect.")
+        comparison.train_rows(chosen, folder, args.seeds or [42], flags, Path(__file__).with_name("train.py"))
+    elif args.rows or args.seeds or flags:
+        named = ["--rows"] * bool(args.rows) + ["--seeds"] * bool(args.seeds) + flags
+        raise ValueError(f"`table_only` trains nothing, so {named[0]} has no effect.")
     if not PartialState().is_main_process:
         return
     rows = comparison.collect(recipes, folder)

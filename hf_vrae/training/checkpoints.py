@@ -89,7 +89,7 @@ def find_run(output_dir: str | Path, overwrite: bool) -> list[Path]:
             f"`output_dir` {str(folder)!r} already holds a run. Name another folder, go on with that run by "
             "--resume_from_checkpoint latest, or delete it by --overwrite_output_dir."
         )
-    parts = [*folder.glob("partial-checkpoint-*"), *(folder / "judges").glob("*/model")]
+    parts = [*folder.glob("partial-*"), *(folder / "judges").glob("*/model")]
     return files + folders + (parts if files or folders else [])
 
 

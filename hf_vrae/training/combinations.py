@@ -54,6 +54,7 @@ def _options_nobody_reads(args: "TrainArguments") -> list[tuple[bool, str]]:
         "adam_beta1": (adam, "`optim` adamw, adam or lamb"),
         "adam_beta2": (adam, "`optim` adamw, adam or lamb"),
         "momentum": (not adam, "`optim` sgd"),
+        "warmup_steps": (args.lr_scheduler_type != "constant", "a `lr_scheduler_type` other than constant"),
         "kl_cycles": (args.kl_schedule == "cyclical", "`kl_schedule` cyclical"),
         "aggressive_max_epochs": (args.aggressive, "`aggressive`"),
         "eval_steps": (args.eval_strategy == "steps", "`eval_strategy` steps"),

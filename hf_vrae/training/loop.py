@@ -140,6 +140,9 @@ class TrainingLoop:
         self.state = TrainingState(
             fingerprint=described[0], judged_by=f"{self.metric} of {described[1]}", aggressive=args.aggressive
         )
+        # What makes a bound tighter makes another metric of it.
+        for name, is_read in (("num_train_samples", args.resampling), ("svi_steps", args.svi_steps)):
+            self.state.judged_by += f", {name} {getattr(args, name)}" if is_read else ""
         self.collator = task.collator()
         self.batches = UpdateBatches(train, self.lengths, self.collator, args, accelerator)
         self.state.batch_size, self.steps_per_epoch = self.batches.batch_size, self.batches.steps_per_epoch
@@ -232,6 +235,10 @@ class TrainingLoop:
                     return
                 previous, loss, tokens = mean, 0.0, 0
 
+    def end_aggressive_training(self) -> None:
+        self.state.aggressive = False
+        logger.info("step %d: encoder and decoder train together from here on", self.state.step)
+
     def hold_rate(self, terms: torch.Tensor, count: int) -> None:
         """Gradient ascent on the multiplier u >= 0 of u (r - KL), r the minimum desired rate (Pelsmaeker & Aziz 2020,
         sec. 3.3): below the rate a nat of KL costs less and less. At u = beta it costs nothing and u stops: were KL to
@@ -260,7 +267,10 @@ class TrainingLoop:
             )
             encoder = list(self.plain_model.get_encoder().parameters())
             self.model.train()
+            most = self.args.aggressive_max_epochs * self.steps_per_epoch
             while not self.is_over():
+                if self.state.aggressive and self.state.step >= most:
+                    self.end_aggressive_training()
                 if self.state.aggressive:
                     self.train_encoder(encoder_micro_batches)
                 indices = batches.of_step(self.state.step)
@@ -440,11 +450,9 @@ class TrainingLoop:
         )
         self.warn_of_collapse(results)
         if state.aggressive:
-            cap = args.aggressive_max_epochs * self.steps_per_epoch
-            state.aggressive = results["mutual_information"] >= state.mutual_information and state.step < cap
+            if results["mutual_information"] < state.mutual_information:
+                self.end_aggressive_training()
             state.mutual_information = results["mutual_information"]
-            if not state.aggressive:
-                logger.info("step %d: encoder and decoder train together from here on", state.step)
         self.show_samples()
         self.clock += time.perf_counter() - began  # tokens/s is that of training
         # Before the KL weight has arrived the bound still rises and falls with it (trap 9 of the field).
@@ -548,6 +556,8 @@ class TrainingLoop:
             reason = "judged by another metric or on other validation data"
         elif not (self.output_dir / f"checkpoint-{state.best_step}").is_dir():
             reason = "deleted"
+        elif self.args.eval_strategy == "no" and not self.is_at_its_end(state):
+            reason = "followed by no evaluation (`eval_strategy` no)"
         if state.best_step is not None and reason and self.is_at_its_end(state):
             raise ValueError(
                 f"The run of {str(folder)!r} is at its end, and its best model, `checkpoint-{state.best_step}`, is "
@@ -556,8 +566,7 @@ class TrainingLoop:
         if state.best_step is not None and reason:
             logger.warning("the best model up to %s is %s: the best one from here on is taken", folder, reason)
             state.best_step, state.best_metric, state.evaluations_without_improvement = None, math.inf, 0
-        for name in ("fingerprint", "judged_by", "batch_size"):
-            setattr(state, name, getattr(self.state, name))
+        state.judged_by = self.state.judged_by
         self.state = state
         # What was over stays over; what the arguments take away, or ask for first now, is theirs.
         state.aggressive = self.args.aggressive and (state.aggressive or state.encoder_updates == 0)
@@ -568,7 +577,7 @@ class TrainingLoop:
             for name in ("metrics.jsonl", "samples.jsonl"):
                 path = self.output_dir / name
                 # Not `splitlines`: a text may hold other ends of lines.
-                lines = path.read_text("utf-8").split("\n") if path.exists() else []
+                lines = path.read_text("utf-8", errors="replace").split("\n") if path.exists() else []
                 path.write_text("".join(f"{line}\n" for line in lines if _step_of(line) <= state.step), "utf-8")
 
     @contextlib.contextmanager

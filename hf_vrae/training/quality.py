@@ -117,6 +117,7 @@ def _perplexity_under_a_model_of(
     accelerator.wait_for_everyone()
     flags = f"--overwrite_output_dir --seed {args.seed} --max_length {recipe.data.max_length}".split()
     flags += ["--mixed_precision", accelerator.mixed_precision]  # which accelerate keeps for all of a process
+    flags += ["--per_device_train_batch_size", str(max(1, 64 // accelerator.num_processes))]  # 64 in all
     files = {"train_file": folder / "train.txt", "test_file": folder / "test.txt", "tokenizer_name": args.output_dir}
     files["output_dir"] = folder / "model"
     flags += [word for name, path in files.items() for word in (f"--{name}", str(path))]

@@ -27,6 +27,7 @@ from .checkpoints import checkpoints, find_checkpoint, find_run, prepare_output_
 from .combinations import check_model
 from .loop import TrainingLoop
 from .models import OF_THE_LOSS, configuration
+from .optimization import make_optimizer
 from .quality import measure_quality, peak_memory
 from .schedules import KLSchedule
 from .tasks import FrameTask, TextTask, lengths, num_truncated
@@ -63,7 +64,9 @@ def run(recipe: Recipe) -> dict:
         if not args.resume_from_checkpoint:
             before = dataclasses.replace(recipe, training=autoencoder)
             task, data = prepare(before, accelerator)
-            read_longest(task.make_model(before, data["train"]), task, data)
+            model = task.make_model(before, data["train"])
+            read_longest(model, task, data)
+            make_optimizer(model, args)
             batches = UpdateBatches(data["train"], lengths(data["train"]), None, args, accelerator)
             KLSchedule.of_run(args, batches.steps_per_epoch)
         begin(recipe, accelerator)
@@ -83,7 +86,7 @@ def run(recipe: Recipe) -> dict:
     if resumed and not loop.is_over():
         asked.save(output_dir / "recipe.yaml")  # by which the next resumption goes on, with what is said anew
     numbers = loop.run()
-    if args.num_quality_samples:
+    if args.num_quality_samples and numbers["resumed_from_step"] < numbers["steps"]:
         numbers["peak_memory_mib"] = peak_memory(accelerator.device)
     if first_stage:
         before = json.loads((output_dir / "autoencoder" / "results.json").read_text())["run"]
@@ -116,7 +119,9 @@ def run(recipe: Recipe) -> dict:
         described = earlier | {"evaluation_command": described["command"], "data": data_of_both}
     results = {"split": split, **metrics, **num_truncated(data[split]), "run": described}
     if accelerator.is_main_process:
-        file.write_text(json.dumps(results, indent=2) + "\n")
+        partial = file.with_name("partial-results.json")  # one cut off by a full disk would keep a run from its end
+        partial.write_text(json.dumps(results, indent=2) + "\n")
+        partial.replace(file)
     if resumed:
         asked.save(output_dir / "recipe.yaml")  # not before its numbers are: an evaluation may be interrupted too
     for tracker in accelerator.trackers:
@@ -159,6 +164,8 @@ def any_data(recipe: Recipe) -> dict:
         fields["condition_labels"] = {name: ["any"] for name in labels}
     if attributes or vector:
         fields |= {"condition_attributes": attributes, "condition_size": int(vector is not None)}
+    if recipe.data.segment_separators:
+        fields["segment_separator_ids"] = [4]
     return fields
 
 

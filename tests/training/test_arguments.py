@@ -126,6 +126,7 @@ def test_a_recipe_says_words_with_a_dash_and_lists_of_nothing(write):
         ("--momentum 0.9", "`momentum` 0.9 is of `optim` sgd, which is not asked for"),
         ("--optim sgd --adam_beta2 0.9", "`adam_beta2` 0.9 is of `optim` adamw, adam or lamb"),
         ("--kl_cycles 3", "`kl_cycles` 3 is of `kl_schedule` cyclical"),
+        ("--warmup_steps 9 --lr_scheduler_type constant", "`warmup_steps` 9.0 is of a `lr_scheduler_type` other than"),
         ("--aggressive_max_epochs 3", "`aggressive_max_epochs` 3.0 is of `aggressive`"),
         ("--eval_steps 9", "`eval_steps` 9 is of `eval_strategy` steps"),
         ("--hub_private_repo", "`hub_private_repo` True is of `push_to_hub`"),

@@ -20,7 +20,7 @@ from hf_vrae.training.arguments import parse_recipe
 from hf_vrae.training.checkpoints import checkpoints
 from hf_vrae.training.loop import Interrupted, TrainingLoop
 from hf_vrae.training.models import make_model
-from tests.scripts import ROOT, fresh_accelerator
+from tests.scripts import ROOT, fresh_accelerator, script
 from tests.training.conftest import TINY
 
 
@@ -67,6 +67,13 @@ def test_rows_are_trained_once_and_interrupted_ones_go_on(folder, tmp_path, monk
     assert [row["name"] for row in rows] == ["LM", "VAE"]
     assert [run["run"]["seed"] for row in rows for run in row["runs"]] == [1, 1]
     assert rows[0]["runs"][0]["kl"] == 0 < rows[1]["runs"][0]["kl"]
+
+
+def test_a_table_alone_is_of_all_that_is_there(folder, tmp_path, capsys):
+    for flags in ("--rows lm", "--seeds 1", "--max_steps 2"):
+        words = f"{folder} --output_dir {tmp_path} --table_only {flags}".split()
+        assert script(["scripts/compare.py", *words]) == 1
+        assert f"trains nothing, so {flags.split()[0]} has no effect" in capsys.readouterr().err
 
 
 def test_flags_that_change_are_told_and_those_of_one_run_refused(folder, tmp_path, caplog):

@@ -798,6 +798,11 @@ def test_a_run_is_never_overwritten_unless_asked(tiny, tmp_path):
         ("--kl_start 1 --kl_weight 0.1", "`kl_weight` 0.1, where it ends, is below"),
         ("--decoder_type transformer --max_position_embeddings 4", "`max_position_embeddings` gives room for 4 steps"),
         ("--dataloader_num_workers -1", "`dataloader_num_workers` must not be negative"),
+        ("--adam_beta1 1.5", "Invalid beta parameter at index 0"),
+        (
+            "--model_type hierarchical_vrae --segment_separators . --scheduled_sampling 0.3",
+            "would put separators of the model's own among the words",
+        ),
     ],
 )
 def test_what_is_refused_costs_no_model(tiny, tmp_path, flags, message):
@@ -899,7 +904,13 @@ def test_another_evaluation_is_described_by_its_own_data(tiny, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("other", "kept"), [("", True), ("--kl_weight 0.5", False), ("--max_eval_samples 5 --kl_weight 0", False)]
+    ("other", "kept"),
+    [
+        ("", True),
+        ("--kl_weight 0.5", False),
+        ("--max_eval_samples 5 --kl_weight 0", False),
+        ("--svi_steps 1 --kernels plain --kl_weight 0", False),
+    ],
 )
 def test_what_is_best_is_of_one_metric_and_one_validation_split(other, kept, tiny, tmp_path, caplog):
     """A reconstruction beats every -ELBO: all training behind the resumption was thrown away."""
@@ -913,6 +924,35 @@ def test_what_is_best_is_of_one_metric_and_one_validation_split(other, kept, tin
     assert (results["run"]["best_step"] == 12) == kept and ("judged by another metric" in caplog.text) == (not kept)
     state = json.loads((tmp_path / "run" / "checkpoint-18" / "state.json").read_text())
     assert state["evaluations_without_improvement"] == (10 if kept else 0)
+
+
+def test_what_no_evaluation_follows_is_kept(tiny, tmp_path, caplog):
+    run(tiny("--eval_strategy steps --eval_steps 6"))
+    results = run(tiny("--eval_strategy no --max_steps 14 --resume_from_checkpoint latest"))
+    assert results["run"]["best_step"] is None and "followed by no evaluation" in caplog.text
+    assert weights(tmp_path / "run") == weights(tmp_path / "run" / "checkpoint-14")
+
+
+def test_a_full_disk_costs_no_numbers(tiny, tmp_path, monkeypatch):
+    run(tiny("--max_steps 2"))
+    before, write = (tmp_path / "run" / "results.json").read_text(), Path.write_text
+
+    def fill(path, text, *args):
+        full = path.name.endswith("results.json")
+        write(path, text[: 100 if full else None], *args)
+        if full:
+            raise OSError(28, "No space left on device")
+
+    again = "--max_steps 2 --num_importance_samples 3 --resume_from_checkpoint latest"
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="No space left"):
+        patch.setattr(Path, "write_text", fill)
+        run(tiny(again))
+    assert (tmp_path / "run" / "results.json").read_text() == before
+    with open(tmp_path / "run" / "samples.jsonl", "ab") as file:
+        file.write('{"step": 1, "text": "é'.encode()[:-1])  # inside a letter
+    assert run(tiny(again))["num_samples"] == 3
+    assert "text" not in (tmp_path / "run" / "samples.jsonl").read_text()
+    assert not list((tmp_path / "run").glob("partial-*"))
 
 
 def test_a_run_at_its_end_without_its_best_model_is_left_as_it_is(tiny, tmp_path):
@@ -1183,8 +1223,8 @@ def test_optimizers(name, tiny):
 def test_learning_rate_schedules_are_transformers(name, tiny):
     from transformers import get_scheduler
 
-    warmup = 4 if name == "linear" else 0.2
-    ours = learning_rate_schedule(tiny(f"--lr_scheduler_type {name} --warmup_steps {warmup}").training, 20)
+    warmup = {"linear": "--warmup_steps 4", "constant": ""}.get(name, "--warmup_steps 0.2")
+    ours = learning_rate_schedule(tiny(f"--lr_scheduler_type {name} {warmup}").training, 20)
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
     theirs = get_scheduler(name, optimizer, num_warmup_steps=4, num_training_steps=20)
     for step in range(20):
