@@ -145,7 +145,7 @@ def interleave(ways: dict[str, Callable[[], None]], repeats: int) -> dict[str, f
 
 
 def ceilings() -> dict[str, float]:
-    """GFLOP/s of a large matrix product, by data type: what no exact way can pass on this machine."""
+    """GFLOP/s of torch's own product of large matrices, by data type."""
     rates = {}
     for name, dtype in DTYPES.items():
         a = torch.randn(2048, 2048).to(dtype)

@@ -33,8 +33,8 @@ _RECONSTRUCTION = {
 }
 _METRICS = {
     "nll_iw": "NLL, importance-weighted with {num_samples} samples",
-    "ppl_iw": "perplexity of it (a token)",
-    "bits_per_character": "bits per character of it",
+    "ppl_iw": "perplexity per token",
+    "bits_per_character": "bits per character",
     "true_nll": "NLL of the grammar that made the data: no model can do better on average",
     "neg_elbo": "-ELBO",
     "reconstruction": "reconstruction",
@@ -44,13 +44,13 @@ _METRICS = {
     **_RECONSTRUCTION,
 }
 _METRICS_OF_FRAMES = {
-    "nll_iw_per_step": "NLL a frame, importance-weighted with {num_samples} samples: all nats over all frames",
+    "nll_iw_per_step": "NLL per frame, importance-weighted with {num_samples} samples: all nats over all frames",
     "nll_iw_mean_of_means": "the same as the mean over the sequences",
-    "nll_iw_raw_per_step": "NLL a frame, in raw units",
-    "bits_per_value": "bits per value of it",
-    "nll_fivo_per_step": "NLL a frame, by a particle filter of {num_samples} particles (FIVO)",
-    "nll_iw": "NLL a sequence, importance-weighted",
-    "true_nll": "NLL a sequence of the process that made the data: no model can do better on average",
+    "nll_iw_raw_per_step": "NLL per frame, in raw units",
+    "bits_per_value": "bits per value",
+    "nll_fivo_per_step": "NLL per frame, by a particle filter of {num_samples} particles (FIVO)",
+    "nll_iw": "NLL per sequence, importance-weighted",
+    "true_nll": "NLL per sequence of the process that made the data: no model can do better on average",
     "neg_elbo_per_step": "-ELBO a frame",
     "kl_per_step": "KL(q \\|\\| p) a frame",
     "mutual_information": "mutual information of x and z, over {mi_num_sequences} sequences",
@@ -262,7 +262,7 @@ def _eval_results(results: dict, source: str, kind: str) -> list[EvalResult]:
     shown = {
         "nll_iw": "NLL (importance-weighted)",
         "ppl_iw": "Perplexity (importance-weighted)",
-        "nll_iw_per_step": "NLL a frame (importance-weighted)",
+        "nll_iw_per_step": "NLL per frame (importance-weighted)",
         "kl": "KL",
     }
     return [

@@ -32,7 +32,7 @@ COLUMNS = [
     ("MI of 32", "mutual_information_32", 2),
     ("AU", "active_units", 0),
 ]
-# Nats a step: the total over all steps, and (mean) the mean over the sequences of each one's own.
+# Nats per step: the total over all steps, and (mean) the mean over the sequences of each one's own.
 COLUMNS_OF_FRAMES = [
     ("-ELBO", "neg_elbo_per_step", 3),
     ("-ELBO (mean)", "neg_elbo_mean_of_means", 3),
@@ -355,9 +355,9 @@ def comparison_notes(rows: Sequence[dict]) -> str:
         beyond = _names_of(rows, lambda run: run.get("mutual_information", 0) > run["kl"] + 0.05)
         distinct["MI above the KL, since it counts what z tells of the condition"] = beyond
     said = [f"{name}: {', '.join(map(str, sorted(values)))}" for name, values in distinct.items() if values]
-    unit = "Nats a step, of all steps together or (mean) the mean of each sequence's own"
+    unit = "Nats per step, of all steps together or (mean) the mean of each sequence's own"
     if not _of_frames(rows):
-        unit = "Nats a sequence where nothing else is said"
+        unit = "Nats per sequence where nothing else is said"
     stages = " Minutes include those of the row that a row starts from." if any(r["begins_at"] for r in rows) else ""
     quality = f" {NOTE_OF_RECONSTRUCTION}" if distinct["samples"] else ""
     if any("reverse_ppl" in run for run in runs):

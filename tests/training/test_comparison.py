@@ -246,7 +246,7 @@ def test_a_table_of_frames_is_of_steps(folder, tmp_path):
     assert lm.count("|") == head.count("|") and vae.startswith(r"| VAE \| frames |")
     rows[1]["name"] = "VAE"
     notes = comparison.comparison_notes(rows)
-    assert "steps: 7;" in notes and "Nats a step" in notes and "MI" not in notes and "bf16" not in notes
+    assert "steps: 7;" in notes and "Nats per step" in notes and "MI" not in notes and "bf16" not in notes
     rows[1]["runs"][0]["run"]["mixed_precision"] = "bf16"
     assert "in bf16: all;" in comparison.comparison_notes(rows)
     assert "processes" not in notes and "starts from" not in notes
