@@ -429,7 +429,8 @@ class FrameHead(nn.Module):
 
     def project(self, hidden: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """The parameters of `hidden` [..., H], [..., size] each, in float32 at least: likelihoods need its digits."""
-        outputs = self.projection(as_weight_of(self.projection, hidden))
+        with torch.autocast(hidden.device.type, enabled=False):
+            outputs = self.projection(as_weight_of(self.projection, hidden))
         return at_least_float32(outputs).split_with_sizes(self.sizes, -1)
 
 

@@ -263,6 +263,15 @@ def test_autocast_leaves_the_likelihood_in_float32(kind):
     torch.testing.assert_close(value, p.log_prob(x), rtol=0, atol=0)
 
 
+@every_kind
+def test_autocast_leaves_the_parameters_in_float32(kind):
+    head, hidden = make_head(make_config(kind), 8), torch.randn(20, 8)
+    x = head(hidden).sample()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        value = head(hidden).log_prob(x)
+    torch.testing.assert_close(value, head(hidden).log_prob(x), rtol=0, atol=0)
+
+
 def test_missing_features_of_an_ill_conditioned_covariance():
     """Condition number 1e4 of the factor, 1e8 of the covariance: more than float32 could take the product of."""
     factor = torch.tensor([[1.0, 0, 0], [1, 1e-4, 0], [1, 1, 1e-4]])
