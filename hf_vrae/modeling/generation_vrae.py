@@ -213,19 +213,22 @@ class VRAEGenerationMixin(GenerationMixin):
         given = kwargs.get("decoder_attention_mask")
         if given is not None and len(given) == 1:  # as the beginning may be
             kwargs["decoder_attention_mask"] = given.expand(len(beginning), -1)
-        pad_token_id = self._option(kwargs, "pad_token_id")
+        pad_token_id, start = self._option(kwargs, "pad_token_id"), self._option(kwargs, "decoder_start_token_id")
+        start = self._option(kwargs, "bos_token_id") if start is None else start
+        if start is not None:  # one id, or one per row
+            start = torch.as_tensor(start).to(beginning).view(-1, 1).expand(len(beginning), 1)
         if kwargs.get("decoder_attention_mask") is None and pad_token_id is not None:
             mask = (beginning != pad_token_id).long()
-            if pad_token_id == self.config.decoder_start_token_id:
-                mask[:, 0] = 1  # it starts the row as well
+            if start is not None:
+                mask[:, :1] |= start == pad_token_id  # which starts the row as well
             if not mask.all():
                 kwargs["decoder_attention_mask"] = mask
         mask = kwargs.get("decoder_attention_mask")
         if mask is not None and mask.shape == beginning.shape and kwargs.get(CACHE) is None:
             if not self._is_stateful:  # a sliding window counts what is masked: padding goes before the start
-                start, first = self.config.decoder_start_token_id, mask.long().argmax(1, keepdim=True)
+                first = mask.long().argmax(1, keepdim=True)
                 if start is not None and (beginning.gather(1, first) != start).all():  # else transformers adds it
-                    beginning = torch.cat([beginning.new_full((len(beginning), 1), start), beginning], dim=1)
+                    beginning = torch.cat([start, beginning], dim=1)
                     mask = torch.cat([mask.new_ones(len(mask), 1), mask], dim=1)
                 order = mask.bool().sort(dim=1, stable=True).indices
                 beginning, mask = beginning.gather(1, order), mask.gather(1, order)

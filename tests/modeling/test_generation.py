@@ -127,18 +127,22 @@ def test_steps_with_a_cache_give_the_logits_of_the_whole(model, batch):
     assert cache.get_seq_length() == 9
 
 
-def test_padding_of_beginnings_changes_nothing(model):
-    """Beginnings of different lengths in one batch, padded on either side, against each on its own."""
-    z = torch.randn(3, model.config.latent_size)
-    beginnings = [[2, 5], [2, 6, 7, 8], [2, 9, 5]]
+@pytest.mark.parametrize("starts", [None, [11, 12, 13]], ids=["read", "told"])
+def test_padding_of_beginnings_changes_nothing(model, starts):
+    """Beginnings of different lengths in one batch, padded on either side, against each on its own, which has its
+    start in front."""
+    z, words = torch.randn(3, model.config.latent_size), [[5], [6, 7, 8], [9, 5]]
+    alone = [[start, *row] for start, row in zip(starts or [2] * 3, words, strict=True)]
+    beginnings, width = (alone, 4) if starts is None else (words, 3)
     for left in (False, True):
-        rows = [[0] * (4 - len(b)) + b if left else b + [0] * (4 - len(b)) for b in beginnings]
-        together = generate(model, latents=z, decoder_input_ids=torch.tensor(rows))[:, 4:]
-        for row, beginning in enumerate(beginnings):
-            ids = torch.tensor([beginning])
-            alone = generate(model, latents=z[row : row + 1], decoder_input_ids=ids)[0, len(beginning) :]
-            length = min(len(alone), together.shape[1])
-            assert together[row, :length].tolist() == alone[:length].tolist()
+        rows = [[0] * (width - len(b)) + b if left else b + [0] * (width - len(b)) for b in beginnings]
+        options = {"decoder_input_ids": torch.tensor(rows)} | ({"decoder_start_token_id": starts} if starts else {})
+        together = generate(model, latents=z, **options)[:, 4:]
+        for row, beginning in enumerate(alone):
+            options = {"decoder_input_ids": torch.tensor([beginning]), "decoder_start_token_id": beginning[0]}
+            wanted = generate(model, latents=z[row : row + 1], **options)[0, len(beginning) :]
+            length = min(len(wanted), together.shape[1])
+            assert together[row, :length].tolist() == wanted[:length].tolist()
 
 
 def test_an_input_is_reconstructed_from_its_posterior_mean(model, batch):
