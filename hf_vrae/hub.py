@@ -210,7 +210,7 @@ def push_folder(folder: str | Path, repo_id: str, private: bool = False, token: 
     Args:
         folder: see [`write_model_card`], which is called once more for the repository's name.
         repo_id: "name" or "owner/name"; made where it does not exist.
-        private: for a new repository.
+        private: for a new repository, which else is as its owner's are by default.
         token: by default the one of `hf auth login`.
 
     Returns:
@@ -222,7 +222,7 @@ def push_folder(folder: str | Path, repo_id: str, private: bool = False, token: 
     check_model_folder(Path(folder))
     api = HfApi(token=token)
     try:
-        repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
+        repo_id = api.create_repo(repo_id, private=private or None, exist_ok=True).repo_id
         write_model_card(folder, repo_id)
         return api.upload_folder(
             folder_path=folder, repo_id=repo_id, ignore_patterns=NOT_PUSHED, commit_message="Push model with hf_vrae"

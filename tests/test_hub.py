@@ -117,8 +117,8 @@ def test_a_repository_is_private_where_it_is_to_be_and_has_no_data(shared, monke
 
     monkeypatch.setattr(HfApi, "create_repo", create)
     monkeypatch.setattr(HfApi, "upload_folder", upload)
-    for private in (True, False):
-        assert push_folder(shared, "org/mine", private) == "there" and asked["private"] is private
+    for private, wanted in ((True, True), (False, None)):  # which leaves it to the organisation
+        assert push_folder(shared, "org/mine", private) == "there" and asked["private"] is wanted
     kept = ["config.json", "README.md", "samples.jsonl"]
     ours = [
         "judges/reverse_ppl/train.txt", "nan_batch.json", "autoencoder/model.safetensors", "checkpoint-4/a",
