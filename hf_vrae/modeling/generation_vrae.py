@@ -10,7 +10,7 @@ from .cache_name import CACHE, rename_cache
 from .encoders import VRAEEncoderOutput, as_encoder_output
 from .generation import Draw, Guidance, copy_of, decode, num_unread
 from .kernels import PackedLinear, is_plain
-from .modeling_conditional import CONDITIONS
+from .modeling_conditional import CONDITIONS, is_target
 from .modeling_latent import check_finite, check_ids
 
 
@@ -82,6 +82,15 @@ class VRAEGenerationMixin(GenerationMixin):
             raise ValueError(
                 "`prefill_chunk_size` takes a beginning apart, which is read in one go here. Leave it out."
             )
+        if self._option(kwargs, "assistant_early_exit") is not None:
+            raise ValueError(
+                "`assistant_early_exit` drafts by the first layers, and the decoder runs all. Leave it out, or take "
+                "`prompt_lookup_num_tokens` where it attends."
+            )
+        if kwargs.get("negative_prompt_ids") is not None:
+            raise ValueError(
+                "`negative_prompt_ids` are read by no one: guidance is away from the same z without c. Leave them out."
+            )
         configured_scale = self._option(kwargs, "guidance_scale")
         if configured_scale not in (None, 1):  # transformers' own would decode without z
             guidance_scale = configured_scale if guidance_scale is None else guidance_scale
@@ -104,7 +113,7 @@ class VRAEGenerationMixin(GenerationMixin):
         beginning = kwargs.get("decoder_input_ids")
         rows = 1 if beginning is None else len(beginning)  # each beginning has a z of its own
         if kwargs.get("encoder_outputs") is not None:
-            self._check_decoded_as_is(labels, *conditions.values())
+            self._check_decoded_as_is(None if is_target(labels) else labels, *conditions.values())
             # A copy: `generate` repeats rows in place.
             kwargs["encoder_outputs"] = as_encoder_output(copy.copy(kwargs["encoder_outputs"]))
         elif self.config.condition_width:

@@ -32,7 +32,14 @@ def refine(
 
     Returns:
         the refined posterior; without `differentiable` there is no gradient in it.
+
+    Raises:
+        ValueError: under `torch.inference_mode()`.
     """
+    if torch.is_inference_mode_enabled():
+        raise ValueError(
+            "`svi_steps` descends a gradient, which `torch.inference_mode()` forbids. Take `torch.no_grad()`."
+        )
     # cuDNN's recurrent layers have no second derivative, and outside of training not even a first; of the kernels of
     # attention only the plain one has a second.
     plain = torch.backends.cudnn.flags(enabled=False), sdpa_kernel(SDPBackend.MATH)

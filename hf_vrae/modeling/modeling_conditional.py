@@ -38,7 +38,7 @@ class ConditionalModel(OneLatentModel):
             labels: by name or id, as in `generate`, in place of `class_ids`. A tensor of more than one dimension is
                 a batch's target.
         """
-        named = None if _is_target(labels) else labels
+        named = None if is_target(labels) else labels
         given = {"class_ids": class_ids, "attributes": attributes, "condition": condition}
         if not self.config.condition_width:
             for name, value in (given | {"labels": named}).items():
@@ -224,7 +224,7 @@ class ConditionalModel(OneLatentModel):
         has_input = any(batch.get(name) is not None for name in ("input_ids", "inputs_embeds", "input_features"))
         if latents is None and has_input:
             latents = self.encode(**batch).mode
-        labels = None if has_input and _is_target(labels) else labels  # which trainers hand on
+        labels = None if has_input and is_target(labels) else labels  # which trainers hand on
         under = {name: batch.get(name) for name in CONDITIONS}
         if labels is not None:
             wanted, own = self.label_ids(labels), under["class_ids"]
@@ -249,7 +249,7 @@ class ConditionalModel(OneLatentModel):
         return join(latents.to(self.device), c)
 
 
-def _is_target(labels) -> bool:
+def is_target(labels) -> bool:
     """Whether `labels` are what of a batch is scored, not what it stands under."""
     return isinstance(labels, torch.Tensor) and labels.dim() > 1
 

@@ -62,6 +62,10 @@ def test_a_callers_configuration_is_read_in_either_place(batch):
         model.generate(batch["input_ids"], GenerationConfig(cache_implementation="static"))
     with pytest.raises(ValueError, match="`prefill_chunk_size` takes a beginning apart"):
         model.generate(batch["input_ids"], decoder_input_ids=beginning, prefill_chunk_size=1)
+    with pytest.raises(ValueError, match="`assistant_early_exit` drafts by the first layers"):
+        model.generate(batch["input_ids"], assistant_early_exit=1)
+    with pytest.raises(ValueError, match="`negative_prompt_ids` are read by no one"):
+        model.generate(batch["input_ids"], labels="a", guidance_scale=2.0, negative_prompt_ids=beginning)
     # What a configuration leaves out is the model's own.
     config.guidance_scale, model.generation_config.guidance_scale = None, 2.0
     assert torch.equal(model.generate(batch["input_ids"], config, labels="a"), named)
@@ -148,7 +152,8 @@ def test_padding_of_beginnings_changes_nothing(model, starts):
 def test_an_input_is_reconstructed_from_its_posterior_mean(model, batch):
     by_latents = generate(model, latents=model.encode(**batch).mode)
     assert torch.equal(generate(model, **batch), by_latents)
-    assert torch.equal(generate(model, encoder_outputs=model.model.encoder(**batch)), by_latents)
+    beside = {"labels": batch["input_ids"]}  # a target, as trainers hand it on
+    assert torch.equal(generate(model, encoder_outputs=model.model.encoder(**batch), **beside), by_latents)
 
 
 def test_one_beginning_serves_all_latents(model):

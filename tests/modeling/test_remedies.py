@@ -250,6 +250,12 @@ def test_refinement_descends_the_loss_in_training_and_the_bound_in_evaluation(ba
         torch.testing.assert_close(given[-1](q, z), nll + kl_weight * kl)
 
 
+def test_refinement_where_there_can_be_no_gradient_is_refused(batch):
+    model = make_model(**DRY)
+    with torch.inference_mode(), pytest.raises(ValueError, match="which `torch.inference_mode\\(\\)` forbids"):
+        model.refine(model.encode(**batch), labels_of(model, batch), 1)
+
+
 def test_refinement_helps_a_posterior_that_was_trained():
     """p(x|z) = N(x; 3 z, 1) in 8 dimensions, whose p(z|x) is known: steps as large as its width throw q about."""
     torch.manual_seed(0)
