@@ -230,6 +230,11 @@ class VRAETransformerDecoder(VRAEDecoder):
         )
         self.width = config.intermediate_size or 4 * config.decoder_hidden_size
 
+    @property
+    def room(self) -> int | None:
+        """How many positions there are; None where any number."""
+        return self.transformer.positions.num_embeddings
+
     def make_places(self, size: int) -> None:
         """Where z enters what is read, of this width."""
         if "prefix" in self.config.latent_conditioning:
@@ -255,9 +260,9 @@ class VRAETransformerDecoder(VRAEDecoder):
             back = latest.cummax(1).values  # [B, T]
         else:
             # Padding behind a row's end changes nothing that looks back: its mask is spared.
-            order, back, _ = left_align(attention_mask)
+            order, back, _ = left_align(attention_mask, self.room)
             inputs_embeds, attention_mask = take_time(inputs_embeds, order), None
-            positions = torch.arange(length, device=latents.device).unsqueeze(0)
+            positions = torch.arange(order.shape[1], device=latents.device).unsqueeze(0)
         if repeats > 1:
             inputs_embeds = inputs_embeds.repeat(repeats, 1, 1)
             back, attention_mask = (t if t is None else t.repeat(repeats, 1) for t in (back, attention_mask))
@@ -309,6 +314,10 @@ class VRAEPretrainedDecoder(VRAETransformerDecoder):
         self.width = 4 * config.decoder_hidden_size
 
     @property
+    def room(self) -> int | None:
+        return most_positions(self.body)
+
+    @property
     def embed_tokens(self) -> nn.Embedding:
         return self.body.get_input_embeddings()
 
@@ -319,7 +328,7 @@ class VRAEPretrainedDecoder(VRAETransformerDecoder):
         return DynamicCache(config=self.body.config)
 
     def attend(self, inputs, positions, attention_mask, cache, latents, output_hidden_states):
-        check_positions(positions, most_positions(self.body))
+        check_positions(positions, self.room)
         # Positions that every model would count so itself are left to it: some of them begin at another number.
         counted = {} if attention_mask is None else {"position_ids": positions}
         outputs = self.body(

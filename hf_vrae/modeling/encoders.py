@@ -218,9 +218,10 @@ class VRAEPretrainedEncoder(VRAEEncoder):
 
     def summarise(self, inputs, mask, output_hidden_states):
         # With padding behind them tokens have the positions that every model counts by itself.
-        order, back, lengths = left_align(mask)
-        positions = torch.arange(inputs.shape[1], device=inputs.device)
-        check_positions(positions, most_positions(self.body))
+        room = most_positions(self.body)
+        order, back, lengths = left_align(mask, room)
+        positions = torch.arange(order.shape[1], device=inputs.device)
+        check_positions(positions, room)
         real = positions < lengths.unsqueeze(1)
         outputs = self.body(
             inputs_embeds=take_time(inputs, order),

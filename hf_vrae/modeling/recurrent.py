@@ -293,11 +293,12 @@ def predecessors(values: torch.Tensor, real: torch.Tensor) -> tuple[torch.Tensor
     return take(take(values, 1, order).roll(1, dims=1), 1, back), real & (real.cumsum(1) == 1)
 
 
-def left_align(mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def left_align(mask: torch.Tensor, room: int | None = None) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """How to move the real positions of each row to its left end, and back.
 
     Args:
         mask: nonzero where a position is real, [B, T].
+        room: how many positions there are; where T is more, what is padding in all rows is left out of `order`.
 
     Returns:
         `order` [B, T], the indices that align a row; `back` [B, T], for each position the aligned index of the latest
@@ -306,7 +307,10 @@ def left_align(mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Te
     mask = mask.bool()
     order = mask.sort(dim=1, descending=True, stable=True).indices
     count = mask.cumsum(dim=1)
-    return order, (count - 1).clamp(min=0), count[:, -1]
+    lengths = count[:, -1]
+    if room is not None and mask.shape[1] > room:  # only then: on an accelerator this waits
+        order = order[:, : lengths.max().clamp(min=1)]
+    return order, (count - 1).clamp(min=0), lengths
 
 
 def take_time(inputs: torch.Tensor, index: torch.Tensor) -> torch.Tensor:

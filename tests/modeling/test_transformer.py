@@ -3,11 +3,12 @@
 import pytest
 import torch
 from torch import nn
+from torch.nn.functional import pad
 from transformers import BertConfig, BertModel, GPT2Config, GPT2LMHeadModel, GPT2Model, GPTJConfig, GPTJForCausalLM
 from transformers.cache_utils import StaticCache
 
 from hf_vrae import VRAEConfig, VRAEForSequenceGeneration
-from tests.models import BERT, GPT2, make_frame_model, make_frames, make_model
+from tests.models import BERT, GPT2, make_frame_model, make_frames, make_model, make_tokens
 
 TRANSFORMERS = {"encoder_type": "transformer", "decoder_type": "transformer"}
 
@@ -181,8 +182,11 @@ def test_sequences_longer_than_there_are_positions(batch):
     theirs = [{"decoder_config": GPT2 | {"n_positions": 6}}, {"encoder_config": BERT | {"max_position_embeddings": 6}}]
     # Of RoBERTa's 8 two are those of padding and before.
     roberta = {"encoder_config": BERT | {"model_type": "roberta", "max_position_embeddings": 8, "pad_token_id": 1}}
+    short = make_tokens((6, 4))
+    padded = {name: pad(ids, (0, 5), value=-100 * (name == "labels")) for name, ids in short.items()}
     for options in (*ours, *theirs, roberta):
         model = make_model(**options)
+        torch.testing.assert_close(model(**padded).loss, model(**short).loss)  # padding needs no position
         with pytest.raises(ValueError, match="`max_position_embeddings` gives room for 6 steps, and a sequence has"):
             model(**batch, labels=labels_of(model, batch))
     model = make_model(decoder_type="transformer", max_position_embeddings=6)
