@@ -48,7 +48,9 @@ def as_encoder_output(outputs) -> VRAEEncoderOutput:
     if isinstance(outputs, ModelOutput):
         names = VRAEEncoderOutput.__dataclass_fields__.keys() & outputs.keys()
         return VRAEEncoderOutput(**{name: outputs[name] for name in names})
-    return VRAEEncoderOutput(*outputs)
+    # A tuple leaves out what is None: the places of its tensors tell z alone, and of tuples there is but one.
+    layers = next((part for part in outputs if isinstance(part, tuple)), None)
+    return VRAEEncoderOutput(last_hidden_state=outputs[0], hidden_states=layers)
 
 
 class VRAEEncoder(nn.Module):

@@ -283,7 +283,11 @@ def test_latents_in_place_of_an_input_only(model, batch):
 
 
 def test_encoder_outputs_of_any_kind():
-    """Of another encoder the last hidden state is z."""
+    """Of another encoder the last hidden state is z, and of a tuple it is the first."""
+    vmf, ids = make_model(posterior="vmf"), torch.tensor([[2, 5, 3]])
+    given = vmf.model.encoder(ids, output_hidden_states=True, return_dict=False)  # no log-variance
+    outputs = vmf(encoder_outputs=given, decoder_input_ids=ids)
+    assert outputs.posterior_logvar is None and outputs.encoder_hidden_states is given[-1]
     model, z = make_model().eval(), torch.randn(3, 6)
     wanted = model.generate(latents=z, max_length=9)
     for given in (BaseModelOutput(z.unsqueeze(1)), (z.unsqueeze(1),), VRAEEncoderOutput(z.unsqueeze(1))):
