@@ -165,6 +165,8 @@ class VRAEGenerationMixin(GenerationMixin):
         more = generation_config.return_dict_in_generate or streamer or synced_gpus or self.training
         # Where a cache holds what was masked, each step needs the mask.
         more = more or not (self._is_stateful or model_kwargs.get("decoder_attention_mask") is None)
+        # Our loop calls neither of these, whose hooks count on it.
+        more = more or any(part._forward_hooks or part._forward_pre_hooks for part in (self, self.model))
         if plain or more or not model_kwargs["use_cache"]:
             return self._sample_with_draw(
                 input_ids,

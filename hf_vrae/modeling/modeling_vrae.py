@@ -503,7 +503,7 @@ class VRAEForSequenceGeneration(VRAEPreTrainedModel, ConditionalModel, VRAEGener
         return target[rows]
 
     def target(self, labels: torch.LongTensor | None = None, **batch) -> torch.LongTensor:
-        """The labels, by default the input tokens but the first."""
+        """The labels, by default the input tokens but the start token."""
         if labels is not None:
             return labels
         if batch.get("input_ids") is None:

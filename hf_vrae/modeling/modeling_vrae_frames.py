@@ -38,10 +38,13 @@ class VRAEFrameOutput(ModelOutput):
         predictions: the mean of p(x_t | x_<t, z) for each frame of the labels, in raw units, 0 at padding,
             [B, T, F]; None in training with labels, where nobody looks.
         decoder_hidden_states: embeddings [B, T, E] and each layer's outputs [B, T, H].
-        encoder_last_hidden_state: z where none was sampled: the posterior mean, [B, 1, D].
+        encoder_last_hidden_state: z where none was sampled: the posterior mean, [B, 1, D]; of a conditional model
+            [B, 1, D + C], z and behind it c.
         encoder_hidden_states: embeddings [B, T, E] and each layer's outputs [B, T, H].
         latents: the z that was decoded, [B, D].
-        posterior_mean, posterior_logvar: of q(z|x), float32 [B, D]; None where z was given.
+        posterior_mean, posterior_logvar: of q(z|x), float32 [B, D], the first of a vMF posterior its direction; None
+            where z was given. The second is not there in training with several samples, nor are both with
+            `label_classifier`.
     """
 
     loss: torch.FloatTensor | None = None

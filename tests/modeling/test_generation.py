@@ -119,6 +119,15 @@ def test_our_loop_is_that_of_transformers(model, mode, ends, monkeypatch):
     assert torch.equal(generate(model, **options, **mode), theirs)
 
 
+@pytest.mark.parametrize("part", ["", "model", "model.decoder", "model.decoder.rnn", "model.decoder.rnn.layers.0"])
+def test_a_hook_is_called_at_every_step(part):
+    model, calls = make_model(**VARIANTS["deep lstm"]), []
+    options = {"latents": torch.randn(2, 6), "max_new_tokens": 4, "min_new_tokens": 4}
+    wanted = model.generate(**options)
+    model.get_submodule(part).register_forward_hook(lambda *_: calls.append(part))
+    assert torch.equal(model.generate(**options), wanted) and len(calls) == 4
+
+
 def test_steps_with_a_cache_give_the_logits_of_the_whole(model, batch):
     z = torch.randn(4, model.config.latent_size)
     whole = model(latents=z, decoder_input_ids=batch["input_ids"]).logits
