@@ -48,9 +48,12 @@ def as_encoder_output(outputs) -> VRAEEncoderOutput:
     if isinstance(outputs, ModelOutput):
         names = VRAEEncoderOutput.__dataclass_fields__.keys() & outputs.keys()
         return VRAEEncoderOutput(**{name: outputs[name] for name in names})
-    # A tuple leaves out what is None: the places of its tensors tell z alone, and of tuples there is but one.
+    # A tuple leaves out what is None: of a vMF posterior the layers, or the summary, follow its direction.
     layers = next((part for part in outputs if isinstance(part, tuple)), None)
-    return VRAEEncoderOutput(last_hidden_state=outputs[0], hidden_states=layers)
+    seen, mean, logvar = [*(part for part in outputs if isinstance(part, torch.Tensor)), None, None][:3]
+    if logvar is not None and logvar.shape != mean.shape:
+        logvar = None
+    return VRAEEncoderOutput(seen, mean, logvar, layers)
 
 
 class VRAEEncoder(nn.Module):

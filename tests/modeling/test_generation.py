@@ -17,7 +17,7 @@ from transformers.modeling_outputs import BaseModelOutput
 from hf_vrae.modeling.cache_name import CACHE
 from hf_vrae.modeling.encoders import VRAEEncoderOutput
 from hf_vrae.modeling.generation import RecurrentCache
-from tests.models import LANGUAGE_MODELS, VARIANTS, make_frame_model, make_frames, make_model
+from tests.models import CONDITIONAL, LANGUAGE_MODELS, VARIANTS, make_frame_model, make_frames, make_model
 
 MODES = {
     "greedy": {},
@@ -292,11 +292,14 @@ def test_latents_in_place_of_an_input_only(model, batch):
 
 
 def test_encoder_outputs_of_any_kind():
-    """Of another encoder the last hidden state is z, and of a tuple it is the first."""
-    vmf, ids = make_model(posterior="vmf"), torch.tensor([[2, 5, 3]])
-    given = vmf.model.encoder(ids, output_hidden_states=True, return_dict=False)  # no log-variance
-    outputs = vmf(encoder_outputs=given, decoder_input_ids=ids)
-    assert outputs.posterior_logvar is None and outputs.encoder_hidden_states is given[-1]
+    """Of another encoder the last hidden state is z; a tuple says what it was made of."""
+    labels = torch.tensor([[5, 3]])
+    vmf = {"posterior": "vmf"}
+    for options in ({}, vmf, vmf | CONDITIONAL["semi-supervised"] | {"learn_prior": False}):
+        model = make_model(**options)
+        given = model._encoder_outputs(model.condition(input_ids=labels), labels, output_hidden_states=True)
+        told, wanted = (dict(model(encoder_outputs=e, labels=labels)) for e in (given.to_tuple(), given))
+        torch.testing.assert_close(told, wanted)
     model, z = make_model().eval(), torch.randn(3, 6)
     wanted = model.generate(latents=z, max_length=9)
     for given in (BaseModelOutput(z.unsqueeze(1)), (z.unsqueeze(1),), VRAEEncoderOutput(z.unsqueeze(1))):
