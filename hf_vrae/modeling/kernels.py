@@ -343,7 +343,9 @@ class _NADELogits(Function):
     @staticmethod
     def forward(ctx, x, b, c, weight, out_weight):
         x = x.t().contiguous()  # [F, N]
-        total, logits, hidden = c.clone(), b.t().contiguous(), torch.empty_like(c)
+        # Of one row `b.t()` is contiguous as it is: `contiguous` would be no copy.
+        logits = b.t().clone(memory_format=torch.contiguous_format)
+        total, hidden = c.clone(), torch.empty_like(c)
         for i in range(len(x)):
             torch.sigmoid(total, out=hidden)
             logits[i].addmv_(hidden, out_weight[i])

@@ -145,20 +145,23 @@ def test_the_mean_of_nade_goes_on_from_means():
     torch.testing.assert_close(p.mean, torch.stack(means))
 
 
-def test_nade_kernel_is_its_plain_form():
-    x = (torch.rand(5, 7) > 0.5).double()
+@pytest.mark.parametrize("rows", [5, 1])
+def test_nade_kernel_is_its_plain_form(rows):
+    x = (torch.rand(rows, 7) > 0.5).double()
     inputs = [
-        torch.randn(*shape, dtype=torch.float64, requires_grad=True) for shape in ((5, 7), (5, 4), (7, 4), (7, 4))
+        torch.randn(*shape, dtype=torch.float64, requires_grad=True)
+        for shape in ((rows, 7), (rows, 4), (7, 4), (7, 4))
     ]
-    b, c, W, V = inputs
+    (b, c, W, V), given = inputs, inputs[0].detach().clone()
     before = torch.cat([c.unsqueeze(1), x[:, :-1].unsqueeze(-1) * W[:-1]], 1).cumsum(1)  # [N, F, Hn]
     plain = b + torch.einsum("nfh,fh->nf", before.sigmoid(), V)
     torch.testing.assert_close(nade_logits(x, *inputs), plain)
-    weights = torch.randn(5, 7, dtype=torch.float64)
+    weights = torch.randn(rows, 7, dtype=torch.float64)
     expected = torch.autograd.grad((plain * weights).sum(), inputs)
     torch.testing.assert_close(torch.autograd.grad((nade_logits(x, *inputs) * weights).sum(), inputs), expected)
     log_p, again = (NADEFrames(b, c, W, V, plain).log_prob(x) for plain in (True, False))
     torch.testing.assert_close(log_p, again)
+    assert torch.equal(b, given)
 
 
 @pytest.mark.parametrize("kind", ["bernoulli", "nade", "logistic_mixture", "categorical"])
