@@ -455,7 +455,8 @@ class VRNNStep:
     def advance(self, x: torch.Tensor) -> None:
         """Go on to h_t, by x_t [B, F], or what it was embedded as [B, E]."""
         gates = self.rnn.norm_gates(self.from_x(self.phi_x(x)) + self.gates_z)
-        self.state = self.rnn.step(gates, self.gates_h, self.state)
+        state = tuple(s.to(gates.dtype) for s in self.state)  # h_0 is of the weights' type, not of autocast's
+        self.state = self.rnn.step(gates, self.gates_h, state)
 
 
 def packed(modules, rows: int, *first, moments: nn.Module | None = None):

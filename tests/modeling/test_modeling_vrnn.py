@@ -621,6 +621,14 @@ def test_moments_are_not_rounded_under_autocast(options):
         assert moments.dtype == torch.float32 and (moments != moments.bfloat16()).float().mean() > 0.5
 
 
+def test_frames_generated_under_autocast_are_near_those_in_float32(variant):
+    model, beginning = make_model("frames", initializer_range=0.2, **variant), torch.randn(2, 3, 4)
+    expected = model.generate(beginning=beginning, max_length=6).sequences
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        made = model.generate(beginning=beginning, max_length=6).sequences
+    torch.testing.assert_close(made, expected, rtol=0.05, atol=0.05)
+
+
 def test_what_a_conditional_model_takes_is_refused():
     model, ids = make_model(), torch.tensor([[2, 5, 6]])
     for options in ({"labels": "past"}, {"labels": ["past"]}, {"guidance_scale": 2.0}):
