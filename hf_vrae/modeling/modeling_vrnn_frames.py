@@ -114,11 +114,13 @@ class VRNNForFrameGeneration(VRNNPreTrainedModel, FrameModel, FrameGenerationMix
         """
         if input_features is not None and latents is not None:
             raise ValueError("Pass one of `input_features`, whose latents are decoded, and `latents`.")
+        own = None  # of how many frames a row's latents are, [B]
         if input_features is not None:
             if attention_mask is None:
                 attention_mask = torch.ones_like(input_features[..., 0], dtype=torch.long)
             latents = self.encode(input_features=input_features, attention_mask=attention_mask).mean
-            latents = take_time(latents, left_align(attention_mask)[0])
+            order, _, own = left_align(attention_mask)
+            latents = take_time(latents, order)
         if latents is not None:
             self._check_latents(latents)
             check_finite(latents)
@@ -126,6 +128,9 @@ class VRNNForFrameGeneration(VRNNPreTrainedModel, FrameModel, FrameGenerationMix
         rows = len(latents) if latents is not None else 1 if beginning is None else len(beginning)
         if lengths is not None and latents is None and beginning is None:
             rows = torch.as_tensor(lengths).numel()
+        if own is None:
+            own = torch.tensor([0 if latents is None else latents.shape[1]])
+        own = own.to(self.device).unsqueeze(1)
         layer, seen = self.model.layer, None
         if beginning is not None:
             values = self._scaled(beginning.to(self.device), None, "beginning").values
@@ -142,16 +147,16 @@ class VRNNForFrameGeneration(VRNNPreTrainedModel, FrameModel, FrameGenerationMix
         def next_features(frame):
             nonlocal count, z, prior
             if frame is not None:
-                inferred = seen is not None and count <= seen.shape[1]
-                if inferred and (latents is None or count > latents.shape[1]):
+                if seen is not None and count <= seen.shape[1]:
                     q = layer.posterior(seen[:, count - 1], step.state[0], DiagonalGaussian(*prior))
-                    step.emission(torch.where(count <= begun, q.mean, z))  # of what was not given it made the frame
+                    inferred = (count <= begun) & (count > own)
+                    step.emission(torch.where(inferred, q.mean, z))  # of what was not given it made the frame
                 step.advance(embed(frame) if embed else frame)
             z, logvar = prior = step.prior()
-            if latents is not None and count < latents.shape[1]:
-                z = latents[:, count]
-            elif do_sample:
+            if do_sample:
                 z = torch.addcmul(z, (0.5 * logvar).exp(), torch.randn_like(z))
+            if latents is not None and count < latents.shape[1]:
+                z = torch.where(count < own, latents[:, count], z)
             count += 1
             return step.emission(z)
 

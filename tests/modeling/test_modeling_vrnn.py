@@ -597,6 +597,22 @@ def test_frames_with_padding_in_front_are_reconstructed_as_without():
     torch.testing.assert_close(model.generate(input_features=padded, attention_mask=mask).sequences, expected)
 
 
+@pytest.mark.parametrize("begun", [None, 5])
+def test_frames_beyond_those_of_an_input_have_the_z_that_they_have_alone(begun):
+    """Of the prior, or inferred from a beginning; not the last of the longer rows' padding."""
+    model, batch = make_model("frames"), make_batch("frames")
+    features, mask, beginning = batch["input_features"], batch["attention_mask"], None
+    for rows in (slice(0, 3), slice(1, 2)):
+        length = int(mask[rows].sum(1).max())
+        given = features[rows, :length], mask[rows, :length]
+        if begun:
+            beginning = torch.ones(len(given[0]), begun, 4)
+        made = model.generate(*given, max_length=8, beginning=beginning).sequences
+        if rows.start == 0:
+            together = made
+    torch.testing.assert_close(together[1:2], made)
+
+
 def test_a_prompt_of_a_model_without_a_mark_of_padding():
     model = make_model(pad_token_id=None)
     assert model.generate(torch.tensor([[2, 5, 6]]), max_new_tokens=3, eos_token_id=None).shape == (1, 6)
