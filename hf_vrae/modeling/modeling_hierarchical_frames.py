@@ -110,9 +110,14 @@ class HierarchicalVRAEForFrameGeneration(
         longest = int(self._lengths(len(latents), attention_mask, max_length, lengths).max())
         count = -(-longest // self.config.segment_length)
         if segment_ids is not None:
+            if segment_ids.dim() != 2 or len(segment_ids) not in (1, len(latents)):
+                raise ValueError(f"`segment_ids` must be [{len(latents)} or 1, T], got {list(segment_ids.shape)}.")
             segment_ids = segment_ids.expand(len(latents), -1)
             if attention_mask is not None and attention_mask.shape == segment_ids.shape:
-                segment_ids = segment_ids.gather(1, left_align(attention_mask.to(self.device))[0])
+                order, _, own = left_align(attention_mask.to(self.device))
+                # Behind its own frames a row stays in its last segment: the ids there are of padding.
+                steps = torch.arange(order.shape[1], device=self.device).minimum((own - 1).clamp(min=0).unsqueeze(1))
+                segment_ids = segment_ids.gather(1, order.gather(1, steps))
             changes = segment_ids[:, 1:] != segment_ids[:, :-1]  # [B, T - 1]
             count = 1 + int(changes.sum(1).max())
         latents = self.complete_latents(latents.to(self.device), count, do_sample)

@@ -273,6 +273,12 @@ def test_segments_at_given_boundaries():
     wide = [torch.nn.functional.pad(t, pad) for t, pad in ((x, (0, 0, 2, 0)), (mask, (2, 0)), (uneven, (2, 0)))]
     padded_left = model.generate(wide[0], wide[1], segment_ids=wide[2]).sequences
     torch.testing.assert_close(padded_left, model.generate(x, mask, segment_ids=uneven).sequences)
+    collated = uneven.masked_fill(mask == 0, -1)  # which is no segment that a row goes on with
+    beyond = model.generate(x, mask, lengths=[7, 7], segment_ids=collated).sequences
+    alone = model.generate(x[1:, :5], lengths=[7], segment_ids=collated[1:, :5]).sequences
+    torch.testing.assert_close(beyond[1:], alone)
+    with pytest.raises(ValueError, match=r"`segment_ids` must be \[2 or 1, T\], got \[3, 7\]"):
+        model.generate(latents=q.mode, lengths=[7, 5], segment_ids=uneven[[0, 1, 1]])
     for use in (lambda **given: model(x, labels=x, **given), lambda **given: model.encode(x, **given)):
         with pytest.raises(ValueError, match="`segment_ids` must number each frame"):
             use(segment_ids=uneven[:, :4])
