@@ -371,6 +371,12 @@ class Recipe:
                 not named,
                 "says how to read data, and none are named. Leave it out.",
             ),
+            (
+                ["train_window"],
+                self.model.predict_length,
+                "cuts sequences of training alone, and `predict_length` would learn of ends that are none. Leave one "
+                "of them out.",
+            ),
             (["corpus_size", "builtin"], named, "is of what is built in, and other data are named. Leave it out."),
             (
                 ["dataset_config_name"],

@@ -446,6 +446,11 @@ def test_what_is_walked_in_has_the_segments_of_its_file(recipe, tmp_path):
             "--validation_split_percentage 9",
             "`validation_split_percentage` 9.0 says how to read data, and none",
         ),
+        (
+            "vrae",
+            f"{FRAMES} --train_window 7 --predict_length True",
+            "`train_window` 7 cuts sequences of training alone, and `predict_length` would learn of ends",
+        ),
         ("vrae", f"{FRAMES} --head bernoulli", "0 or 1 for this head"),
         ("vrae", f"{FRAMES} --tie_word_embeddings", "ties tables of words"),
         ("vrae", f"{FRAMES} --head logistic_mixture --scale_features False", "with `scale_features` false they reach"),
