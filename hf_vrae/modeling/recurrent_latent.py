@@ -57,7 +57,10 @@ def sample_path(
         [T + 1, R, H], as the next step reads it.
     """
     kind = _LSTMCell if isinstance(layer, LSTM) else _GRUCell
-    return _SamplePath.apply(kind, choose, gates_x, features_x, noise, *read, *moments, *phi, weight_z)
+    tensors = gates_x, features_x, noise, *read, *moments, *phi, weight_z
+    if not torch.is_grad_enabled():  # a parameter says of itself that it needs a gradient even then
+        tensors = [tensor.detach() for tensor in tensors]
+    return _SamplePath.apply(kind, choose, *tensors)
 
 
 class _LSTMCell:
