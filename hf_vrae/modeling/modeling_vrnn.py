@@ -37,7 +37,7 @@ from .objectives import importance_weighted_bound, negative_elbo, particle_filte
 from .recurrent import left_align, take_time
 from .vrnn import Resampling, Trajectory, VRNNLayer
 
-MAX_AT_ONCE = 2**24  # emission features, of a particle, a sequence and a step each, held at once in evaluation
+MAX_AT_ONCE = 2**24  # features, or parameters of p(x_t), of all particles, sequences and steps at once in evaluation
 
 
 @dataclass
@@ -73,12 +73,14 @@ class Observed:
         phi_x: [B, T, P], left-aligned.
         lengths: real steps, [B].
         target: what the emission is scored on, left-aligned, in the form of the model.
+        order: position of each aligned step, [B, T].
         back: index of each position's step in the aligned order, [B, T].
     """
 
     phi_x: torch.Tensor
     lengths: torch.Tensor
     target: object
+    order: torch.Tensor
     back: torch.Tensor
 
     @property
@@ -111,6 +113,7 @@ class VRNNPreTrainedModel(LatentSequenceModel):
 
     - `_observe(labels, **batch)`: the sequences of a batch and their target, see [`Observed`];
     - `_score(features, target)`: log p(x_t | features), 0 where nothing is scored, [K, B, T] of [K, B, T, P];
+    - `_score_width()`: how many numbers that holds at once of a step;
     - `_at_step(target, t)`: the target of one step;
     - `_drawn_steps(features)`: phi_x of a sample of p(x_t | features), [B, T, P] of [B, T, P];
     - `_likeliest(features)`: its mode, as the model gives it out;
@@ -166,11 +169,12 @@ class VRNNPreTrainedModel(LatentSequenceModel):
         raw frames [B, T, F].
 
         Args:
-            latents: z of each step, [B, T - 1, D] or [B, T, D], left-aligned.
+            latents: z of each step, [B, T - 1, D] or [B, T, D], by columns of the batch, as [`encode`] gives them.
             batch: what [`forward`] takes.
         """
         observed = self._observe(**batch)
-        path = self.model.layer.follow(observed.phi_x, observed.lengths, latents.unsqueeze(0))
+        z = take_time(latents, observed.order).unsqueeze(0)
+        path = self.model.layer.follow(observed.phi_x, observed.lengths, z)
         return self._likeliest(take_time(path.features, observed.back))
 
     def log_importance_weights(
@@ -256,7 +260,7 @@ class VRNNPreTrainedModel(LatentSequenceModel):
         return drawn.to(device)
 
     def _samples_at_once(self, observed: Observed) -> int:
-        width = max(self.config.feature_size, self.config.hidden_size)
+        width = max(self.config.feature_size, self.config.hidden_size, self._score_width())
         return max(1, MAX_AT_ONCE // (observed.phi_x[..., 0].numel() * width))
 
     def _log_likelihood(self, path: Trajectory, observed: Observed) -> torch.Tensor:
@@ -533,7 +537,8 @@ class VRNNForSequenceGeneration(VRNNPreTrainedModel, VRNNGenerationMixin):
         order, back, lengths = left_align(mask)
         phi_x = self.model.embed(take_time(inputs_embeds, order)[:, 1:])
         targets = None if labels is None else labels.masked_fill(~mask, IGNORE_INDEX).gather(1, order)[:, 1:]
-        return Observed(phi_x, (lengths - 1).clamp(min=0), targets, (back[:, 1:] - 1).clamp(min=0))
+        order, back = ((index[:, 1:] - 1).clamp(min=0) for index in (order, back))
+        return Observed(phi_x, (lengths - 1).clamp(min=0), targets, order, back)
 
     def _observe(self, labels=None, input_ids=None, attention_mask=None, inputs_embeds=None) -> Observed:
         inputs_embeds = self._embedded(input_ids, inputs_embeds)
@@ -548,6 +553,10 @@ class VRNNForSequenceGeneration(VRNNPreTrainedModel, VRNNGenerationMixin):
         if self._head_is_plain and not torch.is_grad_enabled():
             return -linear_nll(features.flatten(0, -2), self.lm_head.weight, labels.flatten()).view_as(labels)
         return -token_nll(self.lm_head(features).flatten(0, 1), labels.flatten(0, 1)).view_as(labels)
+
+    def _score_width(self) -> int:
+        # Without a gradient `linear_nll` takes the logits part by part.
+        return 0 if self._head_is_plain and not torch.is_grad_enabled() else self.config.vocab_size
 
     def _at_step(self, target: torch.LongTensor | None, t: int) -> torch.LongTensor | None:
         return None if target is None else target[:, t : t + 1]

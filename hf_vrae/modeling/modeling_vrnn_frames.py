@@ -71,12 +71,15 @@ class VRNNForFrameGeneration(VRNNPreTrainedModel, FrameModel, FrameGenerationMix
         phi_x = self.model.embed(self.model.embed_frames(take_time(frames.values, order)))
         values, *marks = target
         aligned = ScoredFrames(take_time(values, order), *(mark.gather(1, order) for mark in marks))
-        return Observed(phi_x, lengths, aligned, back)
+        return Observed(phi_x, lengths, aligned, order, back)
 
     def evaluation_terms(self, num_samples, generators=None, svi_steps=0, **batch):
         """As in [`VRNNPreTrainedModel`], and where frames are scaled `raw_offset` [B]: it makes log p raw ones'."""
         terms = super().evaluation_terms(num_samples, generators, svi_steps, **batch)
         return terms | self._raw_offset(self.target(**batch))
+
+    def _score_width(self) -> int:
+        return self.head.projection.out_features
 
     def _at_step(self, target: ScoredFrames, t: int) -> ScoredFrames:
         return ScoredFrames(*(part[:, t : t + 1] for part in target))

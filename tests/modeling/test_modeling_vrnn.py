@@ -148,12 +148,11 @@ def test_padding_changes_nothing(kind, variant):
         real = batch["attention_mask"][:, moved:].bool()
         places = padded["attention_mask"].bool()[:, moved:].clone()
         if kind == "tokens" and side == "left":
-            places[:, :2] &= False
-            places[:, 1] = False
-            real_means = model.encode(**padded).mean[:, 2:][real]
-        else:
-            real_means = model.encode(**padded).mean[places]
-        torch.testing.assert_close(real_means, model.encode(**batch).mean[real])
+            places[:, :2] = False
+        means, whole = model.encode(**padded).mean, model.encode(**batch).mean
+        torch.testing.assert_close(means[places], whole[real])
+        told = model.teacher_forced(means, **padded)[places]
+        torch.testing.assert_close(told, model.teacher_forced(whole, **batch)[real])
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -183,6 +182,16 @@ def test_samples_are_the_same_a_few_at_a_time(kind, monkeypatch):
         weights = model.log_importance_weights(5, generator=seeds(), **batch)
         values.append(model.evaluation_terms(5, seeds(), **batch) | {"weights": weights})
     torch.testing.assert_close(*values)
+
+
+@pytest.mark.parametrize(
+    ("kind", "options", "width"),
+    [("frames", {"head": "full_gaussian"}, 4 + 10), ("tokens", {}, 12), ("tokens", {"kernels": "plain"}, 40)],
+)
+@torch.no_grad()
+def test_how_many_samples_are_taken_at_once_hangs_on_the_head_too(kind, options, width):
+    model = make_model(kind, **options)
+    assert model._samples_at_once(model._observe(**make_batch(kind))) == 2**24 // (3 * 6 * width)
 
 
 def test_the_particle_filter_and_importance_weights_estimate_the_same_likelihood():
