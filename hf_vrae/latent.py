@@ -183,6 +183,8 @@ def draw_texts(
     generator, under = None if seed is None else torch.Generator().manual_seed(seed), dict(under or {})
     if "labels" in under:
         under["class_ids"] = model.label_ids(under.pop("labels")).to(model.device)
+    for name, rows in under.items():
+        under[name] = rows.expand(count, *rows.shape[1:]) if len(rows) == 1 else rows  # one for all
     if model.config.is_encoder_decoder:
         latents = draw_latents(model, count, generator, **under)  # [N, D]
         seed = None if generator is None else seed_behind(generator)

@@ -150,7 +150,8 @@ def evaluate_file(
         check_normal(_labelled(labels)[-1], normal)  # at once, not after the likelihoods
     if num_text_samples is not None and accelerator.is_main_process:  # before the likelihoods, which take longest
         rows = _spread(data, num_text_samples)
-        texts = _as_read(rows)
+        columns = (rows[name][:] for name in ("text", "input_ids", "truncated"))
+        texts = [_up_to(len(ids), text, tokenizer) if cut else text for text, ids, cut in zip(*columns, strict=True)]
         batch = collator(Rows(rows).__getitems__(list(range(len(rows)))))
         under = conditions_of(model, batch)
         metrics["text"] = evaluate_text(model, tokenizer, texts, batch_size, seed, judge, under)
@@ -364,9 +365,10 @@ def transfer_file(
     train, test = (
         tokenize(load_text(test_file=file, **reading)["test"], tokenizer, room) for file in (train_path, path)
     )
-    train = _of_two_labels(train, label, values)
-    values = sorted(set(train["label"]))
-    test = _of_two_labels(test, label, values)
+    values = _two_labels(train, label, values)
+    train, test = (_texts_and_labels(rows, tokenizer, label, values) for rows in (train, test))
+    if not test["label"]:
+        raise ValueError(f"{path} has no text whose {label!r} is one of {values}. Give a file that has.")
     classifier = train_text_classifier(train["text"], train["label"])
     groups, moving = (
         [[text for text, own in zip(*rows.values(), strict=True) if own == value] for value in values]
@@ -447,14 +449,14 @@ def label_agreement(
             f"`label_agreement` learns the label {label!r} from a column of that name, and {where} has "
             f"{rows.column_names}. Name another file."
         )
-    pairs = zip(rows["text"][:], value_names(rows, label), strict=True)
-    pairs = [(text.strip(), name) for text, name in pairs if (text or "").strip() and name in names[label]]
-    if missing := [name for name in names[label] if name not in {own for _, own in pairs}]:
+    rows = tokenize(rows, tokenizer, task_of(model, tokenizer).max_length, "classifier's")
+    known = _texts_and_labels(rows, tokenizer, label, names[label])
+    if missing := [name for name in names[label] if name not in known["label"]]:
         raise ValueError(
             f"`label_agreement` needs texts of every value of the label {label!r}, and {where} has none of "
             f"{missing[0]!r}, which its classifier could then never say. Name another file."
         )
-    classifier = train_text_classifier([text for text, _ in pairs], [name for _, name in pairs])
+    classifier = train_text_classifier(known["text"], known["label"])
     options, results, drawn = {"guidance_scale": guidance_scale, **options}, {}, {}
     for value in names[label]:
         under = {"class_ids": model.label_ids({label: [value] * num_samples})}
@@ -480,21 +482,28 @@ def _described(classifier) -> dict[str, float]:
     return {name: getattr(classifier, name) for name in ("accuracy", "majority", "num_train")}
 
 
-def _of_two_labels(data: Dataset, label: str, values: Sequence | None) -> dict[str, list]:
-    """Texts and labels of the rows whose label is one of two."""
-    labels = value_names(data, label)
-    named = sorted(set(labels) - {None})
+def _two_labels(data: Dataset, label: str, values: Sequence | None) -> list[str]:
+    """The two that are named, or the only two that there are."""
+    named = sorted(set(value_names(data, label)) - {None})
     found = named if values is None else [value for value in named if value in map(str, values)]
     if len(found) != 2:
         raise ValueError(f"`values` must name two labels of column {label!r}, which holds {named[:9]}; got {values}.")
-    rows = [(text, own) for text, own in zip(_as_read(data), labels, strict=True) if own in found]
-    return {"text": [text for text, _ in rows], "label": [own for _, own in rows]}
+    return found
 
 
-def _as_read(data: Dataset) -> list[str]:
-    """The texts of what [`tokenize`] gives, up to where they were cut."""
-    rows = zip(*(data[name][:] for name in ("text", "num_characters", "truncated")), strict=True)
-    return [text[: length - 1] if truncated else text for text, length, truncated in rows]
+def _texts_and_labels(data: Dataset, tokenizer, label: str, values: Sequence[str]) -> dict[str, list]:
+    """Of the rows that have one of the labels; their texts as the tokenizer says them, which is how a model does.
+
+    Where it puts them in lower case, say, a classifier of texts as they stand would read those of the model badly.
+    """
+    labels = value_names(data, label)
+    ids = [row for row, own in zip(data["input_ids"][:], labels, strict=True) if own in values]
+    return {"text": decode(tokenizer, ids), "label": [own for own in labels if own in values]}
+
+
+def _up_to(length: int, text: str, tokenizer: PreTrainedTokenizerFast) -> str:
+    """What of a text so many tokens say, marks included."""
+    return text[: tokenizer.backend_tokenizer.encode(text).offsets[length - 2][1]]
 
 
 def _labelled(labels: Sequence[str | None], *of_rows: np.ndarray) -> tuple:

@@ -119,6 +119,11 @@ def test_samples_stand_each_under_their_own_attributes(tokenizer):
     rows = sample_texts(model, tokenizer, 130, seed=1, attributes=given, max_length=9)
     z = draw_latents(model, 130, torch.Generator().manual_seed(1), attributes=given)
     assert [row["text"] for row in rows] == decode_latents(model, tokenizer, z, attributes=given, max_length=9)
+    of_all, of_each = (
+        sample_texts(model, tokenizer, 70, seed=1, attributes=rows, max_length=9)
+        for rows in (given[3:4], given[3:4].expand(70, 1))
+    )
+    assert of_all == of_each
 
 
 def test_samples_stand_under_every_combination_of_labels():

@@ -267,7 +267,8 @@ def tokenize(
         num_proc: processes to tokenise with.
 
     Returns:
-        the data set with `input_ids`, `length` (tokens), `num_characters` (of the text kept, and one for its end),
+        the data set with `input_ids`, `length` (tokens), `num_characters` (of the text kept that the
+        tokenizer's decoding would say again, and one for its end),
         `truncated` and `has_unknown` (`<unk>` stands for a word; where the text itself has it, it does not) added.
 
     Raises:
@@ -333,9 +334,13 @@ def _tokenize_rows(rows: dict[str, list], tokenizer: PreTrainedTokenizerFast, ma
             ids, offsets = [*ids[: max_length - 1], tokenizer.eos_token_id], offsets[:max_length]
         columns["input_ids"].append(ids)
         columns["length"].append(len(ids))
-        columns["num_characters"].append(offsets[-2][1] + 1)
+        columns["num_characters"].append(offsets[-2][1])
         columns["truncated"].append(truncated)
         unknown = [i for i in range(1, len(ids) - 1) if ids[i] == unk_id]
         columns["only_unknown"].append(len(unknown) == len(ids) - 2)
         columns["has_unknown"].append(any(text[slice(*offsets[i])] != unk for i in unknown))
+    # Of white space that the tokenizer drops the model says nothing; what decoding puts in did not stand there.
+    told = tokenizer.backend_tokenizer.decode_batch([ids[1:-1] for ids in columns["input_ids"]], False)
+    counts = zip(columns["num_characters"], told, strict=True)
+    columns["num_characters"] = [min(count, len(text.strip())) + 1 for count, text in counts]
     return columns

@@ -137,10 +137,10 @@ def evaluate_disentanglement(model, dataset, collator, batch_size: int = 64, see
     """
     told = Conditions.of_config(model.config).labels
     names = [n for n, kind in dataset.features.items() if isinstance(kind, ClassLabel) and n not in told]
-    if not names:
+    if len(names) < 2:  # every dimension that says anything would be of one factor alone
         raise ValueError(
-            f"`dataset` must have the true factors in ClassLabel columns, got {dataset.column_names}; the built-in "
-            "corpus has them."
+            "`dataset` must have the true factors in ClassLabel columns, at least two that do not condition the "
+            f"model, got {names} of the columns {dataset.column_names}; the built-in corpus has them."
         )
     codes = encode_dataset(model, dataset, collator, batch_size).mean.numpy()  # [N, D]
     columns = dataset.with_format("numpy")

@@ -170,6 +170,13 @@ def test_tokenizing_counts_what_it_drops_and_cuts(caplog):
     assert written["input_ids"][0] == [2, 5, 1, 3] and written["has_unknown"][:] == [False, True]
 
 
+@pytest.mark.parametrize(("kind", "characters"), [("word", 9), ("char", 11), ("bpe", 11)])
+def test_characters_that_the_tokenizer_drops_are_not_counted(kind, characters):
+    texts = ["the   king", "the king"]
+    data = tokenize(Dataset.from_dict({"text": texts}), train_tokenizer(texts, kind, 400), 16)
+    assert data["num_characters"][:] == [characters, 9]
+
+
 def test_what_a_call_left_in_the_tokenizer_is_not_in_the_data():
     tokenizer = train_tokenizer(["the king sold a letter"])
     data = Dataset.from_dict({"text": ["the king", "the king sold a letter"]})

@@ -161,6 +161,8 @@ def test_only_the_built_in_corpus_has_factors(tokenizer, tokenized):
         evaluate_file(model, tokenizer, "my_test.txt", disentanglement=True)
     with pytest.raises(ValueError, match="ClassLabel"):
         evaluate_disentanglement(model, tokenized["test"].select_columns(["input_ids"]), AutoencodingCollator(0))
+    with pytest.raises(ValueError, match=r"at least two .* got \['mood'\]"):
+        evaluate_disentanglement(model, tokenized["test"].select_columns(["input_ids", "mood"]), None)
 
 
 def test_a_factor_of_two_of_four_dimensions_is_half_complete():

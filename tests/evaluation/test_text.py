@@ -15,6 +15,7 @@ import pytest
 import torch
 from datasets import Dataset
 from sacrebleu.metrics import BLEU
+from tokenizers import normalizers
 
 from hf_vrae import latent as latent_module
 from hf_vrae import measure
@@ -190,6 +191,9 @@ def test_the_classifier_learns_an_attribute_and_no_noise():
     assert 0.3 < noise.accuracy < 0.7  # on texts it did not see
     with pytest.raises(ValueError, match="at least two values"):
         train_text_classifier(texts, [1] * 600)
+    for few, labels in ((["a"] * 20, [0] * 19 + [1]), (["a"] * 4, [0, 0, 1, 1])):
+        with pytest.raises(ValueError, match="must hold two of each label, and the held-out share of them, 0.2, one"):
+            train_text_classifier(few, labels)
 
 
 def test_attribute_transfer():
@@ -451,9 +455,14 @@ def test_texts_are_moved_between_two_labels_of_a_file(trained, tokenizer, tmp_pa
 
 def test_texts_are_moved_to_the_other_label(trained, tokenizer, tmp_path, monkeypatch):
     """By the direction and by the condition, with a z that says the label and nothing else."""
-    say = {"q": "will the king .", "s": "now the king ."}
-    path = tmp_path / "texts.tsv"
-    path.write_text("label\ttext\n" + "".join(f"{label}\t{text}\n" for label, text in say.items()) * 30)
+    say = {"q": "will the king .", "s": "the king sold a letter ."}
+    # Texts are moved, and judged, as the tokenizer reads them.
+    tokenizer.backend_tokenizer.normalizer = normalizers.Lowercase()
+    paths = [tmp_path / "texts.tsv", tmp_path / "questions.tsv", tmp_path / "others.tsv"]
+    for path, labels in zip(paths, (["q", "s"], ["q"], ["x"]), strict=True):
+        rows = [f"{label}\t{say.get(label, 'a').capitalize()}\n" for label in labels]
+        path.write_text("label\ttext\n" + "".join(rows) * 30)
+    path, questions, others = map(str, paths)
 
     def encode(model, tokenizer, texts, **under):
         return torch.tensor([[1.0 if text == say["q"] else -1.0] * 6 for text in texts])
@@ -464,16 +473,20 @@ def test_texts_are_moved_to_the_other_label(trained, tokenizer, tmp_path, monkey
 
     monkeypatch.setattr(measure, "encode_texts", encode)
     monkeypatch.setattr(measure, "decode_latents", decode)
-    scores = transfer_file(trained, tokenizer, str(path), str(path), strengths=[1.0], max_samples=10)["strengths"]
-    assert (scores["0"]["accuracy"], scores["1"]["accuracy"]) == (0, 1)
+    for file, count in ((path, 10), (questions, 5)):
+        scores = transfer_file(trained, tokenizer, path, file, strengths=[1.0], max_samples=10)["strengths"]
+        assert (scores["0"]["accuracy"], scores["1"]["accuracy"]) == (0, 1)
+        assert (scores["0"]["source_bleu"], scores["0"]["num_texts"]) == (pytest.approx(100), count)
+    with pytest.raises(ValueError, match="others.tsv has no text whose 'label' is one of"):
+        transfer_file(trained, tokenizer, path, others)
     conditional = make_model(vocab_size=len(tokenizer), condition_labels={"label": ["q", "s"]})
-    scores = transfer_file(conditional, tokenizer, str(path), str(path), max_samples=10)
+    scores = transfer_file(conditional, tokenizer, path, path, max_samples=10)
     assert (scores["own_label"]["accuracy"], scores["other_label"]["accuracy"]) == (0, 1)
     monkeypatch.setattr(
         measure, "draw_samples",
         lambda model, *args, conditions, **options: [say["qs"[i]] for i in conditions["class_ids"].flatten().tolist()],
     )  # fmt: skip
-    assert measure.label_agreement(conditional, tokenizer, str(path), num_samples=5)["agreement"] == 1
+    assert measure.label_agreement(conditional, tokenizer, path, num_samples=5)["agreement"] == 1
 
 
 @pytest.mark.parametrize("kind", ["vmf", "classifier", "transformer"])

@@ -54,6 +54,12 @@ def train_text_classifier(
         from sklearn.pipeline import make_pipeline
     except ImportError as error:
         raise ValueError("A text classifier needs the extra `metrics`: pip install 'hf_vrae[metrics]'") from error
+    rarest, tested = min(Counter(labels).values()), math.ceil(held_out * len(labels))
+    if rarest < 2 or tested < len(set(labels)):
+        raise ValueError(
+            f"`texts` must hold two of each label, and the held-out share of them, {held_out:g}, one of each; got "
+            f"{len(texts)} texts of {len(set(labels))} labels, {rarest} of the rarest. Give more."
+        )
     parts = train_test_split(list(texts), list(labels), test_size=held_out, random_state=seed, stratify=list(labels))
     train_texts, test_texts, train_labels, test_labels = parts
     weights = TfidfVectorizer(lowercase=False, token_pattern=r"\S+", ngram_range=(1, 2))
