@@ -414,6 +414,12 @@ def _marginal_factor(factor: torch.Tensor, observed: torch.Tensor) -> torch.Tens
     return torch.linalg.qr(a.mT).R.mT
 
 
+def project(layer: nn.Linear, hidden: torch.Tensor) -> torch.Tensor:
+    """Of `hidden` [..., H] in float32 at least, under autocast too: likelihoods need its digits."""
+    with torch.autocast(hidden.device.type, enabled=False):
+        return at_least_float32(layer(as_weight_of(layer, hidden)))
+
+
 class FrameHead(nn.Module):
     """h_t -> p(x_t | h_t): one linear layer for all the parameters, which a subclass makes a distribution of.
 
@@ -428,17 +434,12 @@ class FrameHead(nn.Module):
         self.projection = nn.Linear(hidden_size, sum(sizes))
 
     def project(self, hidden: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """The parameters of `hidden` [..., H], [..., size] each, in float32 at least: likelihoods need its digits."""
-        with torch.autocast(hidden.device.type, enabled=False):
-            outputs = self.projection(as_weight_of(self.projection, hidden))
-        return at_least_float32(outputs).split_with_sizes(self.sizes, -1)
+        """The parameters of `hidden` [..., H], [..., size] each."""
+        return project(self.projection, hidden).split_with_sizes(self.sizes, -1)
 
 
 class BernoulliHead(FrameHead):
     """[`BernoulliFrames`], logits linear in h."""
-
-    def __init__(self, hidden_size: int, input_size: int):
-        super().__init__(hidden_size, input_size)
 
     def forward(self, hidden: torch.Tensor) -> BernoulliFrames:
         return BernoulliFrames(*self.project(hidden))

@@ -14,8 +14,7 @@ from torch import nn
 from torch.nn.functional import logsigmoid
 
 from .generation import GeneratedFrames, decode_frames
-from .heads import make_head, raw_log_prob_offset, standardise, to_raw
-from .kernels import as_weight_of, at_least_float32
+from .heads import make_head, project, raw_log_prob_offset, standardise, to_raw
 from .modeling_latent import LatentSequenceModel
 from .recurrent import predecessors
 
@@ -100,7 +99,7 @@ class FrameModel(LatentSequenceModel):
 
     def _last_logit(self, features: torch.Tensor) -> torch.Tensor:
         """Of this frame being the last one, [...] of features [..., H]."""
-        return at_least_float32(self.length_head(as_weight_of(self.length_head, features))).squeeze(-1)
+        return project(self.length_head, features).squeeze(-1)
 
     def _predictions(self, features: torch.Tensor, target: ScoredFrames) -> torch.Tensor:
         """Means of p(x_t | ...) in raw units, 0 at padding: [B, T, F]."""
@@ -131,6 +130,13 @@ class FrameGenerationMixin:
     that no pickle finds again.
     """
 
+    def _mask(self, input_features: torch.Tensor, attention_mask: torch.Tensor | None) -> torch.Tensor:
+        """Of the real frames, [B, T], by default all of them."""
+        check_frames("input_features", input_features, attention_mask, self.config)
+        if attention_mask is None:
+            return torch.ones_like(input_features[..., 0], dtype=torch.long)
+        return attention_mask
+
     def _lengths(self, rows: int, attention_mask=None, max_length=None, lengths=None) -> torch.LongTensor:
         """How many frames each row gets, at most where its end is learnt, [B]; for the arguments see [`_generate`]."""
         if lengths is not None:
@@ -138,7 +144,7 @@ class FrameGenerationMixin:
         elif max_length is not None:
             lengths = torch.full((rows,), max_length, device=self.device)
         elif attention_mask is not None:
-            lengths = attention_mask.sum(1).to(self.device)
+            lengths = attention_mask.bool().sum(1).to(self.device)
             lengths = lengths.max().expand(rows) if self.config.predict_length else lengths
         else:
             raise ValueError("There is no input to take a length from: pass `max_length`, or `lengths` of each row.")
@@ -170,7 +176,7 @@ class FrameGenerationMixin:
         learnt = self.config.predict_length and lengths is None
         lengths = self._lengths(rows, attention_mask, max_length, lengths)
         if beginning is not None:
-            beginning = self._scaled(beginning.to(self.device), None, "beginning").values
+            beginning = self._scaled(beginning, None, "beginning").values.to(self.device)
             if len(beginning) not in (1, rows) or beginning.shape[1] > lengths.min():
                 raise ValueError(
                     f"`beginning` must be [{rows} or 1, S, F] with S at most the shortest length "

@@ -67,6 +67,8 @@ class ScalesOfLatents(OneLatentModel):
             return self._prior_beside(self.encode(**batch))
         if num_segments is None:
             return super().prior()
+        if num_segments < 1:
+            raise ValueError(f"`num_segments` must be at least 1, got {num_segments}.")
         config = self.config
         whole = num_segments + -num_segments % config.segments_of_a_node
         first = first_segments(config, whole).to(self.device)

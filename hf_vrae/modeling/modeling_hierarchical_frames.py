@@ -104,9 +104,9 @@ class HierarchicalVRAEForFrameGeneration(
         if segment_ids is not None:
             segment_ids = segment_ids.to(self.device)
         if latents is None:
-            if attention_mask is None:
-                attention_mask = torch.ones_like(input_features[..., 0], dtype=torch.long)
+            attention_mask = self._mask(input_features, attention_mask)
             latents = self.encode(input_features, attention_mask, segment_ids=segment_ids).mode
+        self._check_latents(latents)
         longest = int(self._lengths(len(latents), attention_mask, max_length, lengths).max())
         count = -(-longest // self.config.segment_length)
         if segment_ids is not None:

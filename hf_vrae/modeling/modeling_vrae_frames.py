@@ -289,8 +289,8 @@ class VRAEForFrameGeneration(VRAEPreTrainedModel, ConditionalModel, FrameModel, 
         conditional, neither = self.config.condition_width > 0, input_features is None and latents is None
         if (input_features is not None and latents is not None) or (neither and not conditional):
             raise ValueError("Pass one of `input_features`, whose posterior mean is decoded, and `latents`.")
-        if input_features is not None and attention_mask is None:
-            attention_mask = torch.ones_like(input_features[..., 0], dtype=torch.long)
+        if input_features is not None:
+            attention_mask = self._mask(input_features, attention_mask)
         batch = {"input_features": input_features, "attention_mask": attention_mask}
         conditions = {"class_ids": class_ids, "attributes": attributes, "condition": condition}
         if conditional:

@@ -215,6 +215,8 @@ class VRNNPreTrainedModel(LatentSequenceModel):
             num_samples: particles, at least 2.
             generator, batch: as in [`log_importance_weights`].
         """
+        if num_samples < 2 and self.config.latent_size:
+            raise ValueError(f"`num_samples` must be at least 2, of which a filter chooses; got {num_samples}.")
         observed = self._observe(**batch)
         noise = self._noise(num_samples, observed, generator)
         if not self.config.latent_size:  # all particles are one

@@ -119,8 +119,7 @@ class VRNNForFrameGeneration(VRNNPreTrainedModel, FrameModel, FrameGenerationMix
             raise ValueError("Pass one of `input_features`, whose latents are decoded, and `latents`.")
         own = None  # of how many frames a row's latents are, [B]
         if input_features is not None:
-            if attention_mask is None:
-                attention_mask = torch.ones_like(input_features[..., 0], dtype=torch.long)
+            attention_mask = self._mask(input_features, attention_mask)
             latents = self.encode(input_features=input_features, attention_mask=attention_mask).mean
             order, _, own = left_align(attention_mask)
             latents = take_time(latents, order)
@@ -136,7 +135,7 @@ class VRNNForFrameGeneration(VRNNPreTrainedModel, FrameModel, FrameGenerationMix
         own = own.to(self.device).unsqueeze(1)
         layer, seen = self.model.layer, None
         if beginning is not None:
-            values = self._scaled(beginning.to(self.device), None, "beginning").values
+            values = self._scaled(beginning, None, "beginning").values.to(self.device)
             if len(values) not in (1, rows):
                 raise ValueError(f"`beginning` must be [{rows} or 1, S, F], got {list(beginning.shape)}.")
             begun = lengths_of_beginnings(values)

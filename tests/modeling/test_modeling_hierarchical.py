@@ -616,6 +616,8 @@ def test_latents_that_diverge_are_told_of():
 def test_the_number_of_segments_is_a_batchs_own():
     with pytest.raises(ValueError, match="`num_segments` 99 or a batch"):
         make_hierarchical_model().prior(num_segments=99, **make_tokens())
+    with pytest.raises(ValueError, match="`num_segments` must be at least 1, got 0"):
+        make_hierarchical_model(segment_length=3).prior(num_segments=0)
 
 
 def test_texts_without_a_label_cost_their_kl():
@@ -636,6 +638,8 @@ def test_a_length_below_one_is_refused_of_frames_too():
     for length in (0, -3):
         with pytest.raises(ValueError, match="needs a length of 1 or more"):
             model.generate(latents=torch.randn(2, 4), max_length=length)
+    with pytest.raises(ValueError, match="`latents` must be a tensor of floats, got list"):
+        model.generate(latents=[[0.0] * 4], max_length=3)
 
 
 def test_rows_without_a_segment_give_gradients_that_are_numbers():

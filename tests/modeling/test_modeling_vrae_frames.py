@@ -194,6 +194,11 @@ def test_an_input_is_reconstructed_from_its_posterior_mean(model, batch):
         assert torch.equal(generated.lengths, batch["attention_mask"].sum(1))
     by_latents = model.generate(latents=model.encode(**given).mode, lengths=generated.lengths)
     torch.testing.assert_close(by_latents.sequences, generated.sequences)
+    marked = given | {"attention_mask": 2.0 * given["attention_mask"]}  # nonzero where frames are real
+    assert torch.equal(model.generate(**marked).lengths, generated.lengths)
+    for wrong in ({"input_features": [[[1.0]]]}, {**given, "beginning": [[[1.0]]]}):
+        with pytest.raises(ValueError, match="` must be a tensor of floats, got list"):
+            model.generate(**wrong)
 
 
 def test_beginnings_of_different_lengths_in_one_batch():
@@ -209,6 +214,10 @@ def test_beginnings_of_different_lengths_in_one_batch():
 
 def test_learnt_lengths():
     model = make_frame_model(predict_length=True, latent_conditioning=["output"])
+    features = torch.randn(3, 5, model.length_head.in_features)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        logits = model._last_logit(features)
+    assert torch.equal(logits, model._last_logit(features))
     latents = torch.randn(3, 4)
     with torch.no_grad():
         model.length_head.weight.zero_()

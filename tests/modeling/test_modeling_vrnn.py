@@ -577,6 +577,8 @@ def test_refusals():
             call(batch["input_ids"][0])
         with pytest.raises(ValueError, match="`latents` must have a row for each of the 3 sequences, got 5"):
             call(batch["input_ids"], latents=torch.randn(5, 6, 3))
+    with pytest.raises(ValueError, match="`num_samples` must be at least 2, of which a filter chooses; got 1"):
+        model.particle_filter(1, **batch)
     with pytest.raises(ValueError, match=r"`attention_mask` must say of each position .* \[3, 7\], got \[3, 2\]"):
         model(batch["input_ids"], attention_mask=batch["attention_mask"][:, :2])
     with pytest.raises(ValueError, match=r"K samples of q\(z\|x\), \[K, 3, 6, 3\], got \[4, 2, 6, 3\]"):
