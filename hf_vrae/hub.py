@@ -51,8 +51,8 @@ _METRICS_OF_FRAMES = {
     "nll_fivo_per_step": "NLL per frame, by a particle filter of {num_samples} particles (FIVO)",
     "nll_iw": "NLL per sequence, importance-weighted",
     "true_nll": "NLL per sequence of the process that made the data: no model can do better on average",
-    "neg_elbo_per_step": "-ELBO a frame",
-    "kl_per_step": "KL(q \\|\\| p) a frame",
+    "neg_elbo_per_step": "-ELBO per frame",
+    "kl_per_step": "KL(q \\|\\| p) per frame",
     "mutual_information": "mutual information of x and z, over {mi_num_sequences} sequences",
     "active_units": "active units",
     **_RECONSTRUCTION,
@@ -99,7 +99,7 @@ def write_model_card(folder: str | Path, repo_id: str | None = None) -> Path:
 
     config = AutoConfig.from_pretrained(folder)
     results = _read_json(folder / "results.json")
-    recipe = (folder / "recipe.yaml").read_text("utf-8").strip() if (folder / "recipe.yaml").is_file() else ""
+    recipe = _read_recipe(folder / "recipe.yaml")
     name, source, run = (repo_id or folder.resolve().name).split("/")[-1], _data_source(recipe), results.get("run", {})
     of_text = config.input_size is None
     named = config.condition_labels or {}
@@ -120,7 +120,8 @@ def write_model_card(folder: str | Path, repo_id: str | None = None) -> Path:
         num_sequences=f"{results.get('num_sequences', 0):,}",
         curves=(folder / "curves.png").is_file(),
         run=run,
-        recipe=recipe,
+        recipe=bool(recipe),
+        settings=_settings(recipe),
         metrics=_table(results, _METRICS if of_text else _METRICS_OF_FRAMES),
         labels=_literal({name: values[0] for name, values in named.items()}),
         **(_of_text if of_text else _of_frames)(folder, config, results),
@@ -245,10 +246,28 @@ def _read_json(path: Path) -> dict:
     return json.loads(path.read_text()) if path.is_file() else {}
 
 
-def _data_source(recipe: str) -> str:
+def _read_recipe(path: Path) -> dict[str, dict]:
     import yaml
 
-    data = (yaml.safe_load(recipe) or {}).get("data", {}) if recipe else {}
+    return (yaml.safe_load(path.read_text("utf-8")) or {}) if path.is_file() else {}
+
+
+def _settings(recipe: dict[str, dict]) -> str:
+    """What a recipe says that is not a default, as YAML."""
+    import yaml
+
+    from .training.arguments import SECTIONS
+
+    said = {}
+    for section, kind in SECTIONS.items():
+        defaults = vars(kind())
+        own = {k: v for k, v in recipe.get(section, {}).items() if v != defaults.get(k)}
+        said |= {section: own} if own else {}
+    return yaml.safe_dump(said, sort_keys=False).strip() if said else ""
+
+
+def _data_source(recipe: dict[str, dict]) -> str:
+    data = recipe.get("data", {})
     if data.get("dataset_name"):
         return f"the data set `{data['dataset_name']}`"
     if data.get("train_file"):

@@ -190,8 +190,12 @@ def test_cards_are_those_of_runs():
     for card in cards:
         front, body = card.read_text().removeprefix("---\n").split("\n---\n", 1)
         assert yaml.safe_load(front)["tags"] and "| seed |" in body and "SHA-256" in body
-        for picture in re.findall(r"!\[.*\]\((.*)\)", body):
-            assert (card.parent / picture).exists()
+        for linked in re.findall(r"\]\(([^:)]*)\)", body):
+            assert (card.parent / linked).exists()
+
+
+def test_the_quick_starts_card_is_of_the_settings_of_now():
+    assert parse_recipe(["--config", str(ROOT / "model_cards/quickstart/recipe.yaml")]) == parse_recipe([])
 
 
 def test_the_readmes_numbers_are_those_of_the_card():

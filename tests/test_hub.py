@@ -10,11 +10,13 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+import yaml
 from huggingface_hub import HfApi, ModelCard
 from huggingface_hub.utils import filter_repo_objects
 
 from hf_vrae import VRNNConfig, VRNNForFrameGeneration, VRNNForSequenceGeneration
 from hf_vrae.hub import load, push_folder, write_model_card
+from hf_vrae.training.arguments import parse_recipe
 from tests.hub_server import Hub
 from tests.models import (
     CONDITIONAL,
@@ -32,6 +34,7 @@ STRANGER = """
 import sys
 sys.modules["hf_vrae"] = None
 import torch
+import yaml
 from transformers import AutoConfig, AutoModel, AutoModelForSeq2SeqLM, AutoTokenizer
 names, revision = (sys.argv[1:2], sys.argv[2]) if "/" in sys.argv[1] else (sys.argv[1:], "main")
 for name in names:
@@ -210,6 +213,14 @@ def test_a_card_is_of_the_data_and_of_the_last_samples(data, source, shared):
     assert (result.dataset_name, result.dataset_split) == (source.replace("`", ""), "test")
 
 
+def test_a_card_says_of_a_recipe_what_is_no_default(shared):
+    parse_recipe(["--latent_size", "7", "--label_columns", "a", "b"]).save(shared / "recipe.yaml")
+    (block,) = re.findall(r"```yaml\n(.*?)```", write_model_card(shared).read_text(), flags=re.DOTALL)
+    assert yaml.safe_load(block) == {"model": {"latent_size": 7}, "data": {"label_columns": ["a", "b"]}}
+    parse_recipe([]).save(shared / "recipe.yaml")
+    assert "All settings of its [recipe](recipe.yaml) are the defaults." in write_model_card(shared).read_text()
+
+
 def test_the_file_of_frames_is_named_though_they_are_called_built_in(shared):
     recipe = shared / "recipe.yaml"
     recipe.write_text(recipe.read_text().replace("data:\n", "data:\n  builtin: frames\n"))
@@ -268,6 +279,7 @@ def test_loading_what_is_no_model(tmp_path):
 ROUND_TRIP = """
 import runpy, sys
 import torch
+import yaml
 from transformers import AutoModel, AutoTokenizer
 from hf_vrae import VRAEForSequenceGeneration
 from hf_vrae.hub import push_folder
