@@ -22,7 +22,7 @@ class Conditions:
     """Which columns condition a model.
 
     Args:
-        labels: of each column of a label the names of its values; in order of the columns.
+        labels: of each column of a label the names of its values; columns in order of their names.
         attributes: columns of real numbers.
         vector: column of vectors.
         size: numbers of such a vector.

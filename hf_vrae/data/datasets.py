@@ -9,10 +9,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-from datasets import ClassLabel, Dataset, DatasetDict, Value, load_dataset, load_from_disk
+import pandas as pd
+import pyarrow as pa
+from datasets import ClassLabel, Dataset, DatasetDict, Features, Value, load_dataset, load_from_disk
 from datasets.exceptions import DatasetGenerationError
 from datasets.fingerprint import Hasher
-from pandas.errors import ParserWarning
+from pandas.errors import DtypeWarning, ParserWarning
 from transformers import PreTrainedTokenizerFast
 
 logger = logging.getLogger(__name__)
@@ -20,8 +22,6 @@ logger = logging.getLogger(__name__)
 # pandas would take words such as "NA" and "null" for missing values, and the first of more fields than the header has
 # for a name of the row.
 _AS_IT_STANDS = {"keep_default_na": False, "na_values": [""], "index_col": False}
-# The kind of a column is read off all of it, not off its first 10,000 rows.
-IN_ONE_GO = {"chunksize": 2**31 - 1}
 # How `datasets` reads a file with this ending. Quotes in .tsv are ordinary characters, as in the corpora of the field.
 _READERS = {
     ".txt": ("text", {}),
@@ -31,6 +31,8 @@ _READERS = {
     ".jsonl": ("json", {}),
     ".parquet": ("parquet", {}),
 }
+# What `tokenize` says of each text.
+_OF_TOKENS = ("input_ids", "length", "num_characters", "truncated", "only_unknown", "has_unknown", "marked")
 SPLITS = ("train", "validation", "test")
 _SPLIT_NAMES = {"valid": "validation", "val": "validation", "dev": "validation"}
 
@@ -59,13 +61,20 @@ def load_text(
     Raises:
         ValueError: naming the file, the rule it breaks and the remedy.
     """
-    files = {"train": train_file, "validation": validation_file, "test": test_file}
-    files = {split: path for split, path in files.items() if path is not None}
+    files = named_files(dataset_name, train=train_file, validation=validation_file, test=test_file)
     if dataset_name is not None:
         files = _files_of_splits(Path(dataset_name))
     splits = {split: load_file(path, encoding) for split, path in files.items()}
     splits = splits or _load_named(dataset_name, dataset_config_name)
     return DatasetDict({split: _with_text(data, text_column, split) for split, data in splits.items()})
+
+
+def named_files(dataset_name: str | None, **files: str | None) -> dict[str, str]:
+    """The files that are named, by split; none where a data set is."""
+    files = {split: path for split, path in files.items() if path is not None}
+    if bool(files) == (dataset_name is not None):
+        raise ValueError(f"Name files or a `dataset_name`, one of them; got {list(files.values())}, {dataset_name!r}.")
+    return files
 
 
 def spread_places(size: int, count: int) -> np.ndarray:
@@ -100,11 +109,25 @@ def load_file(path: str, encoding: str = "utf-8", **options) -> Dataset:
         with warnings.catch_warnings():
             # Of rows with more fields than the header pandas would leave some out.
             warnings.filterwarnings("error", message="Length of header or names does not match")
-            return load_dataset(reader, data_files=glob.escape(str(file)), split="train", **how)
+            return _load_csv(file, how) if reader == "csv" else _load(reader, file, how)
     except (DatasetGenerationError, ValueError, ParserWarning) as error:
-        if reader == "csv" and IN_ONE_GO.items() - options.items():
-            return load_file(path, encoding, **options | IN_ONE_GO)
         raise ValueError(f"The file {path!r} cannot be read as {file.suffix}: {_reason(error)}") from error
+
+
+def _load(reader: str, file: Path, how: dict) -> Dataset:
+    return load_dataset(reader, data_files=glob.escape(str(file)), split="train", **how)
+
+
+def _load_csv(file: Path, how: dict) -> Dataset:
+    """The kind of a column is read off all of it. `datasets` would go by the first 10,000 rows, and pandas by each
+    piece of the file, where a label of 007 became 7 in one of numbers alone."""
+    in_one_go = {"chunksize": 2**31 - 1}
+    try:
+        warnings.simplefilter("ignore", DtypeWarning)
+        return _load("csv", file, how | in_one_go)
+    except DatasetGenerationError:  # as of pieces of two kinds
+        kinds = pa.Schema.from_pandas(pd.read_csv(file, low_memory=False, **how), preserve_index=False)
+        return _load("csv", file, how | in_one_go | {"features": Features.from_arrow_schema(kinds)})
 
 
 def _reason(error: BaseException) -> str:
@@ -174,6 +197,9 @@ def _with_text(data: Dataset, column: str | None, split: str) -> Dataset:
                 "`window`."
             )
         column = "text" if "text" in data.column_names or len(strings) != 1 else strings[0]
+        if " " in column:
+            said = "%s split: the text is in the column %r. If that is a text itself, write a header above it."
+            logger.warning(said, split, column)
         if ";" in column or "\t" in column:
             raise ValueError(
                 f"The {split} split has the one column {column!r}, whose name holds a separator: a .csv is separated "
@@ -281,6 +307,9 @@ def tokenize(
     # What a call with padding or truncation has left in it would come into the data, and into the cache's fingerprint.
     tokenizer.backend_tokenizer.no_padding()
     tokenizer.backend_tokenizer.no_truncation()
+    if taken := [name for name in data.column_names if name in _OF_TOKENS]:
+        logger.warning("%s split: columns of ours take the place of %s. Rename these to keep them.", split, taken)
+        data = data.remove_columns(taken)  # whose kinds would become ours'
     tokenized = map_rows(
         data,
         _tokenize_rows,
@@ -322,8 +351,7 @@ def _tokenize_rows(rows: dict[str, list], tokenizer: PreTrainedTokenizerFast, ma
     columns = {name: [values[i] for i in keep] for name, values in rows.items() if name != "text"}
     columns["text"] = [texts[i] for i in keep]
     columns["marked"] = [marked[i] for i in keep]
-    for name in ("input_ids", "length", "num_characters", "truncated", "only_unknown", "has_unknown"):
-        columns[name] = []
+    columns |= {name: [] for name in _OF_TOKENS if name != "marked"}
     # The tokenizer's own truncation would change its state, and with it the fingerprint that the cache goes by.
     encodings = tokenizer.backend_tokenizer.encode_batch(columns["text"]) if keep else []
     unk, unk_id = tokenizer.unk_token, tokenizer.unk_token_id  # looked up in the vocabulary each time

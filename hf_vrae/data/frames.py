@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from datasets import ClassLabel, Dataset, DatasetDict, DatasetInfo, Features, List, Value
 
-from .datasets import _SPLIT_NAMES, IN_ONE_GO, SPLITS, _load_named, load_file, map_rows
+from .datasets import _SPLIT_NAMES, SPLITS, _load_named, load_file, map_rows, named_files
 from .rows import PREFIX, plain, view
 
 logger = logging.getLogger(__name__)
@@ -53,8 +53,9 @@ def load_frames(
         feature_columns: of a .csv, which are channels; by default all of numbers but `sequence_column` and "label".
         sequence_column: of a .csv, rows with the same value here are one sequence, in the order of the file; without
             it the file is one. It and other columns that do not change within any sequence stay as columns.
-        segment_column: column, or array of an .npz shaped as the frames without their channels, with a number or name
-            a frame: frames with the same one, one after the other, are a segment (a bar, a phrase).
+        segment_column: column, or array of an .npz shaped as the frames without their channels, with a number per
+            frame, or but of rows of lists a name: frames with the same one, one after the other, are a segment (a bar,
+            a phrase).
         window, stride: cut a sequence into windows of so many frames, one every `stride` (default: `window`) frames,
             as long as a window would hold frames that the one before does not; the last one may be shorter. What
             else is known of the sequence is repeated. Overlapping windows of one sequence must not be shared out
@@ -73,12 +74,11 @@ def load_frames(
             raise ValueError(f"`{name}` must be at least 1 frame; got {value}.")
     if stride is not None and window is None:
         raise ValueError(f"`stride` is the distance of windows and needs a `window`; got {stride} without one.")
+    files = named_files(dataset_name, train=train_file, validation=validation_file, test=test_file)
     data = DatasetDict()
     if dataset_name is not None:
         for split, part in _load_named(dataset_name, dataset_config_name).items():
             data[split] = _from_rows(part, features_column, segment_column, f"The {split} split", window, stride)
-    files = {"train": train_file, "validation": validation_file, "test": test_file}
-    files = {split: path for split, path in files.items() if path is not None}
     for split, path in files.items():
         suffix = Path(path).suffix
         if suffix in (".npz", ".npy"):
@@ -242,6 +242,8 @@ def _from_array(arrays: dict, names: np.ndarray | None, where: str, column, segm
     if segments is not None and segments not in arrays:
         raise ValueError(f"`segment_column` must be an array of {where}, one of {sorted(arrays)}; got {segments!r}.")
     segment_ids = arrays.pop(segments, None)
+    if {"y", "label"} <= arrays.keys():
+        raise ValueError(f"{where} has both `y` and `label`, which are one. Leave one of them out of the file.")
     columns = {"label" if name == "y" else name: array for name, array in arrays.items() if array.ndim}
     deepest = max([array.ndim for name, array in columns.items() if name != "label"], default=0)
     candidates = [name for name, array in columns.items() if name != "label" and array.ndim == deepest]
@@ -321,18 +323,18 @@ def _is_number(kind: pa.DataType) -> bool:
 def _steps(path: str, encoding: str) -> pa.Table:
     """A .csv with a row per step."""
 
-    # A sensor may be silent for its first 10,000 rows; and its "NaN" is no word, but a label's is.
+    # A sensor's "NaN" is no word, but a label's is.
     def read(keep_default_na: bool = True, **how) -> pa.Table:
-        steps = load_file(path, encoding, **IN_ONE_GO, keep_default_na=keep_default_na, **how)
+        steps = load_file(path, encoding, keep_default_na=keep_default_na, **how)
         return steps.with_format("arrow")[:].combine_chunks()
 
     steps = read()
     # Behind a name that was there before pandas sets a count.
     numerals = (_is_numeral(name) or _is_numeral(name.rpartition(".")[0]) for name in steps.column_names)
-    if all(numerals) and not all(name.isdigit() for name in steps.column_names):
+    if all(numerals) and not _counts_up(steps.column_names):
         raise ValueError(
             f"The first row of {path!r} must name the columns, and it is of numbers: {steps.column_names[:3]}. Write "
-            "a header above it."
+            "a header above it, of words or of numbers that count up."
         )
     numbers = _of_numbers(steps)
     if len(numbers) == len(steps.column_names):
@@ -349,6 +351,14 @@ def _with_blank_lines(path: str, encoding: str, steps: pa.Table, read: Callable[
     whole = read(skip_blank_lines=False, skiprows=before)
     ends = [1 + max(np.flatnonzero(table[0].is_valid()), default=-1) for table in (whole, steps)]
     return whole[: ends[0] + len(steps) - ends[1]]  # a NaN that is written at the end stays
+
+
+def _counts_up(names: list[str]) -> bool:
+    """Whether these are 0, 1, 2, or pitches 21, 22, 23, and so on: of numbers what a row of data hardly is."""
+    if not all(name.isdigit() for name in names):
+        return False
+    numbers = [int(name) for name in names]
+    return numbers == list(range(numbers[0], numbers[0] + len(numbers))) and (len(numbers) > 1 or numbers == [0])
 
 
 def _is_numeral(text: str) -> bool:
@@ -493,7 +503,10 @@ def _convert(
                 f"`segment_column` {segment!r} must have a number for each frame, but row {indices[wrong[0]]} of "
                 f"{where} has {_lengths(of_rows)[wrong[0]]} for {lengths[wrong[0]]} frames."
             )
-        segment_ids = of_rows.flatten().cast(pa.int64()).to_numpy(zero_copy_only=False)
+        ids = of_rows.flatten()
+        if ids.null_count:
+            raise ValueError(f"`segment_column` {segment!r} of {where} has empty values. Fill them in.")
+        segment_ids = ids.cast(pa.int64()).to_numpy(zero_copy_only=False)
     return _table(_numbers(values).reshape(-1, channels), lengths, others, window, stride, segment_ids)
 
 

@@ -18,6 +18,7 @@ from hf_vrae.data.datasets import (
     split_validation,
     tokenize,
 )
+from hf_vrae.data.frames import load_frames
 from hf_vrae.data.tokenization import train_tokenizer
 
 TEXTS = ["the king sold a letter .", "a queen", 'she said " yes "']
@@ -65,7 +66,7 @@ def test_parquet_and_folders(tmp_path):
     assert set(loaded) == {"train", "validation"} and loaded["train"]["text"][:] == ["NA", '"he said']  # as of files
 
 
-def test_text_column(write):
+def test_text_column(write, caplog):
     path = write("a.csv", "title,body\nx,the king\n")
     assert load_text(path, text_column="body")["train"]["text"][:] == ["the king"]
     with pytest.raises(ValueError, match=r"`text_column` must name a column.*\['title', 'body'\]; got 'text'"):
@@ -80,6 +81,9 @@ def test_text_column(write):
         load_text(write("e.csv", "n;text\n1;the king\n"))
     with pytest.raises(ValueError, match=r"no text: no column of \['a', 'b'\] .* `feature_columns`"):
         load_text(write("c.csv", "a,b\n1,2\n"))
+    assert not caplog.records
+    load_text(write("g.csv", "the king sold a letter\nthe queen\n"))
+    assert "'the king sold a letter'. If that is a text itself, write a header above it" in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -109,6 +113,11 @@ def test_missing_file_and_data_set(tmp_path):
         load_file("nowhere.txt")
     with pytest.raises(ValueError, match="cannot be loaded"):
         load_text(dataset_name=str(tmp_path / "nowhere"))
+    for load in (load_text, load_frames):
+        with pytest.raises(ValueError, match=r"Name files or a `dataset_name`, one of them; got \[\], None"):
+            load()
+        with pytest.raises(ValueError, match=r"one of them; got \['a.txt'\], 'some'"):
+            load(test_file="a.txt", dataset_name="some")
 
 
 @pytest.mark.parametrize(
@@ -139,10 +148,12 @@ def test_a_name_with_brackets_is_that_of_a_file_and_no_pattern(write):
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # a file that `datasets` leaves open
-def test_labels_that_begin_far_down(write):
-    """The kind of a column was that of its first 10,000 rows."""
-    unlabelled = load_file(write("a.csv", "label,text\n" + ",a b\n" * 10_500 + "x,c d\n"))
-    assert unlabelled["label"][:] == [None] * 10_500 + ["x"]
+def test_a_columns_kind_is_that_of_the_whole_file(write):
+    """It was that of the first 10,000 rows, or of the first 200,000."""
+    for count, first, read in ((10_500, "", None), (9_990, "x", "x"), (300_000, "1", "1")):
+        rows = f"{first},a b\n" * count + "007,c d\n" * 20
+        data = load_file(write(f"{count}.csv", "label,text\n" + rows + "y,e\n"))
+        assert data.unique("label") == [read, "007", "y"]
     gc.collect()  # else the warning is of the next test
 
 
@@ -175,6 +186,13 @@ def test_characters_that_the_tokenizer_drops_are_not_counted(kind, characters):
     texts = ["the   king", "the king"]
     data = tokenize(Dataset.from_dict({"text": texts}), train_tokenizer(texts, kind, 400), 16)
     assert data["num_characters"][:] == [characters, 9]
+
+
+def test_columns_of_the_users_own_give_way(caplog):
+    texts = {"text": ["the king"] * 2, "length": ["short", "long"], "truncated": [None, None], "marked": ["x", "y"]}
+    data = tokenize(Dataset.from_dict(texts), train_tokenizer(["the king"]), 8, "train")
+    assert data["length"][:] == [4, 4] and data["truncated"][:] == [False, False]
+    assert "train split: columns of ours take the place of ['length', 'truncated', 'marked']" in caplog.text
 
 
 def test_what_a_call_left_in_the_tokenizer_is_not_in_the_data():

@@ -128,6 +128,9 @@ def test_tables_of_steps(write):
     named = load_frames(named, sequence_column="who")["train"]
     assert named["who"][:] == ["NA", "x", "y"] and named["label"][:] == ["None", "walk", None]
     assert_are(named, [[[1], [np.nan]], [[3]], [[4]]])
+    for names in ("0", "0,1", "21,22"):
+        row = ",".join("1" * len(names.split(",")))
+        assert num_channels(load_frames(write("h.csv", f"{names}\n{row}\n"))["train"]) == len(names.split(","))
     silent = write("b.csv", "a,b\n" + "1,\n" * 20_000 + "1,0.5\n")  # a column's kind is that of the whole file
     assert sequences(load_frames(silent)["train"])[0][-1].tolist() == [1, 0.5]
 
@@ -306,6 +309,15 @@ def test_segments_are_read_from_every_kind_of_file(write):
         ("a.csv", "a,b\n1,2\n3,?\n5,6\n", {}, r"Column 'b' .* is of numbers but for '\?': leave the cell empty"),
         ("a.csv", "a,b\n1,?\n3,4\n", {"feature_columns": ["b"]}, r"got \['b'\], where 'b' holds '\?'"),
         ("a.csv", "0.5,0.5,1e3\n1,2,3\n", {}, r"must name the columns, and it is of numbers: \['0.5', '0.5.1'"),
+        (
+            "a.csv",
+            "5\n3\n4\n",
+            {},
+            r"of numbers: \['5'\]. Write a header above it, of words or of numb",
+        ),
+        ("a.csv", "3,1,2\n0,0,0\n", {}, r"it is of numbers: \['3', '1', '2'\]"),
+        ("a.jsonl", '{"x": [1, 2], "s": [0, null]}', {"segment_column": "s"}, "'s' of .* has empty values. Fill them"),
+        ("a.npz", {"x": FRAMES, "y": LABELS, "label": LABELS}, {}, "has both `y` and `label`, which are one"),
         ("a.csv", "a,s\n1,x\n2,\n", {"sequence_column": "s"}, "'s' of .* is empty in 1 rows"),
         ("a.csv", "a\n1\n", {"sequence_column": "s"}, r"`sequence_column` must be a column of .*\['a'\]; got 's'"),
         ("a.jsonl", '{"x": [[1, 2]]}\n{"x": [[1, 2], [3]]}', {}, "first one, 2.*in row 1 of column 'x'.* has 1"),
