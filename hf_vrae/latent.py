@@ -90,7 +90,7 @@ def each_label(model, count: int, batch: dict) -> dict:
     """Conditions for so many samples: all combinations of the labels' values in turn, and what else a batch has."""
     given = [name for name in ("attributes", "condition") if name in batch]
     under = {name: batch[name][torch.arange(count) % len(batch[name])] for name in given}
-    labels, each = {}, 1  # for how many samples per value holds: the first label changes at each
+    labels, each = {}, 1  # for how many samples a value holds: the first label changes at each
     for name, values in (model.config.condition_labels or {}).items():
         labels[name] = [values[i // each % len(values)] for i in range(count)]
         each *= len(values)

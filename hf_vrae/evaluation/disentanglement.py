@@ -90,9 +90,9 @@ def dci(codes: np.ndarray, factors: np.ndarray, seed: int = 0) -> dict:
         raise ValueError("`dci` needs scikit-learn: pip install 'hf_vrae[metrics]'") from error
     codes, factors = _check(codes, factors)
     most = int(factors.max()) + 1
-    if len(codes) < 4 * most:  # two a value in the half that teaches
+    if len(codes) < 4 * most:  # two per value in the half that teaches
         raise ValueError(
-            f"`codes` must hold 4 rows a value of a factor, here {4 * most}; got {len(codes)}. Take more."
+            f"`codes` must hold 4 rows per value of a factor, here {4 * most}; got {len(codes)}. Take more."
         )
     order = np.random.default_rng(seed).permutation(len(codes))
     train, test = order[: len(order) // 2], order[len(order) // 2 :]

@@ -300,7 +300,7 @@ class VRNNPreTrainedModel(LatentSequenceModel):
         """
         if svi_steps:
             raise ValueError(
-                f"`svi_steps` {svi_steps} refines one posterior a sequence; a VRNN has one per step. Set it to 0."
+                f"`svi_steps` {svi_steps} refines one posterior per sequence; a VRNN has one per step. Set it to 0."
             )
         observed = self._observe(**batch)
         noise = self._noise(num_samples, observed, generators)

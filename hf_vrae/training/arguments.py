@@ -210,7 +210,7 @@ class TrainArguments:
     kl_cycles: int = _arg(4, "Cycles of the cyclical schedule")
     kl_capacity: float = _arg(0.0, "Last C of the capacity schedule, whose KL term is |KL - C|; nats per sequence")
     minimum_rate: float = _arg(0.0, "Least KL of a sequence in nats, held by a Lagrangian multiplier")
-    free_bits: float = _arg(0.0, "KL that costs nothing: nats per dimension or a sequence, bits for hinge")
+    free_bits: float = _arg(0.0, "KL that costs nothing: nats per dimension or per sequence, bits for hinge")
     free_bits_form: FreeBitsForm = _arg(
         "dimension",
         "Whose KL is free up to free_bits: a dimension's in the batch mean (dimension_mean) or in each sequence "

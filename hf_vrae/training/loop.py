@@ -444,7 +444,7 @@ class TrainingLoop:
         logger.info(
             "step %d: -ELBO %.2f nats (reconstruction %.2f + KL %.2f)%s%s, %d active units",
             *(state.step, results["neg_elbo"], results["reconstruction"], results["kl"]),
-            f", {results['neg_elbo_per_step']:.3f} a step" if "neg_elbo_per_step" in results else "",
+            f", {results['neg_elbo_per_step']:.3f} per step" if "neg_elbo_per_step" in results else "",
             f", MI {results['mutual_information']:.2f}" if "mutual_information" in results else "",
             results["active_units"],
         )

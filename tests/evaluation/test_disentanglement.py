@@ -121,7 +121,7 @@ def test_order_and_scale_of_dimensions_and_order_of_sequences_change_nothing(fac
     [
         (np.zeros((5, 2)), np.zeros((4, 2)), "same N"),
         (np.zeros((50, 2)), np.zeros((50, 1)), "must vary"),
-        (np.zeros((50, 2)), np.arange(50)[:, None], "4 rows a value"),
+        (np.zeros((50, 2)), np.arange(50)[:, None], "4 rows per value"),
     ],
 )
 def test_what_cannot_be_scored_is_said(codes, factors, said):

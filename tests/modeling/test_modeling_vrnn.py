@@ -559,7 +559,7 @@ def test_refusals():
     with pytest.raises(ValueError, match="did you mean .feature_layers"):
         VRNNConfig(feature_layer=2)
     model, batch = make_model(), make_batch()
-    with pytest.raises(ValueError, match="`svi_steps` 1 refines one posterior a sequence; a VRNN has one per step"):
+    with pytest.raises(ValueError, match="`svi_steps` 1 refines one posterior per sequence; a VRNN has one per step"):
         model.evaluation_terms(2, None, svi_steps=1, **batch)
     with pytest.raises(ValueError, match=r"`labels` must be the input tokens, .* of shape \[3, 7\]; got \[3, 6\]"):
         model(batch["input_ids"], labels=batch["labels"][:, 1:])
