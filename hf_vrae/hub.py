@@ -158,7 +158,7 @@ def _introduction(config, run: dict, source: str) -> str:
     """What the model is, in a paragraph."""
     kind, size, of_vrae = config.rnn_type.upper(), config.latent_size, config.model_type == "vrae"
     unit, whole = ("token", "language model") if config.input_size is None else ("frame", "network over frames")
-    trained = f"trained with [hf_vrae](https://pypi.org/project/hf_vrae) on {source}"
+    trained = f"trained with hf_vrae on {source}"
     parameters = f"{run['num_parameters']:,}" if run else "trained"
     if not size:
         architecture = f"{_kind(config, 'decoder')} decoder" if of_vrae else f"{kind} with feature extractors"

@@ -20,6 +20,9 @@ GREY = "#BBBBBB"
 ACTIVE_VARIANCE = 0.01  # Var_x(E[z_j|x]) of an active unit (Burda et al. 2016, sec. 5.3)
 
 
+DOTS = {"marker": "o", "markersize": 3}
+
+
 def plot_training_curves(metrics_file: str | Path, picture: str | Path | None = None):
     """Draw a run's metrics.jsonl: the bound and its parts, KL with its weight, and what the latent says.
 
@@ -29,53 +32,78 @@ def plot_training_curves(metrics_file: str | Path, picture: str | Path | None = 
     """
     lines = [json.loads(line) for line in Path(metrics_file).read_text().splitlines()]
     train, validation = ([line for line in lines if line["kind"] == kind] for kind in ("train", "eval"))
+    without_z = bool(lines) and all(row["kl"] == 0 for row in lines)
+    parts = [_draw_likelihood] if without_z else [_draw_bound, _draw_kl, _draw_information]
+    figure = _figure(5 * len(parts), 4.2)
+    for axis, draw in zip(figure.subplots(1, len(parts), squeeze=False)[0], parts, strict=True):
+        axis.set_xlabel("step")
+        axis.grid(alpha=0.3)
+        axes = axis, *draw(axis, train, validation)
+        handles, labels = zip(*(axis.get_legend_handles_labels() for axis in axes), strict=True)
+        below = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.12), "ncols": 3, "frameon": False}
+        axis.legend(sum(handles, []), sum(labels, []), fontsize=8, **below)
+    return _saved(figure, picture)
 
-    def curve(axis, rows, name, label, **style):
-        rows = [row for row in rows if name in row]
-        axis.plot([row["step"] for row in rows], [row[name] for row in rows], label=label, **style)
 
-    figure = _figure(15, 4.2)
-    bound, kl, information = figure.subplots(1, 3)
-    curve(bound, train, "reconstruction", "reconstruction, training", color="tab:blue", alpha=0.4)
-    dots = {"marker": "o", "markersize": 3}
-    curve(bound, validation, "reconstruction", "reconstruction, validation", color="tab:blue", **dots)
-    curve(bound, validation, "neg_elbo", "-ELBO, validation", color="tab:red", **dots)
-    # The first updates are worth hundreds of nats and would flatten the rest.
+def _curve(axis, rows: Sequence[dict], name: str, label: str, **style) -> None:
+    rows = [row for row in rows if name in row]
+    axis.plot([row["step"] for row in rows], [row[name] for row in rows], label=label, **style)
+
+
+def _draw_bound(axis, train, validation) -> tuple:
+    _curve(axis, train, "reconstruction", "reconstruction, training", color="tab:blue", alpha=0.4)
+    _curve(axis, validation, "reconstruction", "reconstruction, validation", color="tab:blue", **DOTS)
+    _curve(axis, validation, "neg_elbo", "-ELBO, validation", color="tab:red", **DOTS)
+    _leave_out_the_start(axis, train, validation)
+    axis.set(title="Bound and reconstruction", ylabel="nats per sequence")
+    return ()
+
+
+def _draw_likelihood(axis, train, validation) -> tuple:
+    _curve(axis, train, "reconstruction", "training", color="tab:blue", alpha=0.4)
+    _curve(axis, validation, "reconstruction", "validation", color="tab:blue", **DOTS)
+    _leave_out_the_start(axis, train, validation)
+    axis.set(title="Negative log-likelihood", ylabel="nats per sequence")
+    return ()
+
+
+def _leave_out_the_start(axis, train, validation) -> None:
+    """The first updates are worth hundreds of nats and would flatten the rest."""
     later = [row["reconstruction"] for row in train[len(train) // 20 :]] + [row["neg_elbo"] for row in validation]
     if later:
         low, high = min(later + [row["reconstruction"] for row in validation]), max(later)
-        bound.set_ylim(low - 0.05 * (high - low) - 1e-3, high + 0.05 * (high - low) + 1e-3)
-    bound.set(title="Bound and reconstruction", ylabel="nats per sequence")
-    curve(kl, train, "kl", "KL, training", color="tab:green", alpha=0.4)
-    curve(kl, validation, "kl", "KL, validation", color="tab:green", **dots)
+        axis.set_ylim(low - 0.05 * (high - low) - 1e-3, high + 0.05 * (high - low) + 1e-3)
+
+
+def _draw_kl(axis, train, validation) -> tuple:
+    _curve(axis, train, "kl", "KL, training", color="tab:green", alpha=0.4)
+    _curve(axis, validation, "kl", "KL, validation", color="tab:green", **DOTS)
     if any("kl_capacity" in row for row in train):  # there the weight is constant, and this is the schedule
-        curve(kl, train, "kl_capacity", "capacity C, what the KL is held to", color="tab:gray", linestyle=":")
-    kl.set(title="KL, and its weight", ylabel="nats per sequence")
-    kl.set_ylim(bottom=0)
-    weight = kl.twinx()
-    curve(weight, train, "kl_weight", "KL weight (right)", color="tab:gray", linestyle="--")
+        _curve(axis, train, "kl_capacity", "capacity C, what the KL is held to", color="tab:gray", linestyle=":")
+    axis.set(title="KL, and its weight", ylabel="nats per sequence")
+    axis.set_ylim(bottom=0)
+    weight = axis.twinx()
+    _curve(weight, train, "kl_weight", "KL weight (right)", color="tab:gray", linestyle="--")
     weight.set_ylim(0, 1.05 * max([1.0] + [row["kl_weight"] for row in train]))
     weight.set_ylabel("weight")
+    return (weight,)
+
+
+def _draw_information(axis, train, validation) -> tuple:
     if validation and "mutual_information" not in validation[0]:  # of one latent per step there is none
-        information.set(title="Active units", yticks=[])
+        axis.set(title="Active units", yticks=[])
     else:
-        curve(information, validation, "mutual_information", "mutual information", color="tab:purple", **dots)
-        information.set(title="What the latent says", ylabel="mutual information, nats")
+        _curve(axis, validation, "mutual_information", "mutual information", color="tab:purple", **DOTS)
+        axis.set(title="What the latent says", ylabel="mutual information, nats")
         told = [row["mutual_information"] for row in validation]  # an estimate, which may be below 0
-        information.set_ylim(min([0, *told]), 1.05 * max([0.1, *told]))
-    units = information.twinx()
-    curve(units, validation, "active_units", "active units (right)", color="tab:orange", linestyle="--", **dots)
+        axis.set_ylim(min([0, *told]), 1.05 * max([0.1, *told]))
+    units = axis.twinx()
+    _curve(units, validation, "active_units", "active units (right)", color="tab:orange", linestyle="--", **DOTS)
     # Room above, so that all units active is a line and not the frame; whole numbers only.
     units.set_ylim(0, 1.1 * max([1] + [row["active_units"] for row in validation]))
     units.yaxis.get_major_locator().set_params(integer=True)
     units.set_ylabel("active units")
-    for axes in ((bound,), (kl, weight), (information, units)):
-        axes[0].set_xlabel("step")
-        axes[0].grid(alpha=0.3)
-        handles, labels = zip(*(axis.get_legend_handles_labels() for axis in axes), strict=True)
-        below = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.12), "ncols": 3, "frameon": False}
-        axes[0].legend(sum(handles, []), sum(labels, []), fontsize=8, **below)
-    return _saved(figure, picture)
+    return (units,)
 
 
 def plot_kl_per_dimension(

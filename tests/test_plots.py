@@ -231,6 +231,15 @@ def test_models_beside_each_other(tmp_path):
         plot_comparison([], panels, {})
 
 
+def test_curves_of_a_model_without_z_are_of_its_likelihood_alone(tmp_path):
+    rows = [
+        {"kind": kind, "step": 1} | {"train": TRAIN, "eval": EVAL}[kind] | {"kl": 0.0} for kind in ("train", "eval")
+    ]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (axis,) = plot_training_curves(tmp_path / "metrics.jsonl").axes
+    assert axis.get_title() == "Negative log-likelihood" and legend(axis) == ["training", "validation"]
+
+
 def test_curves_are_of_what_they_are_named(tmp_path):
     train = [{"kind": "train", "step": s} | {name: s + value for name, value in TRAIN.items()} for s in (1, 2)]
     validation = [{"kind": "eval", "step": s} | {name: s + value for name, value in EVAL.items()} for s in (2, 4)]

@@ -26,7 +26,7 @@ def encode_dataset(model, dataset, collator, batch_size: int = 64) -> Distributi
     """
     if model.config.model_type == "vrnn":
         raise ValueError(
-            "A vrnn has a posterior a step, of what was sampled before: there is no q(z|x) of a sequence."
+            "A vrnn has a posterior per step, of what was sampled before: there is no q(z|x) of a sequence."
         )
     parts = [q for _, q in encoded_batches(model, dataset, collator, batch_size)]
     names = parts[0].arg_constraints

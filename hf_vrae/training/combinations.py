@@ -224,7 +224,7 @@ def _not_of_vrnn(args: "TrainArguments") -> list[tuple[bool, str]]:
     return [
         (
             args.svi_steps > 0 or args.mmd_weight > 0,
-            f"`svi_steps` {args.svi_steps} and `mmd_weight` {args.mmd_weight} are of one posterior a sequence, "
+            f"`svi_steps` {args.svi_steps} and `mmd_weight` {args.mmd_weight} are of one posterior per sequence, "
             "and a vrnn has one per step, each of what was sampled before. Set both to 0.",
         ),
         (

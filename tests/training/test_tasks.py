@@ -466,8 +466,8 @@ def test_what_is_walked_in_has_the_segments_of_its_file(recipe, tmp_path):
             "--resampling True --num_train_samples 3",
             "set `kl_schedule` constant and `kl_weight` 1, got linear",
         ),
-        ("vrnn", "--svi_steps 2", "`svi_steps` 2 and `mmd_weight` 0.0 are of one posterior a sequence"),
-        ("vrnn", "--mmd_weight 1", "`mmd_weight` 1.0 are of one posterior a sequence"),
+        ("vrnn", "--svi_steps 2", "`svi_steps` 2 and `mmd_weight` 0.0 are of one posterior per sequence"),
+        ("vrnn", "--mmd_weight 1", "`mmd_weight` 1.0 are of one posterior per sequence"),
         ("vrnn", "--aggressive", "`aggressive` ends when the mutual information of x and one z falls"),
         ("vrnn", "--autoencoder_epochs 1", "make the decoder anew, which a vrnn shares"),
         (
