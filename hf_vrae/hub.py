@@ -1,6 +1,7 @@
 """Sharing a trained model: its card, made of the run's own results, and the push to the Hub."""
 
 import json
+import re
 from pathlib import Path
 
 from huggingface_hub import EvalResult, HfApi, ModelCard, ModelCardData
@@ -31,6 +32,7 @@ _RECONSTRUCTION = {
     "teacher_forced_rmse": "RMSE of reconstruction from z, each told the true ones before it, in raw units",
     "free_running_rmse": "the same, each told what was said there",
 }
+_OF_Z = ("neg_elbo", "reconstruction", "kl", "mutual_information", "active_units", "nll_fivo")
 _METRICS = {
     "nll_iw": "NLL, importance-weighted with {num_samples} samples",
     "ppl_iw": "perplexity per token",
@@ -109,7 +111,7 @@ def write_model_card(folder: str | Path, repo_id: str | None = None) -> Path:
             pipeline_tag="text-generation" if of_text else None,
             tags=[config.model_type, "variational-autoencoder", "hf_vrae"],
             model_name=name,
-            eval_results=_eval_results(results, source, "text" if of_text else "frames") or None,
+            eval_results=_eval_results(results, source, config) or None,
         ),
         template_path=str(TEMPLATE if of_text else FRAMES_TEMPLATE),
         model_name=name,
@@ -122,7 +124,7 @@ def write_model_card(folder: str | Path, repo_id: str | None = None) -> Path:
         run=run,
         recipe=bool(recipe),
         settings=_settings(recipe),
-        metrics=_table(results, _METRICS if of_text else _METRICS_OF_FRAMES),
+        metrics=_table(results, _of_what_there_is(_METRICS if of_text else _METRICS_OF_FRAMES, config)),
         labels=_literal({name: values[0] for name, values in named.items()}),
         **(_of_text if of_text else _of_frames)(folder, config, results),
     )
@@ -277,13 +279,23 @@ def _data_source(recipe: dict[str, dict]) -> str:
     return "hf_vrae's built-in corpus" if data else "text"
 
 
-def _eval_results(results: dict, source: str, kind: str) -> list[EvalResult]:
+def _of_what_there_is(metrics: dict[str, str], config) -> dict[str, str]:
+    """These, but for those of z where there is none: there the likelihood is no bound of samples, but exact."""
+    if config.latent_size:
+        return metrics
+    of_a_bound = r",? \(?importance-weighted( with {num_samples} samples)?\)?"
+    return {name: re.sub(of_a_bound, "", label) for name, label in metrics.items() if not name.startswith(_OF_Z)}
+
+
+def _eval_results(results: dict, source: str, config) -> list[EvalResult]:
+    kind = "text" if config.input_size is None else "frames"
     shown = {
         "nll_iw": "NLL (importance-weighted)",
         "ppl_iw": "Perplexity (importance-weighted)",
         "nll_iw_per_step": "NLL per frame (importance-weighted)",
         "kl": "KL",
     }
+    shown = _of_what_there_is(shown, config)
     return [
         EvalResult(
             task_type="text-generation" if kind == "text" else "other",

@@ -221,6 +221,15 @@ def test_a_card_says_of_a_recipe_what_is_no_default(shared):
     assert "All settings of its [recipe](recipe.yaml) are the defaults." in write_model_card(shared).read_text()
 
 
+def test_the_card_of_a_model_without_z_has_none_of_its_numbers(shared):
+    make_model(latent_size=0).save_pretrained(shared)
+    text = write_model_card(shared).read_text()
+    rows = re.findall(r"^\| (.*) \| [\d.]+ \|$", text, flags=re.MULTILINE)
+    assert rows == ["NLL", "perplexity per token", "seed"] and "## Samples\n\n- the king ." in text
+    shown = ModelCard.load(shared / "README.md").data.eval_results
+    assert [result.metric_name for result in shown] == ["NLL", "Perplexity"]
+
+
 def test_the_file_of_frames_is_named_though_they_are_called_built_in(shared):
     recipe = shared / "recipe.yaml"
     recipe.write_text(recipe.read_text().replace("data:\n", "data:\n  builtin: frames\n"))
