@@ -66,7 +66,7 @@ STOREYS = {
     "latent": {"data"},
     "evaluation": {"data", "latent"},
     "plots": set(),
-    "hub": set(),
+    "hub": {"training"},
     "training": {"modeling", "data", "evaluation", "latent"},
     "measure": {"data", "evaluation", "latent", "training"},
     "command_line": {"training"},
