@@ -20,7 +20,8 @@ def main():
     from accelerate import PartialState
 
     from hf_vrae.hub import load
-    from hf_vrae.measure import evaluate_file, measure_labels
+    from hf_vrae.measure import evaluate_file
+    from hf_vrae.measure_labels import measure_labels
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", required=True, help="Folder, or repository of the Hub")

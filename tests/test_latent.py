@@ -19,7 +19,8 @@ from hf_vrae.latent import (
     sample_frames,
     sample_texts,
 )
-from hf_vrae.measure import transfer_file, walk_frames
+from hf_vrae.measure import walk_frames
+from hf_vrae.measure_labels import transfer_file
 from tests.modeling.test_modeling_vrnn import make_model as make_vrnn
 from tests.models import make_frame_model, make_model
 

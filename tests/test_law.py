@@ -69,6 +69,7 @@ STOREYS = {
     "hub": {"training"},
     "training": {"modeling", "data", "evaluation", "latent"},
     "measure": {"data", "evaluation", "latent", "training"},
+    "measure_labels": {"data", "evaluation", "latent", "training"},
     "command_line": {"training"},
     "__init__": {"modeling"},
 }

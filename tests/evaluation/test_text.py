@@ -18,7 +18,7 @@ from sacrebleu.metrics import BLEU
 from tokenizers import normalizers
 
 from hf_vrae import latent as latent_module
-from hf_vrae import measure
+from hf_vrae import measure_labels
 from hf_vrae.data.collators import AutoencodingCollator
 from hf_vrae.data.datasets import tokenize
 from hf_vrae.data.grammar import generate_corpus
@@ -43,7 +43,8 @@ from hf_vrae.evaluation.text import (
 )
 from hf_vrae.evaluation.text.generated import draw_samples, evaluate_text, path_smoothness
 from hf_vrae.latent import draw_latents, encode_texts, interpolate_texts, reconstruct_texts
-from hf_vrae.measure import evaluate_file, label_agreement, transfer_file
+from hf_vrae.measure import evaluate_file
+from hf_vrae.measure_labels import label_agreement, transfer_file
 from tests.modeling.test_modeling_vrnn import make_model as make_vrnn
 from tests.models import make_hierarchical_model, make_model
 from tests.scripts import script
@@ -471,8 +472,8 @@ def test_texts_are_moved_to_the_other_label(trained, tokenizer, tmp_path, monkey
         said = ["q" if z > 0 else "s" for z in latents[:, 0]] if labels is None else labels["label"]
         return [say[label] for label in said]
 
-    monkeypatch.setattr(measure, "encode_texts", encode)
-    monkeypatch.setattr(measure, "decode_latents", decode)
+    monkeypatch.setattr(measure_labels, "encode_texts", encode)
+    monkeypatch.setattr(measure_labels, "decode_latents", decode)
     for file, count in ((path, 10), (questions, 5)):
         scores = transfer_file(trained, tokenizer, path, file, strengths=[1.0], max_samples=10)["strengths"]
         assert (scores["0"]["accuracy"], scores["1"]["accuracy"]) == (0, 1)
@@ -483,10 +484,10 @@ def test_texts_are_moved_to_the_other_label(trained, tokenizer, tmp_path, monkey
     scores = transfer_file(conditional, tokenizer, path, path, max_samples=10)
     assert (scores["own_label"]["accuracy"], scores["other_label"]["accuracy"]) == (0, 1)
     monkeypatch.setattr(
-        measure, "draw_samples",
+        measure_labels, "draw_samples",
         lambda model, *args, conditions, **options: [say["qs"[i]] for i in conditions["class_ids"].flatten().tolist()],
     )  # fmt: skip
-    assert measure.label_agreement(conditional, tokenizer, path, num_samples=5)["agreement"] == 1
+    assert label_agreement(conditional, tokenizer, path, num_samples=5)["agreement"] == 1
 
 
 @pytest.mark.parametrize("kind", ["vmf", "classifier", "transformer"])
@@ -501,13 +502,13 @@ def test_texts_are_moved_by_models_of_every_kind(kind, tokenizer, corpus, tmp_pa
     model.generation_config.max_length = tokenizer.model_max_length = 8
     rows = [f"{'q' if text.endswith('?') else 's'}\t{text}" for text in corpus["train"]["text"][:60]]
     (tmp_path / "texts.tsv").write_text("\n".join(["mood\ttext", *rows]) + "\n")
-    latents, decode = [], measure.decode_latents
+    latents, decode = [], measure_labels.decode_latents
 
     def spy(model, tokenizer, z, **under):
         latents.append(z)
         return decode(model, tokenizer, z, **under)
 
-    monkeypatch.setattr(measure, "decode_latents", spy)
+    monkeypatch.setattr(measure_labels, "decode_latents", spy)
     paths = [str(tmp_path / "texts.tsv")] * 2
     results = transfer_file(model, tokenizer, *paths, "mood", strengths=[3.0], max_samples=10)
     assert set(results["strengths"]) == {"0", "3"} and not torch.allclose(*latents)
@@ -566,14 +567,14 @@ def test_a_direction_and_its_judge_are_of_other_texts_than_are_moved(trained, to
         scales.append(guidance_scale)
         return ["the king ."] * len(latents)
 
-    monkeypatch.setattr(measure, "train_text_classifier", judge)
-    monkeypatch.setattr(measure, "encode_texts", encode)
+    monkeypatch.setattr(measure_labels, "train_text_classifier", judge)
+    monkeypatch.setattr(measure_labels, "encode_texts", encode)
     transfer_file(trained, tokenizer, *paths)
     assert judged == learnt and sorted(encoded[0] + encoded[1]) == sorted(learnt) and encoded[2] == sorted(moved)
     conditional = make_model(vocab_size=len(tokenizer), condition_labels={"label": ["q", "s"]})
-    monkeypatch.setattr(measure, "decode_latents", decode)
+    monkeypatch.setattr(measure_labels, "decode_latents", decode)
     transfer_file(conditional, tokenizer, *paths, guidance_scale=2.0)
     drawn = lambda *args, guidance_scale, **options: scales.append(guidance_scale) or ["the king ."] * 3  # noqa: E731
-    monkeypatch.setattr(measure, "draw_samples", drawn)
+    monkeypatch.setattr(measure_labels, "draw_samples", drawn)
     label_agreement(conditional, tokenizer, paths[0], num_samples=3, guidance_scale=2.0)
     assert scales == [2.0] * 4

@@ -9,7 +9,8 @@ import torch
 from hf_vrae.evaluation.disentanglement import evaluate_disentanglement
 from hf_vrae.hub import load
 from hf_vrae.latent import interpolate_texts, move_texts, reconstruct_texts, sample_texts
-from hf_vrae.measure import encode_file, evaluate_file, label_agreement, prior_of, transfer_file, walk_frames
+from hf_vrae.measure import encode_file, evaluate_file, prior_of, walk_frames
+from hf_vrae.measure_labels import label_agreement, transfer_file
 from hf_vrae.training.arguments import parse_recipe
 from hf_vrae.training.run import run
 from tests.scripts import script
@@ -169,8 +170,8 @@ def test_transfer_and_agreement_of_a_label(tiny, tmp_path, corpus, capsys, monke
     # The self-BLEU of both labels is of texts that do not share their noise.
     seen, twins = [], {"statement": "abcdefghij", "question": "ABCDEFGHIJ"}
     drawn = iter([list(twins[name]) for name in model.config.condition_labels["mood"]])
-    monkeypatch.setattr("hf_vrae.measure.draw_samples", lambda *args, **options: next(drawn))
-    monkeypatch.setattr("hf_vrae.measure.self_bleu", lambda texts: seen.append(texts) or {"self_bleu": 0.0})
+    monkeypatch.setattr("hf_vrae.measure_labels.draw_samples", lambda *args, **options: next(drawn))
+    monkeypatch.setattr("hf_vrae.measure_labels.self_bleu", lambda texts: seen.append(texts) or {"self_bleu": 0.0})
     label_agreement(model, tokenizer, train, num_samples=10)
     assert "".join(seen[-1]).upper() == "ABCDEFGHIJ" and len({text.isupper() for text in seen[-1]}) == 2
     with pytest.raises(ValueError, match="`probe_label` 'mood' conditions the model"):
