@@ -350,12 +350,7 @@ class VRAEForSequenceGeneration(VRAEPreTrainedModel, ConditionalModel, VRAEGener
                 decoder_input_ids = self._mix_in_own_words(decoder_input_ids, decoder_attention_mask, labels, seen)
         elif decoder_attention_mask is not None and given_to_decoder:
             read = decoder_input_ids if decoder_inputs_embeds is None else decoder_inputs_embeds
-            past = 0 if cache is None else cache.get_seq_length()
-            check_mask("decoder_attention_mask", decoder_attention_mask, read, past)
-            if self._is_stateful:
-                decoder_attention_mask = decoder_attention_mask[:, -read.shape[1] :]
-            if not torch.compiler.is_compiling() and decoder_attention_mask.all():  # as at every step of `generate`
-                decoder_attention_mask = None
+            decoder_attention_mask = self._mask_of_what_is_read(decoder_attention_mask, read, cache)
         outputs = self.model(
             input_ids=input_ids,
             attention_mask=attention_mask,
@@ -375,24 +370,14 @@ class VRAEForSequenceGeneration(VRAEPreTrainedModel, ConditionalModel, VRAEGener
         c = in_it if c is None else c  # of `encoder_outputs`, which have it
         features = self.features(outputs.last_hidden_state[:, -logits_to_keep:], outputs.latents)  # [B, T, H]
         loss = logits = reconstruction = kl = None
-        if labels is not None and logits_to_keep:
-            raise ValueError(
-                f"`logits_to_keep` {logits_to_keep} leaves out what `labels` score. Leave out one of them."
-            )
-        if labels is not None and labels.shape != features.shape[:2]:
-            raise ValueError(
-                f"`labels` must say what follows each step that the decoder reads, {list(features.shape[:2])}, got "
-                f"{list(labels.shape)}. Leave `decoder_input_ids` out, and they are made of `labels`."
-            )
-        if labels is not None and self.training and self._head_is_plain:
-            reconstruction = linear_cross_entropy(
-                features.flatten(0, 1), self.lm_head.weight, labels.flatten(), scale=1 / len(labels)
-            )
-        else:
+        if labels is None:
             logits = self.lm_head(features)  # [B, T, V]
-            if labels is not None:
-                reconstruction = token_nll(logits, labels).sum(-1).mean()
-        if labels is not None:
+        else:
+            if logits_to_keep:
+                raise ValueError(
+                    f"`logits_to_keep` {logits_to_keep} leaves out what `labels` score. Leave out one of them."
+                )
+            logits, reconstruction = self._logits_and_reconstruction(features, labels)
             if posterior is None:
                 posterior = self._posterior_of(encoder_outputs)
             loss, kl = self._bound(reconstruction, posterior, latents, c)
@@ -411,6 +396,28 @@ class VRAEForSequenceGeneration(VRAEPreTrainedModel, ConditionalModel, VRAEGener
             posterior_mean=outputs.posterior_mean,
             posterior_logvar=outputs.posterior_logvar,
         )
+
+    def _mask_of_what_is_read(self, mask: torch.Tensor, read: torch.Tensor, cache) -> torch.Tensor | None:
+        """A given `decoder_attention_mask`, checked, as the decoder takes it; None where all is real, as at every step
+        of `generate`."""
+        check_mask("decoder_attention_mask", mask, read, 0 if cache is None else cache.get_seq_length())
+        if self._is_stateful:
+            mask = mask[:, -read.shape[1] :]
+        return None if not torch.compiler.is_compiling() and mask.all() else mask
+
+    def _logits_and_reconstruction(self, features: torch.Tensor, labels: torch.LongTensor) -> tuple:
+        """Logits [B, T, V] of features [B, T, H], and the mean of -log p(labels | features) in nats per sequence; in
+        training no logits, which the loss then takes part by part."""
+        if labels.shape != features.shape[:2]:
+            raise ValueError(
+                f"`labels` must say what follows each step that the decoder reads, {list(features.shape[:2])}, got "
+                f"{list(labels.shape)}. Leave `decoder_input_ids` out, and they are made of `labels`."
+            )
+        if self.training and self._head_is_plain:
+            weight, scale = self.lm_head.weight, 1 / len(labels)
+            return None, linear_cross_entropy(features.flatten(0, 1), weight, labels.flatten(), scale)
+        logits = self.lm_head(features)
+        return logits, token_nll(logits, labels).sum(-1).mean()
 
     def _check_reads_what_is_given(self) -> None:
         """Refuse decoder inputs where a loss makes its own, of the labels."""
