@@ -14,7 +14,8 @@ FRAMES_TEMPLATE = Path(__file__).parent / "model_card_frames_template.md"
 NOT_PUSHED = [
     "autoencoder/*",
     "checkpoint-*",
-    "partial-*",
+    "partial-checkpoint-*",
+    "partial-results.json",
     "nan_batch.json",
     "runs/*",
     "hf_vrae/*",

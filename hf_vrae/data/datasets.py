@@ -110,7 +110,7 @@ def load_file(path: str, encoding: str = "utf-8", **options) -> Dataset:
             # Of rows with more fields than the header pandas would leave some out.
             warnings.filterwarnings("error", message="Length of header or names does not match")
             return _load_csv(file, how) if reader == "csv" else _load(reader, file, how)
-    except (DatasetGenerationError, ValueError, ParserWarning) as error:
+    except (DatasetGenerationError, ValueError, OverflowError, ParserWarning) as error:
         raise ValueError(f"The file {path!r} cannot be read as {file.suffix}: {_reason(error)}") from error
 
 

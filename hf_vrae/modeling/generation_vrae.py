@@ -234,17 +234,20 @@ class VRAEGenerationMixin(GenerationMixin):
                 mask[:, :1] |= start == pad_token_id  # which starts the row as well
             if not mask.all():
                 kwargs["decoder_attention_mask"] = mask
-        mask = kwargs.get("decoder_attention_mask")
-        if mask is not None and mask.shape == beginning.shape and kwargs.get(CACHE) is None:
+        given = kwargs.get("decoder_attention_mask")
+        mask = torch.ones_like(beginning) if given is None else given
+        if mask.shape == beginning.shape and kwargs.get(CACHE) is None:
+            if start is not None:  # each row by itself: transformers would add it to all rows or to none
+                lacks = beginning.gather(1, mask.long().argmax(1, keepdim=True)) != start
+                if lacks.any():
+                    beginning, mask = torch.cat([start, beginning], dim=1), torch.cat([lacks.to(mask), mask], dim=1)
             if not self._is_stateful:  # a sliding window counts what is masked: padding goes before the start
-                first = mask.long().argmax(1, keepdim=True)
-                if start is not None and (beginning.gather(1, first) != start).all():  # else transformers adds it
-                    beginning = torch.cat([start, beginning], dim=1)
-                    mask = torch.cat([mask.new_ones(len(mask), 1), mask], dim=1)
                 order = mask.bool().sort(dim=1, stable=True).indices
                 beginning, mask = beginning.gather(1, order), mask.gather(1, order)
             empty = int((~mask.bool().any(0)).long().cumprod(0).sum())
-            kwargs["decoder_input_ids"], kwargs["decoder_attention_mask"] = beginning[:, empty:], mask[:, empty:]
+            kwargs["decoder_input_ids"] = beginning[:, empty:]
+            if given is not None or not mask.all():
+                kwargs["decoder_attention_mask"] = mask[:, empty:]
 
     def prepare_inputs_for_generation(self, input_ids, next_sequence_length=None, **kwargs):
         cache = kwargs.get(CACHE)

@@ -10,7 +10,7 @@ from torch import nn
 from torch.distributions import Categorical, Distribution
 from torch.nn.functional import logsigmoid, softplus
 
-from .kernels import as_weight_of, at_least_float32, nade_logits, weight_and_bias
+from .kernels import as_weight_of, at_least_float32, nade_logits, not_rounded, weight_and_bias
 
 
 def standardise(features: torch.Tensor, config) -> torch.Tensor:
@@ -414,12 +414,6 @@ def _marginal_factor(factor: torch.Tensor, observed: torch.Tensor) -> torch.Tens
     return torch.linalg.qr(a.mT).R.mT
 
 
-def project(layer: nn.Linear, hidden: torch.Tensor) -> torch.Tensor:
-    """Of `hidden` [..., H] in float32 at least, under autocast too: likelihoods need its digits."""
-    with torch.autocast(hidden.device.type, enabled=False):
-        return at_least_float32(layer(as_weight_of(layer, hidden)))
-
-
 class FrameHead(nn.Module):
     """h_t -> p(x_t | h_t): one linear layer for all the parameters, which a subclass makes a distribution of.
 
@@ -435,7 +429,7 @@ class FrameHead(nn.Module):
 
     def project(self, hidden: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """The parameters of `hidden` [..., H], [..., size] each."""
-        return project(self.projection, hidden).split_with_sizes(self.sizes, -1)
+        return not_rounded(self.projection)(hidden).split_with_sizes(self.sizes, -1)
 
 
 class BernoulliHead(FrameHead):

@@ -5,7 +5,7 @@ have a plain fallback.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
@@ -111,6 +111,22 @@ def as_weight_of(linear: nn.Module, x: torch.Tensor) -> torch.Tensor:
     """`x` in the data type of the layer's weight, or where that is quantized to integers in its bias's, if any."""
     like = linear.weight if linear.weight.is_floating_point() else linear.bias
     return x if like is None else x.to(like.dtype)
+
+
+def not_rounded(linear: nn.Module) -> Callable[[torch.Tensor], torch.Tensor]:
+    """A call of `linear` in float32 at least, under autocast and of weights of 16 bits too, where it gives the
+    parameters of a distribution: likelihoods and KL need their digits. What is not plain multiplies in its own type.
+    """
+    plain, wide = is_plain(linear), torch.promote_types(linear.weight.dtype, torch.float32)
+    weight, bias = (None if t is None else t.to(wide) for t in (linear.weight, linear.bias)) if plain else (None, None)
+
+    def apply(inputs: torch.Tensor) -> torch.Tensor:
+        with torch.autocast(inputs.device.type, enabled=False):
+            if plain:
+                return nn.functional.linear(inputs.to(wide), weight, bias)
+            return at_least_float32(linear(as_weight_of(linear, inputs)))
+
+    return apply
 
 
 def weights_of(module: nn.Module) -> Iterator[torch.Tensor]:

@@ -14,7 +14,8 @@ from torch import nn
 from torch.nn.functional import logsigmoid
 
 from .generation import GeneratedFrames, decode_frames
-from .heads import make_head, project, raw_log_prob_offset, standardise, to_raw
+from .heads import make_head, raw_log_prob_offset, standardise, to_raw
+from .kernels import not_rounded
 from .modeling_latent import LatentSequenceModel
 from .recurrent import predecessors
 
@@ -99,7 +100,7 @@ class FrameModel(LatentSequenceModel):
 
     def _last_logit(self, features: torch.Tensor) -> torch.Tensor:
         """Of this frame being the last one, [...] of features [..., H]."""
-        return project(self.length_head, features).squeeze(-1)
+        return not_rounded(self.length_head)(features).squeeze(-1)
 
     def _predictions(self, features: torch.Tensor, target: ScoredFrames) -> torch.Tensor:
         """Means of p(x_t | ...) in raw units, 0 at padding: [B, T, F]."""

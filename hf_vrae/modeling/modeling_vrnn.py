@@ -190,7 +190,8 @@ class VRNNPreTrainedModel(LatentSequenceModel):
 
         Args:
             num_samples: K.
-            latents: the paths themselves, left-aligned [K, B, T, D], where the caller drew them.
+            latents: the paths themselves, where the caller drew them, [K, B, T, D], by columns of the batch as
+                [`encode`] gives them.
             generator: of the noise; a list has one for each sequence, whose noise is then its own in any batch.
             batch: what [`forward`] takes.
         """
@@ -198,7 +199,8 @@ class VRNNPreTrainedModel(LatentSequenceModel):
         observed = self._observe(**batch)
         if latents is not None:
             check_samples(latents, (*observed.phi_x.shape[:2], self.config.latent_size))
-            path = self.model.layer.follow(observed.phi_x, observed.lengths, latents)
+            z = torch.stack([take_time(sample, observed.order) for sample in latents])
+            path = self.model.layer.follow(observed.phi_x, observed.lengths, z)
             return self._log_weights(path, observed).view(len(latents), -1)
         parts = [
             self._log_weights(self.model.layer.unroll(observed.phi_x, observed.lengths, noise), observed)
@@ -365,9 +367,9 @@ class VRNNPreTrainedModel(LatentSequenceModel):
             "reconstruction_loss": reconstruction,
             "kl": kl,
             # Of several paths through each sequence the first.
-            "latents": path.z[:rows],
-            "posterior_mean": path.posterior.mean[:rows],
-            "posterior_logvar": path.posterior.logvar[:rows],
+            "latents": take_time(path.z[:rows], observed.back),
+            "posterior_mean": take_time(path.posterior.mean[:rows], observed.back),
+            "posterior_logvar": take_time(path.posterior.logvar[:rows], observed.back),
             "hidden_states": (observed.phi_x, path.hidden[:rows]),
         }
 

@@ -9,7 +9,6 @@ Letters in shapes: B batch, T time, K samples or particles, D latent size, E emb
 size.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -17,7 +16,16 @@ from torch import nn
 
 from .configuration_vrnn import VRNNConfig
 from .distributions import DiagonalGaussian
-from .kernels import Dropout, PackedLinear, as_weight_of, at_least_float32, is_plain, product_dtype, weight_and_bias
+from .kernels import (
+    Dropout,
+    PackedLinear,
+    as_weight_of,
+    at_least_float32,
+    is_plain,
+    not_rounded,
+    product_dtype,
+    weight_and_bias,
+)
 from .posteriors import MAX_LOGVAR, MIN_LOGVAR
 from .recurrent import GRU, LAYERS, LSTM, drop_weights, one_step_back, run_layer, stepwise_product, take_time
 from .recurrent_latent import sample_path
@@ -47,20 +55,6 @@ class GaussianNetwork(nn.Module):
 def is_exact(tensor: torch.Tensor) -> bool:
     """Whether a product with it here is taken in float32 at least: not under autocast, nor of 16 bits."""
     return product_dtype(tensor) in (torch.float32, torch.float64)
-
-
-def not_rounded(linear: nn.Module) -> Callable[[torch.Tensor], torch.Tensor]:
-    """A call of `linear`, in float32 at least, as of [`GaussianPosterior`]: what gives moments."""
-    plain, wide = is_plain(linear), torch.promote_types(linear.weight.dtype, torch.float32)
-    weight, bias = (linear.weight.to(wide), linear.bias.to(wide)) if plain else (None, None)
-
-    def apply(features: torch.Tensor) -> torch.Tensor:
-        with torch.autocast(features.device.type, enabled=False):
-            if plain:
-                return nn.functional.linear(features.to(wide), weight, bias)
-            return linear(as_weight_of(linear, features))  # with an adapter
-
-    return apply
 
 
 def gaussian(projected: torch.Tensor) -> DiagonalGaussian:
@@ -455,8 +449,8 @@ class VRNNStep:
     def advance(self, x: torch.Tensor) -> None:
         """Go on to h_t, by x_t [B, F], or what it was embedded as [B, E]."""
         gates = self.rnn.norm_gates(self.from_x(self.phi_x(x)) + self.gates_z)
-        state = tuple(s.to(gates.dtype) for s in self.state)  # h_0 is of the weights' type, not of autocast's
-        self.state = self.rnn.step(gates, self.gates_h, state)
+        h, *c = self.state  # h_0 is of the weights' type, not of autocast's; an LSTM's c is never rounded
+        self.state = self.rnn.step(gates, self.gates_h, (h.to(gates.dtype), *c))
 
 
 def packed(modules, rows: int, *first, moments: nn.Module | None = None):

@@ -31,6 +31,8 @@ MODEL_FILES = (
     "tokenizer.json",
     "tokenizer_config.json",
 )
+PARTIAL = ("partial-checkpoint-*", "partial-results.json")
+"""What a run that was killed may leave there half written."""
 MARKS = ("recipe.yaml", "metrics.jsonl", "results.json", "config.json")
 """Those of which a folder has one at least that holds a run."""
 
@@ -89,7 +91,7 @@ def find_run(output_dir: str | Path, overwrite: bool) -> list[Path]:
             f"`output_dir` {str(folder)!r} already holds a run. Name another folder, go on with that run by "
             "--resume_from_checkpoint latest, or delete it by --overwrite_output_dir."
         )
-    parts = [*folder.glob("partial-*"), *(folder / "judges").glob("*/model")]
+    parts = [path for name in PARTIAL for path in folder.glob(name)] + list((folder / "judges").glob("*/model"))
     return files + folders + (parts if files or folders else [])
 
 

@@ -137,12 +137,13 @@ class TrainingLoop:
         self.validation, self.lengths = validation, lengths(train)
         self.output_dir = Path(args.output_dir)
         described = [f"{task.fingerprint(split)}, {lengths(split).sum()}" for split in (train, validation)]
-        self.state = TrainingState(
-            fingerprint=described[0], judged_by=f"{self.metric} of {described[1]}", aggressive=args.aggressive
-        )
         # What makes a bound tighter makes another metric of it.
-        for name, is_read in (("num_train_samples", args.resampling), ("svi_steps", args.svi_steps)):
-            self.state.judged_by += f", {name} {getattr(args, name)}" if is_read else ""
+        particles = args.num_train_samples if args.resampling else 1
+        self.state = TrainingState(
+            fingerprint=described[0],
+            judged_by=f"{self.metric} of {described[1]}; particles {particles}, svi_steps {args.svi_steps}",
+            aggressive=args.aggressive,
+        )
         self.collator = task.collator()
         self.batches = UpdateBatches(train, self.lengths, self.collator, args, accelerator)
         self.state.batch_size, self.steps_per_epoch = self.batches.batch_size, self.batches.steps_per_epoch
@@ -552,8 +553,9 @@ class TrainingLoop:
                 raise ValueError(f"`optim` {self.args.optim} is not the optimizer of the checkpoint {str(folder)!r}.")
             group.update(options)
         reason = None
-        if state.judged_by != self.state.judged_by:
-            reason = "judged by another metric or on other validation data"
+        ours = self.state.judged_by
+        if state.judged_by not in (ours, ours.split(";")[0]):  # earlier checkpoints name neither particles nor steps
+            reason = f"judged otherwise, by {state.judged_by}, where this run is by {ours}"
         elif not (self.output_dir / f"checkpoint-{state.best_step}").is_dir():
             reason = "deleted"
         elif self.args.eval_strategy == "no" and not self.is_at_its_end(state):
@@ -566,7 +568,7 @@ class TrainingLoop:
         if state.best_step is not None and reason:
             logger.warning("the best model up to %s is %s: the best one from here on is taken", folder, reason)
             state.best_step, state.best_metric, state.evaluations_without_improvement = None, math.inf, 0
-        state.judged_by = self.state.judged_by
+        state.judged_by = ours
         self.state = state
         # What was over stays over; what the arguments take away, or ask for first now, is theirs.
         state.aggressive = self.args.aggressive and (state.aggressive or state.encoder_updates == 0)

@@ -164,7 +164,7 @@ def any_data(recipe: Recipe) -> dict:
         fields["condition_labels"] = {name: ["any"] for name in labels}
     if attributes or vector:
         fields |= {"condition_attributes": attributes, "condition_size": int(vector is not None)}
-    if recipe.data.segment_separators:
+    if recipe.data.segment_separators and recipe.model.model_type == "hierarchical_vrae":
         fields["segment_separator_ids"] = [4]
     return fields
 

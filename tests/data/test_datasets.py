@@ -108,6 +108,13 @@ def test_bad_files(name, content, message, write):
         load_file(write(name, content))
 
 
+@pytest.mark.filterwarnings("ignore::ResourceWarning")  # pandas leaves the file open
+def test_a_number_of_more_than_64_bits_is_refused(write):
+    with pytest.raises(ValueError, match=r"a\.csv' cannot be read as \.csv: .*too (large|big)"):
+        load_file(write("a.csv", f"text,id\nthe king,{2**70}\n"))
+    gc.collect()
+
+
 def test_missing_file_and_data_set(tmp_path):
     with pytest.raises(ValueError, match="There is no file 'nowhere.txt'"):
         load_file("nowhere.txt")

@@ -179,6 +179,27 @@ def test_one_beginning_serves_all_latents(model):
     )
 
 
+@pytest.mark.parametrize(
+    "beginnings",
+    [
+        [[2, 7, 0], [8, 5, 6]],
+        [[0, 2, 7], [8, 5, 6]],
+        [[2, 7, 9], [8, 5, 6]],
+        [[0, 0, 2], [0, 8, 5]],
+        [[0, 7, 0], [2, 5, 6]],
+    ],
+)
+def test_a_row_without_its_start_gets_it_whatever_the_others_have(model, beginnings):
+    z = torch.randn(2, model.config.latent_size)
+    options = {"output_logits": True, "return_dict_in_generate": True, "max_new_tokens": 3, "min_new_tokens": 3}
+    both = model.generate(latents=z, decoder_input_ids=torch.tensor(beginnings), **options)
+    for i, row in enumerate(beginnings):
+        alone = [2, *(token for token in row if token not in (0, 2))]
+        wanted = model.generate(latents=z[i : i + 1], decoder_input_ids=torch.tensor([alone]), **options)
+        torch.testing.assert_close(both.logits[0][i], wanted.logits[0][0], rtol=1e-4, atol=1e-4)
+        assert torch.equal(both.sequences[i, -3:], wanted.sequences[0, -3:])
+
+
 @pytest.mark.parametrize("mode", MODES.values(), ids=MODES.keys())
 def test_the_callers_tensors_stay_as_they_are(model, batch, mode):
     with torch.no_grad():

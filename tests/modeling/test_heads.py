@@ -275,6 +275,13 @@ def test_autocast_leaves_the_parameters_in_float32(kind):
     torch.testing.assert_close(value, head(hidden).log_prob(x), rtol=0, atol=0)
 
 
+@every_kind
+def test_weights_of_16_bits_leave_the_parameters_in_float32(kind):
+    head, hidden = make_head(make_config(kind), 8).bfloat16(), torch.randn(20, 8).bfloat16()
+    x, found = head(hidden).sample(), head(hidden)
+    torch.testing.assert_close(found.log_prob(x), head.float()(hidden.float()).log_prob(x), rtol=1e-5, atol=1e-5)
+
+
 def test_missing_features_of_an_ill_conditioned_covariance():
     """Condition number 1e4 of the factor, 1e8 of the covariance: more than float32 could take the product of."""
     factor = torch.tensor([[1.0, 0, 0], [1, 1e-4, 0], [1, 1, 1e-4]])

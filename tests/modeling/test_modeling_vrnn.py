@@ -153,6 +153,13 @@ def test_padding_changes_nothing(kind, variant):
         torch.testing.assert_close(means[places], whole[real])
         told = model.teacher_forced(means, **padded)[places]
         torch.testing.assert_close(told, model.teacher_forced(whole, **batch)[real])
+        if model.config.latent_size:
+            got, wanted = model(**padded), model(**batch)
+            for name in ("latents", "posterior_mean", "posterior_logvar"):
+                torch.testing.assert_close(got[name][places], wanted[name][real])
+            weights = model.log_importance_weights(latents=got.latents.unsqueeze(0), **padded)
+            expected = model.log_importance_weights(latents=wanted.latents.unsqueeze(0), **batch)
+            torch.testing.assert_close(weights, expected)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -646,6 +653,16 @@ def test_moments_are_not_rounded_under_autocast(options):
         alone = step.prior()
     for moments in (path.posterior.mean, path.posterior.logvar, path.prior.mean, path.prior.logvar, *alone):
         assert moments.dtype == torch.float32 and (moments != moments.bfloat16()).float().mean() > 0.5
+
+
+def test_the_cell_of_an_lstm_is_not_rounded_under_autocast():
+    model = make_model("frames")
+    with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
+        step = VRNNStep(model.model.layer, 3)
+        for _ in range(2):
+            step.prior(), step.emission(torch.randn(3, 3)), step.advance(torch.randn(3, 10))
+    _, c = step.state
+    assert c.dtype == torch.float32 and (c != c.bfloat16()).any()
 
 
 def test_frames_generated_under_autocast_are_near_those_in_float32(variant):

@@ -321,8 +321,16 @@ def test_a_loss_that_is_no_number_stops_the_run(tiny, tmp_path, monkeypatch):
     batch = json.loads((tmp_path / "run" / "nan_batch.json").read_text())
     assert batch["step"] == 9 and len(batch["indices"]) == len(batch["texts"]) == 16
     assert [path.name for path in checkpoints(tmp_path / "run")] == ["checkpoint-6"]
-    (tmp_path / "run" / "partial-checkpoint-9").mkdir()  # as a run leaves it that is killed there
-    assert {"nan_batch.json", "partial-checkpoint-9"} < {path.name for path in find_run(tmp_path / "run", True)}
+    for name in (
+        "partial-checkpoint-9",
+        "partial-data",
+    ):  # of a run that was killed; of the user
+        (tmp_path / "run" / name).mkdir()
+    for name in ("partial-results.json", "partial-notes.md"):
+        (tmp_path / "run" / name).touch()
+    found = {path.name for path in find_run(tmp_path / "run", True)}
+    assert {"nan_batch.json", "partial-checkpoint-9", "partial-results.json"} < found
+    assert not found & {"partial-data", "partial-notes.md"}
     good = AutoModel.from_pretrained(tmp_path / "run" / "checkpoint-6")
     assert all(torch.isfinite(parameter).all() for parameter in good.parameters())
 
@@ -921,9 +929,21 @@ def test_what_is_best_is_of_one_metric_and_one_validation_split(other, kept, tin
         json.dumps(json.loads(path.read_text()) | {"best_metric": 0.0, "evaluations_without_improvement": 9})
     )
     results = run(tiny(f"{flags} {other or '--kl_weight 0'} --max_steps 18 --resume_from_checkpoint latest"))
-    assert (results["run"]["best_step"] == 12) == kept and ("judged by another metric" in caplog.text) == (not kept)
+    assert (results["run"]["best_step"] == 12) == kept and ("judged otherwise" in caplog.text) == (not kept)
     state = json.loads((tmp_path / "run" / "checkpoint-18" / "state.json").read_text())
     assert state["evaluations_without_improvement"] == (10 if kept else 0)
+
+
+def test_a_run_of_before_goes_on_with_its_best_model(tiny, tmp_path, caplog):
+    """Its checkpoints do not say of how many particles and steps their bounds were."""
+    flags = "--svi_steps 1 --kernels plain --eval_strategy steps --eval_steps 6"
+    run(tiny(flags))
+    path = tmp_path / "run" / "checkpoint-12" / "state.json"
+    state = json.loads(path.read_text())
+    assert state["judged_by"].endswith("; particles 1, svi_steps 1")
+    path.write_text(json.dumps(state | {"judged_by": state["judged_by"].split(";")[0]}))
+    again = run(tiny(f"{flags} --num_importance_samples 3 --resume_from_checkpoint latest"))
+    assert again["num_samples"] == 3 and "judged otherwise" not in caplog.text
 
 
 def test_what_no_evaluation_follows_is_kept(tiny, tmp_path, caplog):
@@ -965,7 +985,7 @@ def test_a_run_at_its_end_without_its_best_model_is_left_as_it_is(tiny, tmp_path
     shutil.rmtree(tmp_path / "run" / "checkpoint-6", ignore_errors=True)
     with pytest.raises(ValueError, match="at its end, and its best model, `checkpoint-6`, is deleted"):
         run(tiny(f"{flags} --num_importance_samples 3 --resume_from_checkpoint latest"))
-    with pytest.raises(ValueError, match="is judged by another metric"):
+    with pytest.raises(ValueError, match="is judged otherwise, by neg_elbo of .* where this run is by neg_elbo of "):
         run(tiny(f"{flags} --max_eval_samples 5 --resume_from_checkpoint latest"))
     path.write_text(json.dumps(json.loads(path.read_text()) | {"lr_decays": 5}))  # which is an end too
     with pytest.raises(ValueError, match="is deleted: there is nothing to go on with"):

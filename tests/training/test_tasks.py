@@ -196,6 +196,11 @@ def test_a_model_to_start_from_takes_the_separators_of_the_run(recipe, tmp_path)
     assert first == third != second
 
 
+def test_separators_of_a_model_without_segments_are_refused(recipe):
+    with pytest.raises(ValueError, match=r"`segment_separators` \['\.'\] are of a hierarchical_vrae, and this is a "):
+        run(recipe("vrae", "--segment_separators . --autoencoder_epochs 1"))
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_trained_model_of_frames_is_measured_and_walked_in(family, recipe, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
