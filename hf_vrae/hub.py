@@ -1,16 +1,24 @@
 """Sharing a trained model: its card, made of the run's own results, and the push to the Hub."""
 
 import json
+import logging
 import re
 from pathlib import Path
 
 from huggingface_hub import EvalResult, HfApi, ModelCard, ModelCardData
 from huggingface_hub.errors import HfHubHTTPError
+from huggingface_hub.repocard import metadata_load
 from safetensors import SafetensorError
+
+from .markdown import escaped
+
+logger = logging.getLogger(__name__)
 
 NO_ANSWER = HfHubHTTPError.__bases__[0]  # of the library by which huggingface_hub asks, which differs by version
 TEMPLATE = Path(__file__).parent / "model_card_template.md"
 FRAMES_TEMPLATE = Path(__file__).parent / "model_card_frames_template.md"
+# As transformers' Trainer marks what it wrote.
+WRITTEN = "<!-- Written by hf_vrae, and anew at each run and push. Remove this line to keep what you change. -->"
 NOT_PUSHED = [
     "autoencoder/*",
     "checkpoint-*",
@@ -24,41 +32,48 @@ NOT_PUSHED = [
 ]
 
 OURS = ("vrae", "vrnn", "hierarchical_vrae")
-# What a card shows of results.json, under which name.
+# What a card shows of results.json, under which name; see `_words`.
 _RECONSTRUCTION = {
-    "teacher_forced_accuracy": "accuracy of reconstruction from z, each step told the true ones before it",
+    "teacher_forced_accuracy": "accuracy{from_z}, each step told the true ones before it",
     "free_running_accuracy": "the same, each step told what was said there",
-    "teacher_forced_frame_accuracy": "frame accuracy of reconstruction from z, each told the true ones before it",
+    "teacher_forced_frame_accuracy": "frame accuracy{from_z}, each told the true ones before it",
     "free_running_frame_accuracy": "the same, each told what was said there",
-    "teacher_forced_rmse": "RMSE of reconstruction from z, each told the true ones before it, in raw units",
+    "teacher_forced_rmse": "RMSE{from_z}, each told the true ones before it, in raw units",
     "free_running_rmse": "the same, each told what was said there",
 }
 _OF_Z = ("neg_elbo", "reconstruction", "kl", "mutual_information", "active_units", "nll_fivo")
 _METRICS = {
-    "nll_iw": "NLL, importance-weighted with {num_samples} samples",
-    "ppl_iw": "perplexity per token",
-    "bits_per_character": "bits per character",
+    "nll_iw": "NLL{given}{weighted}",
+    "ppl_iw": "perplexity per token{given}",
+    "bits_per_character": "bits per character{given}",
     "true_nll": "NLL of the grammar that made the data: no model can do better on average",
-    "neg_elbo": "-ELBO",
+    "neg_elbo": "-ELBO{given}",
     "reconstruction": "reconstruction",
-    "kl": "KL(q(z\\|x) \\|\\| p(z))",
+    "kl": "KL(q(z\\|x{and_c}) \\|\\| p(z{of_c}))",
     "mutual_information": "mutual information of x and z, over {mi_num_sequences} sequences",
     "active_units": "active units",
     **_RECONSTRUCTION,
 }
 _METRICS_OF_FRAMES = {
-    "nll_iw_per_step": "NLL per frame, importance-weighted with {num_samples} samples: all nats over all frames",
+    "nll_iw_per_step": "NLL per frame{given}{weighted}: all nats over all frames",
     "nll_iw_mean_of_means": "the same as the mean over the sequences",
-    "nll_iw_raw_per_step": "NLL per frame, in raw units",
-    "bits_per_value": "bits per value",
+    "nll_iw_raw_per_step": "NLL per frame{given}, in raw units",
+    "bits_per_value": "bits per value{given}",
     "nll_fivo_per_step": "NLL per frame, by a particle filter of {num_samples} particles (FIVO)",
-    "nll_iw": "NLL per sequence, importance-weighted",
+    "nll_iw": "NLL per sequence{given}{weighted}",
     "true_nll": "NLL per sequence of the process that made the data: no model can do better on average",
-    "neg_elbo_per_step": "-ELBO per frame",
+    "neg_elbo_per_step": "-ELBO per frame{given}",
     "kl_per_step": "KL(q \\|\\| p) per frame",
     "mutual_information": "mutual information of x and z, over {mi_num_sequences} sequences",
     "active_units": "active units",
     **_RECONSTRUCTION,
+}
+# The same of what the Hub shows beside other models.
+_EVAL_RESULTS = {
+    "nll_iw": "NLL{given}{weighted}",
+    "ppl_iw": "Perplexity{given}{weighted}",
+    "nll_iw_per_step": "NLL per frame{given}{weighted}",
+    "kl": "KL",
 }
 
 
@@ -89,8 +104,10 @@ def load(name_or_path: str):
 
 
 def write_model_card(folder: str | Path, repo_id: str | None = None) -> Path:
-    """Write README.md of a model folder, from what the run left there: results.json, samples, curves, recipe. One that
-    is there already is written anew, by a push also that of the repository, whose history keeps it.
+    """Write README.md of a model folder, from what the run left there: results.json, samples, curves, recipe.
+
+    One that is there already is written anew, and keeps what else its metadata say, such as a license. One without the
+    line `WRITTEN` is someone's own and stays as it is.
 
     Args:
         folder: holds a saved model; whatever of a run's files is missing is left out of the card.
@@ -100,24 +117,23 @@ def write_model_card(folder: str | Path, repo_id: str | None = None) -> Path:
     check_model_folder(folder)
     from transformers import AutoConfig
 
+    path = folder / "README.md"
+    if path.is_file() and WRITTEN not in path.read_text("utf-8"):
+        logger.warning("%s stays as it is: it has not the line %s", path, WRITTEN)
+        return path
     config = AutoConfig.from_pretrained(folder)
     results = _read_json(folder / "results.json")
-    recipe = _read_recipe(folder / "recipe.yaml")
+    recipe = read_recipe(folder)
     name, source, run = (repo_id or folder.resolve().name).split("/")[-1], _data_source(recipe), results.get("run", {})
     of_text = config.input_size is None
     named = config.condition_labels or {}
     card = ModelCard.from_template(
-        ModelCardData(
-            library_name="transformers",
-            pipeline_tag="text-generation" if of_text else None,
-            tags=[config.model_type, "variational-autoencoder", "hf_vrae"],
-            model_name=name,
-            eval_results=_eval_results(results, source, config) or None,
-        ),
+        _metadata(path, config, results, recipe, name),
         template_path=str(TEMPLATE if of_text else FRAMES_TEMPLATE),
+        written=WRITTEN,
         model_name=name,
         repo_id=repo_id or folder.as_posix(),
-        introduction=_introduction(config, run, source),
+        introduction=" ".join([_introduction(config, run, source), *_conditions(config)]),
         config=config,
         split=results.get("split", "evaluated"),
         num_sequences=f"{results.get('num_sequences', 0):,}",
@@ -125,12 +141,39 @@ def write_model_card(folder: str | Path, repo_id: str | None = None) -> Path:
         run=run,
         recipe=bool(recipe),
         settings=_settings(recipe),
-        metrics=_table(results, _of_what_there_is(_METRICS if of_text else _METRICS_OF_FRAMES, config)),
+        metrics=_table(_METRICS if of_text else _METRICS_OF_FRAMES, results, config),
         labels=_literal({name: values[0] for name, values in named.items()}),
         **(_of_text if of_text else _of_frames)(folder, config, results),
     )
-    card.save(folder / "README.md")
-    return folder / "README.md"
+    card.save(path)
+    return path
+
+
+def _metadata(card: Path, config, results: dict, recipe: dict, name: str) -> ModelCardData:
+    """The head of a card, by which the Hub finds a model; of an earlier one it keeps what is not ours to say."""
+    before = (metadata_load(card) if card.is_file() else None) or {}
+    data, training = recipe.get("data", {}), recipe.get("training", {})
+    dataset = data.get("dataset_name")
+    bases = [training.get(f"{part}_name_or_path") for part in ("model", "encoder", "decoder")]
+    # The pipeline of text takes causal language models alone; others have no latents.
+    causal = "AutoModelForCausalLM" in (getattr(config, "auto_map", None) or {})
+    ours = {
+        "library_name": "transformers",
+        "pipeline_tag": "text-generation" if causal else None,
+        "tags": [config.model_type, "variational-autoencoder", "hf_vrae"],
+        "datasets": [dataset] if _on_the_hub(dataset) else None,
+        "base_model": [base for base in dict.fromkeys(bases) if _on_the_hub(base)],
+        "model_name": name,
+        "eval_results": _eval_results(results, recipe, config),
+    }
+    ours = {field: value for field, value in ours.items() if value}
+    ours["tags"] += [tag for tag in before.get("tags") or [] if tag not in ours["tags"]]
+    kept = {field: value for field, value in before.items() if field not in ("model-index", "pipeline_tag")}
+    return ModelCardData(**(kept | ours))
+
+
+def _on_the_hub(name: str | None) -> bool:
+    return name is not None and re.fullmatch(r"\w[\w.-]*(/[\w.-]+)?", name) is not None and not Path(name).exists()
 
 
 def _of_text(folder: Path, config, results: dict) -> dict:
@@ -141,18 +184,20 @@ def _of_text(folder: Path, config, results: dict) -> dict:
     return {
         "num_tokens": f"{results.get('num_tokens', 0):,}",
         "example": _literal(shown["reconstructions"][0][0] if shown["reconstructions"] else "some text"),
-        "reconstructions": [[_cell(text) for text in pair] for pair in shown["reconstructions"]],
-        "samples": [_cell(text) for text in shown["samples"]],
+        "reconstructions": [[escaped(text) for text in pair] for pair in shown["reconstructions"]],
+        "samples": [escaped(text) for text in shown["samples"]],
     }
 
 
 def _of_frames(folder: Path, config, results: dict) -> dict:
     shape = f"2, 20, {config.input_size}"
+    start = "labels=labels, " if config.condition_labels else "latents=model.prior().sample((1,)), "
     draws = {"bernoulli": f"bernoulli(torch.full(({shape}), 0.1))", "categorical": f"zeros({shape})"}
     return {
         "num_steps": f"{results.get('num_steps', 0):,}",
         "units": results.get("units"),
         "example": draws.get("bernoulli" if config.head == "nade" else config.head, f"randn({shape})"),
+        "start": "" if config.model_type == "vrnn" else start,
         "pictures": (folder / "samples.png").is_file(),
     }
 
@@ -198,6 +243,23 @@ def _introduction(config, run: dict, source: str) -> str:
         f"into a latent {length}vector z of {size} dimensions and decodes any such vector into a sequence"
         f"{'' if config.input_size is None else ' of frames'}."
     )
+
+
+def _conditions(config) -> list[str]:
+    """What the model is told, in a sentence; none where that is nothing."""
+    told = [f"`{name}` ({_listed(values)})" for name, values in (config.condition_labels or {}).items()]
+    told += [f"the number `{name}`" for name in config.condition_attributes or []]
+    told += [f"a vector of {config.condition_size} numbers"] if config.condition_size else []
+    inferred = " Where it is not told the label, it infers it." if config.label_classifier else ""
+    sentence = (
+        f"It is conditional, on {', '.join(told)}: likelihoods and perplexities are of data given these.{inferred}"
+    )
+    return [sentence] if told else []
+
+
+def _listed(values: list[str], most: int = 6) -> str:
+    named = ", ".join(escaped(value) for value in values[:most])
+    return named if len(values) <= most else f"{named} and {len(values) - most} others"
 
 
 def _kind(config, part: str) -> str:
@@ -249,10 +311,21 @@ def _read_json(path: Path) -> dict:
     return json.loads(path.read_text()) if path.is_file() else {}
 
 
-def _read_recipe(path: Path) -> dict[str, dict]:
+def read_recipe(name_or_path: str | Path) -> dict[str, dict]:
+    """The recipe.yaml beside a saved model, its sections by name; empty where there is none."""
     import yaml
+    from transformers.utils import cached_file
 
-    return (yaml.safe_load(path.read_text("utf-8")) or {}) if path.is_file() else {}
+    lenient = dict.fromkeys(("gated_repo", "missing_entries", "connection_errors"), False)
+    lenient = {f"_raise_exceptions_for_{what}": value for what, value in lenient.items()}
+    path = cached_file(str(name_or_path), "recipe.yaml", **lenient) if name_or_path else None
+    return (yaml.safe_load(Path(path).read_text("utf-8")) or {}) if path else {}
+
+
+def own_data(recipe: dict[str, dict]) -> str | None:
+    """The file or the data set that a recipe names, None where it takes what is built in."""
+    data = recipe.get("data", {})
+    return data.get("dataset_name") or data.get("train_file")
 
 
 def _settings(recipe: dict[str, dict]) -> str:
@@ -280,46 +353,40 @@ def _data_source(recipe: dict[str, dict]) -> str:
     return "hf_vrae's built-in corpus" if data else "text"
 
 
-def _of_what_there_is(metrics: dict[str, str], config) -> dict[str, str]:
-    """These, but for those of z where there is none: there the likelihood is no bound of samples, but exact."""
-    if config.latent_size:
-        return metrics
-    of_a_bound = r",? \(?importance-weighted( with {num_samples} samples)?\)?"
-    return {name: re.sub(of_a_bound, "", label) for name, label in metrics.items() if not name.startswith(_OF_Z)}
-
-
-def _eval_results(results: dict, source: str, config) -> list[EvalResult]:
-    kind = "text" if config.input_size is None else "frames"
-    shown = {
-        "nll_iw": "NLL (importance-weighted)",
-        "ppl_iw": "Perplexity (importance-weighted)",
-        "nll_iw_per_step": "NLL per frame (importance-weighted)",
-        "kl": "KL",
-    }
-    shown = _of_what_there_is(shown, config)
+def _eval_results(results: dict, recipe: dict, config) -> list[EvalResult]:
+    kind, dataset = "text" if config.input_size is None else "frames", recipe.get("data", {}).get("dataset_name")
     return [
         EvalResult(
             task_type="text-generation" if kind == "text" else "other",
-            dataset_type=kind,
-            dataset_name=source.replace("`", ""),
+            dataset_type=dataset if _on_the_hub(dataset) else kind,
+            dataset_name=_data_source(recipe).replace("`", ""),
             dataset_split=results.get("split", "evaluated"),
             metric_type=metric,
             metric_name=name,
             metric_value=round(results[metric], 3),
         )
-        for metric, name in shown.items()
-        if metric in results
+        for metric, name in _named(_EVAL_RESULTS, results, config).items()
     ]
 
 
-def _table(results: dict, metrics: dict) -> list[tuple[str, str]]:
-    rows = [(label.format(**results), results[name]) for name, label in metrics.items() if name in results]
+def _named(metrics: dict[str, str], results: dict, config) -> dict[str, str]:
+    """Those of the metrics that there are, by their names for this model; without z none is of z, and the likelihood
+    is no bound of samples, but exact."""
+    with_z, conditional = config.latent_size > 0, bool(_conditions(config))
+    words = results | {
+        "weighted": f", importance-weighted with {results.get('num_samples')} samples" * with_z,
+        "from_z": " of reconstruction from z" * with_z,
+        "given": " given the conditions" * conditional,
+        "and_c": ", c" * conditional,
+        "of_c": "\\|c" * conditional,
+    }
+    there = {name: label for name, label in metrics.items() if name in results}
+    return {name: label.format(**words) for name, label in there.items() if with_z or not name.startswith(_OF_Z)}
+
+
+def _table(metrics: dict[str, str], results: dict, config) -> list[tuple[str, str]]:
+    rows = [(label, results[name]) for name, label in _named(metrics, results, config).items()]
     return [(label, str(value) if isinstance(value, int) else f"{value:.3f}") for label, value in rows]
-
-
-def _cell(text: str) -> str:
-    """Text that breaks no table and no list."""
-    return text.replace("\r", " ").replace("\n", " ").replace("|", "\\|").replace("<", "&lt;")
 
 
 def _literal(value) -> str:

@@ -23,6 +23,7 @@ from .evaluation.text import (
     bleu_signature,
     evaluate_text,
 )
+from .hub import own_data, read_recipe
 from .latent import (
     conditions_of,
     each_label,
@@ -79,6 +80,7 @@ def evaluate_file(
         anomaly_label: column; adds under "anomaly" how well a high NLL tells what is not `normal` in it
             ([`detect_anomalies`]).
     """
+    check_source(model, path)
     task = task_of(model, tokenizer, max_length)
     if task.unit != "tokens" and max_length is not None:
         raise ValueError("`max_length` cuts texts, and this is a model of frames. Leave it out; `window` cuts frames.")
@@ -191,6 +193,7 @@ def encode_file(
 
     Rows without a word are left out. `reading` is as in [`evaluate_file`].
     """
+    check_source(model, path)
     task = task_of(model, tokenizer)
     data = _rows(task, path, max_samples, **reading)
     return data, encode_dataset(model, data, task.collator())
@@ -211,6 +214,7 @@ def prior_of(model, tokenizer: PreTrainedTokenizerFast | None, data: Dataset) ->
 
 def represent_file(model, tokenizer, path=None, max_samples=None, **reading):
     """The rows as of [`encode_file`], and what stands for each, [N, D]: see [`representations`]."""
+    check_source(model, path)
     task = task_of(model, tokenizer)
     data = _rows(task, path, max_samples, **reading)
     return data, representations(model, data, task.collator())
@@ -263,6 +267,7 @@ def walk_frames(
         indices = range(2 if mode == "interpolate" else 3)
     if mode == "interpolate" and len(indices) != 2:
         raise ValueError(f"`indices` must be the two ends of an interpolation, got {list(indices)}.")
+    check_source(model, path)
     data = task.ready(_read(task, path, **reading))
     if wrong := [i for i in indices if not 0 <= i < len(data)]:
         raise ValueError(f"`indices` must be below {len(data)}, the sequences there are; got {wrong[0]}.")
@@ -303,9 +308,20 @@ def _spread(data: Dataset, count: int | None) -> Dataset:
     return data if count is None else spread_rows(data, count)
 
 
+def check_source(model, path: str | None) -> None:
+    """Refuse to take what is built in for a model of other data."""
+    source = own_data(read_recipe(model.name_or_path)) if path is None else None
+    if source is not None:
+        raise ValueError(
+            f"`data` must name what to read: the model {model.name_or_path!r} was trained on {source!r}, and without "
+            "it hf_vrae's built-in data would be taken, which are others. Pass --data."
+        )
+
+
 def _rows(task: TextTask | FrameTask, path: str | None, max_samples: int | None, **reading) -> Dataset:
     """What is measured, as the model takes it."""
-    return task.ready(_spread(_read(task, path, **reading), max_samples))
+    rows = _spread(_read(task, path, **reading), max_samples)
+    return task.ready(rows, "built-in test" if path is None else "test")
 
 
 def _check_comparable(config, baseline) -> None:

@@ -28,6 +28,7 @@ from .latent import (
     moved,
     with_labels_of,
 )
+from .measure import check_source
 from .training.accelerator import use_all_of_the_cpu
 from .training.tasks import TextTask, task_of
 
@@ -49,6 +50,7 @@ def measure_labels(
     """What is asked for of [`transfer_file`], under "transfer", and of [`label_agreement`], under that name, by
     `agreement_train` ("" is the built-in corpus). One process measures these, and its results alone have them.
     """
+    check_source(model, path)
     if transfer_train is not None and not path:
         raise ValueError("`transfer_train` moves the texts of --data, which is not given.")
     if tokenizer is None:

@@ -6,13 +6,14 @@ Each returns matplotlib's `Figure`, and writes it where it is given the name of 
 import difflib
 import json
 import math
-import re
 from collections import Counter
 from collections.abc import Sequence
 from numbers import Real
 from pathlib import Path
 
 import numpy as np
+
+from .markdown import escaped
 
 # Okabe & Ito's colours, told apart by the colour-blind too, without black; then three more for up to ten classes.
 COLOURS = "#0072B2 #E69F00 #009E73 #D55E00 #CC79A7 #56B4E9 #B8A900 #7F4FC9 #8C564B #222222".split()
@@ -244,15 +245,10 @@ def interpolation_table(rows: Sequence[dict]) -> str:
             None, words if before is None else before, words, False
         ).get_opcodes():
             changed |= set(range(start, end)) if kind != "equal" else set()
-        shown = [f"**{_plain(word)}**" if i in changed else _plain(word) for i, word in enumerate(words)]
+        shown = [f"**{escaped(word)}**" if i in changed else escaped(word) for i, word in enumerate(words)]
         lines.append(f"| {row['t']:.2f} | {' '.join(shown).replace('** **', ' ')} |")
         before = words
     return "\n".join(lines) + "\n"
-
-
-def _plain(word: str) -> str:
-    """A word that Markdown takes for itself."""
-    return re.sub(r"([\\|*_`<\[\]])", r"\\\1", word)
 
 
 MANY_ROWS = 8

@@ -14,7 +14,7 @@ import yaml
 from huggingface_hub import HfApi, ModelCard
 from huggingface_hub.utils import filter_repo_objects
 
-from hf_vrae import VRNNConfig, VRNNForFrameGeneration, VRNNForSequenceGeneration
+from hf_vrae import VRNNConfig, VRNNForFrameGeneration, VRNNForSequenceGeneration, hub
 from hf_vrae.hub import load, push_folder, write_model_card
 from hf_vrae.training.arguments import parse_recipe
 from tests.hub_server import Hub
@@ -142,7 +142,7 @@ def test_card_holds_the_runs_own_numbers(shared):
         "torch 2.13.0",
         "the file `my.txt`",
         "12,345 parameters",
-        "| a \\| b | a &lt;unk> b |",
+        "| a \\| b | a \\<unk> b |",
         "- the king .",
         "![Training curves](curves.png)",
         "train_file: some/where/my.txt",
@@ -223,11 +223,54 @@ def test_a_card_says_of_a_recipe_what_is_no_default(shared):
 
 def test_the_card_of_a_model_without_z_has_none_of_its_numbers(shared):
     make_model(latent_size=0).save_pretrained(shared)
+    results = json.loads((shared / "results.json").read_text())
+    (shared / "results.json").write_text(json.dumps(results | {"teacher_forced_accuracy": 0.5}))
     text = write_model_card(shared).read_text()
     rows = re.findall(r"^\| (.*) \| [\d.]+ \|$", text, flags=re.MULTILINE)
-    assert rows == ["NLL", "perplexity per token", "seed"] and "## Samples\n\n- the king ." in text
+    assert (
+        rows == ["NLL", "perplexity per token", "accuracy, each step told the true ones before it", "seed"]
+        and "## Samples\n\n- the king ." in text
+    )
     shown = ModelCard.load(shared / "README.md").data.eval_results
     assert [result.metric_name for result in shown] == ["NLL", "Perplexity"]
+
+
+def test_the_card_of_a_conditional_model_says_so(shared):
+    make_model(**CONDITIONAL["conditional"]).save_pretrained(shared)
+    text = write_model_card(shared).read_text()
+    assert "It is conditional, on `mood` (" in text and "the number `length`" in text
+    for row in ("NLL given the conditions, importance-weighted with 100 samples", "perplexity per token given the c",
+                "KL(q(z\\|x, c) \\|\\| p(z\\|c))"):  # fmt: skip
+        assert f"| {row}" in text, row
+    assert "under each combination of its labels in turn" in text
+    names = {result.metric_name for result in ModelCard.load(shared / "README.md").data.eval_results}
+    assert "Perplexity given the conditions, importance-weighted with 100 samples" in names
+
+
+def test_a_card_keeps_what_is_said_by_hand(shared, caplog):
+    path = write_model_card(shared)
+    assert "license" not in path.read_text()
+    path.write_text(path.read_text().replace("tags:\n", "license: mit\nlanguage: [en]\ntags:\n- letters\n"))
+    card = ModelCard.load(write_model_card(shared, "org/other")).data
+    assert (card.license, card.language, card.model_name) == ("mit", ["en"], "other")
+    assert {"letters", "vrae"} < set(card.tags) and "training_args" not in card
+    own = path.read_text().replace(hub.WRITTEN, "Of my letters.")
+    path.write_text(own)
+    assert write_model_card(shared).read_text() == own and "stays as it is" in caplog.text
+
+
+def test_a_card_says_where_the_hub_finds_what_it_is_of(shared, tmp_path):
+    write = (shared / "recipe.yaml").write_text
+    write("data:\n  dataset_name: org/letters\ntraining:\n  decoder_name_or_path: gpt2\n")
+    card = ModelCard.load(write_model_card(shared)).data
+    assert card.datasets == ["org/letters"] and card.base_model == ["gpt2"] and not card.pipeline_tag
+    assert {result.dataset_type for result in card.eval_results} == {"org/letters"}
+    write(f"data:\n  dataset_name: {tmp_path}\ntraining:\n  model_name_or_path: ./gone\n")
+    (shared / "README.md").unlink()
+    card = ModelCard.load(write_model_card(shared)).data
+    assert card.datasets is None and card.base_model is None
+    VRNNForSequenceGeneration(VRNNConfig(vocab_size=9, latent_size=2)).save_pretrained(tmp_path / "vrnn")
+    assert ModelCard.load(write_model_card(tmp_path / "vrnn")).data.pipeline_tag == "text-generation"
 
 
 def test_the_file_of_frames_is_named_though_they_are_called_built_in(shared):

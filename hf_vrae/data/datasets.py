@@ -48,6 +48,8 @@ def load_text(
 ) -> DatasetDict:
     """Read the splits of a corpus, memory-mapped from `datasets`' cache.
 
+    A .csv or .tsv is read whole, once, which takes twice its size of memory: a column's kind is that of all its rows.
+
     Args:
         train_file, validation_file, test_file: .txt with a sequence per line, .csv, .tsv, .json, .jsonl or .parquet.
         dataset_name: in place of files, a data set of the Hub, a local folder of data files (a file per split, read as

@@ -334,7 +334,7 @@ def _steps(path: str, encoding: str) -> pa.Table:
     if all(numerals) and not _counts_up(steps.column_names):
         raise ValueError(
             f"The first row of {path!r} must name the columns, and it is of numbers: {steps.column_names[:3]}. Write "
-            "a header above it, of words or of numbers that count up."
+            "a header above it, of words, or of whole numbers each one more than the last (0 for a single column)."
         )
     numbers = _of_numbers(steps)
     if len(numbers) == len(steps.column_names):

@@ -15,6 +15,7 @@ from typing import Any
 import yaml
 from accelerate import PartialState
 
+from ..markdown import escaped
 from .arguments import Recipe, parse_recipe
 from .checkpoints import RUN_FILES, checkpoints
 from .run import run
@@ -269,7 +270,7 @@ def comparison_table(rows: Sequence[dict], short: bool = False) -> str:
     names = ["", *(name for name, *_ in columns + described)]
     lines = ["| " + " | ".join(names) + " |", "| --- |" + " ---: |" * (len(names) - 1)]
     for row in rows:
-        cells = [row["name"].replace("|", "\\|")]
+        cells = [escaped(row["name"])]
         for _, key, digits in columns:
             published = row["published"].get(key)
             beside = "" if published is None else f" ({published:.{digits}f})"
