@@ -119,6 +119,7 @@ def encode_texts(model, tokenizer, texts: list[str], batch_size: int = 64, label
     Args:
         labels: of a conditional model, what the texts themselves stand under, as in `generate`.
     """
+    check_has_latents(model)
     if not texts:
         raise ValueError("`texts` must hold one text at least, got none.")
     if empty := [i for i, text in enumerate(texts) if not text.strip()]:
@@ -128,7 +129,10 @@ def encode_texts(model, tokenizer, texts: list[str], batch_size: int = 64, label
     if tokenizer is None:
         raise ValueError("`texts` are of a model of text, and this one is of frames: see scripts/generate.py.")
     if model.config.model_type == "vrnn":
-        raise ValueError("A vrnn has a latent per token, so texts of different lengths have no latents in common.")
+        raise ValueError(
+            "A vrnn has a latent per token, so texts have no one vector each to decode or move. Its own `encode` and "
+            "`generate(latents=)` take those of a text."
+        )
     means, own = [], {}
     if labels is not None:
         own = {"class_ids": model.label_ids(for_all(labels, len(texts)))}
@@ -141,9 +145,9 @@ def encode_texts(model, tokenizer, texts: list[str], batch_size: int = 64, label
 
 
 def check_has_latents(model) -> None:
-    """Refuse what moves z where there is none: all texts would come out alike."""
+    """Refuse what decodes or moves z where there is none: all texts would come out alike."""
     if not model.config.latent_size:
-        raise ValueError("`latent_size` of this model is 0: it has no z to move. Take a model with latents.")
+        raise ValueError("`latent_size` of this model is 0: it has no z to decode or move. Take a model with latents.")
 
 
 def decode_latents(model, tokenizer, latents: torch.Tensor, prefix: str | None = None, **options) -> list[str]:
@@ -278,7 +282,6 @@ def interpolate_texts(
     are those of the nearer end."""
     if len(texts) != 2:
         raise ValueError(f"`texts` must be the two ends of the path, got {len(texts)} texts.")
-    check_has_latents(model)
     first, last = encode_texts(model, tokenizer, texts)
     path = interpolate(first, last, num_steps, spherical or is_on_sphere(model))
     t = _way(num_steps)
@@ -289,7 +292,6 @@ def interpolate_texts(
 
 def move_texts(model, tokenizer, texts, with_attribute, without, strengths=(1.0,), **options) -> list[dict]:
     """Texts moved along an attribute, given by two sets of example texts, by each of several strengths."""
-    check_has_latents(model)
     if options.get("labels") is not None:
         options["labels"] = for_all(options["labels"], len(texts))
     size = model.config.latent_size
@@ -314,6 +316,7 @@ def encode_frames(model, sequences: list, batch_size: int = 64) -> list[torch.Te
     Args:
         sequences: in any form that [`FrameCollator`] takes.
     """
+    check_has_latents(model)
     if not sequences:
         raise ValueError("There must be one sequence at least, got none.")
     latents = []
@@ -384,7 +387,6 @@ def interpolate_frames(
     Lengths are on the way too; with one latent per frame, all are of the shorter of the two. Each stands under the
     conditions of the nearer end, or other `labels`; where sequences bring their segments, it has its, and is as long.
     """
-    check_has_latents(model)
     if len(sequences) != 2:
         raise ValueError(f"There must be two sequences, the ends of the path, got {len(sequences)}.")
     ends, batch = encode_frames(model, sequences), FrameCollator()(sequences)
@@ -410,7 +412,6 @@ def move_frames(
 
     Where there is one latent per frame, the direction is that of their means over time, and all latents move by it.
     """
-    check_has_latents(model)
     size = model.config.latent_size
     with_attribute, without = (
         torch.stack([z.mean(0) if z.dim() == 2 else z[:size] for z in encode_frames(model, examples)])

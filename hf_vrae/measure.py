@@ -267,8 +267,9 @@ def walk_frames(
         indices = range(2 if mode == "interpolate" else 3)
     if mode == "interpolate" and len(indices) != 2:
         raise ValueError(f"`indices` must be the two ends of an interpolation, got {list(indices)}.")
+    rows = _read(task, path, **reading)
     check_source(model, path)
-    data = task.ready(_read(task, path, **reading))
+    data = task.ready(rows)
     if wrong := [i for i in indices if not 0 <= i < len(data)]:
         raise ValueError(f"`indices` must be below {len(data)}, the sequences there are; got {wrong[0]}.")
     rows = Rows(data)

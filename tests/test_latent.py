@@ -135,15 +135,18 @@ def test_samples_stand_under_every_combination_of_labels():
 
 
 def test_what_a_model_cannot_do_is_refused(tokenizer):
-    without = make_model(vocab_size=len(tokenizer), latent_size=0)
+    without, without_of_frames = make_model(vocab_size=len(tokenizer), latent_size=0), make_frame_model(latent_size=0)
+    frames = list(torch.randn(2, 3, without_of_frames.config.input_size))
     for walk in (
+        lambda: reconstruct_texts(without, tokenizer, TEXTS),
+        lambda: reconstruct_frames(without_of_frames, frames),
         lambda: transfer_file(without, tokenizer, "train.tsv", "test.tsv"),
         lambda: interpolate_texts(without, tokenizer, TEXTS),
         lambda: move_texts(without, tokenizer, TEXTS, TEXTS[:1], TEXTS[1:]),
-        lambda: interpolate_frames(make_frame_model(latent_size=0), []),
-        lambda: move_frames(make_frame_model(latent_size=0), [], [], []),
+        lambda: interpolate_frames(without_of_frames, frames),
+        lambda: move_frames(without_of_frames, frames, frames, frames),
     ):
-        with pytest.raises(ValueError, match="`latent_size` of this model is 0: it has no z to move"):
+        with pytest.raises(ValueError, match="`latent_size` of this model is 0: it has no z to decode or move"):
             walk()
     with pytest.raises(ValueError, match="`guidance_scale` is of a conditional model, which a vrnn is not"):
         sample_texts(make_vrnn(vocab_size=len(tokenizer)), tokenizer, 2, guidance_scale=2.0)

@@ -13,7 +13,9 @@ from hf_vrae.data.datasets import tokenize
 from hf_vrae.data.grammar import generate_corpus
 from hf_vrae.data.tokenization import train_tokenizer
 from hf_vrae.evaluation.likelihood import evaluate
-from hf_vrae.measure import evaluate_file, walk_frames
+from hf_vrae.hub import load
+from hf_vrae.measure import encode_file, evaluate_file, represent_file, walk_frames
+from hf_vrae.measure_labels import measure_labels
 from tests.modeling.test_modeling_vrnn import make_model as make_vrnn
 from tests.models import SCALING, make_frame_model, make_model
 from tests.scripts import fresh_accelerator, script
@@ -39,6 +41,25 @@ def test_the_difference_from_a_baseline_is_of_the_same_sequences(tokenizer, tmp_
     assert measured["baseline"]["difference"] == pytest.approx(statistics.mean(differences), rel=1e-4)
     error = statistics.stdev(differences) / 30**0.5
     assert measured["baseline"]["standard_error"] == pytest.approx(error, rel=1e-4)
+
+
+def test_a_model_of_other_data_is_not_measured_on_what_is_built_in(tokenizer, tmp_path, caplog):
+    model = make_model(vocab_size=len(tokenizer))
+    model.save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    (tmp_path / "recipe.yaml").write_text("data:\n  train_file: my.tsv\n")
+    for read in (
+        lambda: evaluate_file(*load(str(tmp_path)), num_samples=2),
+        lambda: encode_file(*load(str(tmp_path))),
+        lambda: represent_file(*load(str(tmp_path))),
+        lambda: measure_labels(*load(str(tmp_path)), None, None, "", None, None, 4, 0, {}),
+    ):
+        with pytest.raises(ValueError, match="was trained on 'my.tsv', and without it hf_vrae's built-in data"):
+            read()
+    (tmp_path / "recipe.yaml").write_text("data:\n  train_file: null\n")
+    with caplog.at_level("INFO", "hf_vrae"):
+        assert evaluate_file(*load(str(tmp_path)), num_samples=1, max_samples=3)["num_sequences"] == 3
+    assert "built-in test split: 3 sequences" in caplog.text
 
 
 def test_a_baseline_is_refined_as_it_was_trained(tokenizer, monkeypatch):

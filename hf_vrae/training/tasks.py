@@ -184,18 +184,18 @@ class TextTask:
         return {"texts": decode(self.tokenizer, [row["input_ids"] for row in rows])}
 
     def show(self, model: PreTrainedModel, split: Dataset, step: int, seed: int, folder: Path) -> str:
-        """Write reconstructions of a split's first sequences and samples of the prior, and return them for the log."""
+        """Write reconstructions of a split's first sequences, where there is a z, and samples of the prior, and return
+        them for the log."""
         examples = Rows(split).__getitems__(list(range(min(SHOWN, len(split)))))
         batch = {
             name: tensor.to(model.device) for name, tensor in self.collator()(examples).items() if name != "labels"
         }
-        texts = self.readable(examples)["texts"]
-        reconstructions = decode(
-            self.tokenizer, model.generate(latents=model.encode(**batch).mode, **conditions_of(model, batch))
-        )
+        pairs = []
+        if model.config.latent_size:
+            ids = model.generate(latents=model.encode(**batch).mode, **conditions_of(model, batch))
+            pairs = list(zip(self.readable(examples)["texts"], decode(self.tokenizer, ids), strict=True))
         under = each_label(model, SHOWN, batch)
         samples = draw_texts(model, self.tokenizer, SHOWN, seed, under=under, do_sample=True)
-        pairs = list(zip(texts, reconstructions, strict=True))
         with open(folder / "samples.jsonl", "a", encoding="utf-8") as file:
             line = {"step": step, "reconstructions": pairs, "samples": samples}
             file.write(json.dumps(line, ensure_ascii=False) + "\n")
@@ -336,14 +336,19 @@ class FrameTask:
         return {"frames": [row["input_features"].tolist() for row in rows]}
 
     def show(self, model: PreTrainedModel, split: Dataset, step: int, seed: int, folder: Path) -> str:
-        """Write to samples.npz reconstructions of a split's first sequences, and samples as long as these, and say how
-        far off the reconstructions are."""
+        """Write to samples.npz a split's first sequences and samples as long as these, and where there is a z
+        reconstructions; and say how far off these are."""
         rows = Rows(split).__getitems__(list(range(min(SHOWN, len(split)))))
-        shown = reconstruct_frames(model, rows)
+        batch = self.collator()(rows)
+        shown = {"real": batch["labels"].numpy(), "lengths": batch["attention_mask"].sum(1).numpy()}
+        if model.config.latent_size:
+            shown = reconstruct_frames(model, rows)
         with stream(seed, model.device):  # that of training's noise stays where it is
             under = each_label(model, len(rows), conditions_in(rows))
             shown["sample"] = sample_frames(model, shown["lengths"].tolist(), do_sample=True, **under)["sample"]
         np.savez(folder / "samples.npz", **shown)
+        if "reconstruction" not in shown:
+            return "  samples, without reconstructions: there is no z"
         real = np.ma.masked_invalid(shown["real"])
         error = math.sqrt(((shown["reconstruction"] - real) ** 2).mean())
         spread = math.sqrt(((real - real.mean((0, 1))) ** 2).mean())

@@ -201,6 +201,15 @@ def test_separators_of_a_model_without_segments_are_refused(recipe):
         run(recipe("vrae", "--segment_separators . --autoencoder_epochs 1"))
 
 
+@pytest.mark.parametrize("family", ["vrae", "vrnn"])
+def test_frames_without_z_have_samples_and_no_reconstructions(family, recipe, tmp_path):
+    results = run(recipe(family, f"{FRAMES} --latent_size 0 --kl_schedule constant --kl_warmup_steps 0"))
+    shown = np.load(tmp_path / "run" / "samples.npz")
+    assert set(shown) == {"real", "lengths", "sample"} and "kl" in results
+    text = write_model_card(tmp_path / "run").read_text()
+    assert "reconstruct" not in text and "# a new sequence" in text and "# log p(x), nats" in text
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_trained_model_of_frames_is_measured_and_walked_in(family, recipe, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
@@ -234,7 +243,7 @@ def test_a_trained_model_of_frames_is_measured_and_walked_in(family, recipe, tmp
         assert script(["scripts/generate.py", "run", *words.split(), "--output", "no.npz"]) == 1
         assert "Leave it out." in capsys.readouterr().err and not (tmp_path / "no.npz").exists()
     assert script(["scripts/evaluate.py", "--model", "run", "--window", "5"]) == 1
-    assert "`window` 5 says how to read data, and none are named" in capsys.readouterr().err
+    assert "`data` must name what to read: the model 'run' was trained on 'my.npz'" in capsys.readouterr().err
     made = np.load("reco.npz")
     assert made["lengths"].tolist() == [lengths[4], lengths[2]]
     np.testing.assert_allclose(made["real"][1, : lengths[2]], frames[2], rtol=1e-6)
