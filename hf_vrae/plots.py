@@ -22,6 +22,12 @@ ACTIVE_VARIANCE = 0.01  # Var_x(E[z_j|x]) of an active unit (Burda et al. 2016, 
 
 
 DOTS = {"marker": "o", "markersize": 3}
+WIDEST = 20  # inches
+
+
+def _shown(name: str, most: int = 40) -> str:
+    """A name that comes with the data, not too long; between two dollars matplotlib would read mathematics."""
+    return (name if len(name) <= most else name[: most - 1] + "…").replace("$", r"\$")
 
 
 def plot_training_curves(metrics_file: str | Path, picture: str | Path | None = None):
@@ -31,7 +37,10 @@ def plot_training_curves(metrics_file: str | Path, picture: str | Path | None = 
         metrics_file: written by the training loop.
         picture: PNG to write.
     """
-    lines = [json.loads(line) for line in Path(metrics_file).read_text().splitlines()]
+    if not Path(metrics_file).is_file():
+        raise ValueError(f"There is no file {str(metrics_file)!r}, which a run writes. Name the folder of a run.")
+    lines = Path(metrics_file).read_text().split("\n")[:-1]  # behind the last end there is nothing, or half a line
+    lines = [json.loads(line) for line in lines]
     train, validation = ([line for line in lines if line["kind"] == kind] for kind in ("train", "eval"))
     without_z = bool(lines) and all(row["kl"] == 0 for row in lines)
     parts = [_draw_likelihood] if without_z else [_draw_bound, _draw_kl, _draw_information]
@@ -55,7 +64,7 @@ def _draw_bound(axis, train, validation) -> tuple:
     _curve(axis, train, "reconstruction", "reconstruction, training", color="tab:blue", alpha=0.4)
     _curve(axis, validation, "reconstruction", "reconstruction, validation", color="tab:blue", **DOTS)
     _curve(axis, validation, "neg_elbo", "-ELBO, validation", color="tab:red", **DOTS)
-    _leave_out_the_start(axis, train, validation)
+    _leave_out_the_start(axis, train, validation, "reconstruction", "neg_elbo")
     axis.set(title="Bound and reconstruction", ylabel="nats per sequence")
     return ()
 
@@ -63,16 +72,16 @@ def _draw_bound(axis, train, validation) -> tuple:
 def _draw_likelihood(axis, train, validation) -> tuple:
     _curve(axis, train, "reconstruction", "training", color="tab:blue", alpha=0.4)
     _curve(axis, validation, "reconstruction", "validation", color="tab:blue", **DOTS)
-    _leave_out_the_start(axis, train, validation)
+    _leave_out_the_start(axis, train, validation, "reconstruction")
     axis.set(title="Negative log-likelihood", ylabel="nats per sequence")
     return ()
 
 
-def _leave_out_the_start(axis, train, validation) -> None:
+def _leave_out_the_start(axis, train, validation, *names: str) -> None:
     """The first updates are worth hundreds of nats and would flatten the rest."""
-    later = [row["reconstruction"] for row in train[len(train) // 20 :]] + [row["neg_elbo"] for row in validation]
-    if later:
-        low, high = min(later + [row["reconstruction"] for row in validation]), max(later)
+    drawn = train[len(train) // 20 :] + validation
+    if later := [row[name] for row in drawn for name in names if name in row]:
+        low, high = min(later), max(later)
         axis.set_ylim(low - 0.05 * (high - low) - 1e-3, high + 0.05 * (high - low) + 1e-3)
 
 
@@ -82,6 +91,7 @@ def _draw_kl(axis, train, validation) -> tuple:
     if any("kl_capacity" in row for row in train):  # there the weight is constant, and this is the schedule
         _curve(axis, train, "kl_capacity", "capacity C, what the KL is held to", color="tab:gray", linestyle=":")
     axis.set(title="KL, and its weight", ylabel="nats per sequence")
+    _leave_out_the_start(axis, train, validation, "kl", "kl_capacity")
     axis.set_ylim(bottom=0)
     weight = axis.twinx()
     _curve(weight, train, "kl_weight", "KL weight (right)", color="tab:gray", linestyle="--")
@@ -120,7 +130,7 @@ def plot_kl_per_dimension(
     """
     kl, active = np.asarray(kl), np.asarray(variances) > ACTIVE_VARIANCE
     order = np.argsort(-kl, kind="stable")
-    figure = _figure(max(6, 2 + 0.24 * len(kl)), 4)
+    figure = _figure(min(max(6, 2 + 0.24 * len(kl)), WIDEST), 4)
     axis = figure.subplots()
     for is_active, colour, label in ((True, COLOURS[0], "active"), (False, GREY, "inactive")):
         places = np.flatnonzero(active[order] == is_active)
@@ -172,10 +182,12 @@ def plot_latent_map(
     dots = {"s": float(np.clip(20_000 / len(points), 8, 40)), "alpha": 0.7, "linewidths": 0}
     if of_numbers:
         drawn = axis.scatter(*points.T, c=labels, cmap="viridis", **dots)
-        figure.colorbar(drawn, label=attribute).solids.set_alpha(1)
+        figure.colorbar(drawn, label=_shown(attribute)).solids.set_alpha(1)
     else:
         _draw_classes(axis, points, labels, attribute, dots)
-    axis.set(xlabel=names[0], ylabel=names[1], title=f"{len(points):,} posterior means by {attribute or 'label'}")
+    axis.set(
+        xlabel=names[0], ylabel=names[1], title=f"{len(points):,} posterior means by {_shown(attribute) or 'label'}"
+    )
     axis.set_aspect("equal", adjustable="datalim")
     axis.grid(alpha=0.2)
     return _saved(figure, picture)
@@ -186,21 +198,20 @@ def _draw_classes(axis, points, labels, attribute, dots) -> None:
     counts = sorted(Counter(labels.tolist()).items(), key=lambda item: (-item[1], item[0]))
     shown = counts if len(counts) <= len(COLOURS) else counts[: len(COLOURS) - 1]
     colours = dict(zip((name for name, _ in shown), COLOURS, strict=False))
+    named = [(f"{_shown(name)} ({count:,})", colours[name]) for name, count in shown]
     if others := sum(count for _, count in counts[len(shown) :]):
-        label = f"{len(counts) - len(shown)} others ({others:,})"
-        axis.scatter(*points[~np.isin(labels, list(colours))].T, color=GREY, label=label, **(dots | {"alpha": 0.4}))
+        axis.scatter(*points[~np.isin(labels, list(colours))].T, color=GREY, **(dots | {"alpha": 0.4}))
+        named.append((f"{len(counts) - len(shown)} others ({others:,})", GREY))
     own = np.isin(labels, list(colours))
     axis.scatter(*points[own].T, c=[colours[name] for name in labels[own]], **dots)
-    for name, count in shown:
+    for name, _ in shown:
         centre = points[labels == name].mean(0)
         axis.scatter(*centre, s=110, color=colours[name], edgecolors="white", linewidths=1.5, zorder=3)
-        axis.scatter([], [], s=40, color=colours[name], label=f"{name} ({count:,})")
-    handles, names = axis.get_legend_handles_labels()
-    if others:
-        handles, names = handles[1:] + handles[:1], names[1:] + names[:1]
     beside = {"loc": "upper left", "bbox_to_anchor": (1.01, 1), "frameon": False}
-    title = f"{attribute}\n(large: the mean)".strip()
-    axis.legend(handles, names, title=title, alignment="left", **beside)
+    title = f"{_shown(attribute)}\n(large: the mean)".strip()
+    # Given beside their dots: of labels of artists matplotlib leaves out what begins with "_".
+    handles = [axis.scatter([], [], s=40, color=colour) for _, colour in named]
+    axis.legend(handles, [name for name, _ in named], title=title, alignment="left", **beside)
 
 
 def principal_components(means: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -258,7 +269,7 @@ def rows_of_runs(folders: Sequence[str | Path]) -> list[dict]:
     """The results.json of each folder, and as `name` the last part of its path, or all where two would be alike.
 
     Raises:
-        ValueError: where there is none of a trained model.
+        ValueError: where there is none of a trained model, or they were measured on other data.
     """
     names = [Path(folder).name for folder in folders]
     names = names if len(set(names)) == len(names) else list(map(str, folders))
@@ -271,7 +282,19 @@ def rows_of_runs(folders: Sequence[str | Path]) -> list[dict]:
                 f"{str(file)!r} must hold the `kl` and `reconstruction` of a model; train or evaluate it."
             )
         rows.append({"name": name, **results})
+    measured = {row["name"]: _sha256(row) for row in rows if _sha256(row)}
+    if len(set(measured.values())) > 1:
+        on = ", ".join(f"{name!r} on {sha256[:8]}" for name, sha256 in measured.items())
+        raise ValueError(
+            f"Runs are compared on the same data, and these were measured on others, by SHA-256: {on}. Leave some out."
+        )
     return rows
+
+
+def _sha256(results: dict) -> str | None:
+    """Of the data that a results.json is of."""
+    data = results.get("run", {}).get("data", {})
+    return data.get(results.get("split"), {}).get("sha256")
 
 
 def plot_rate_distortion(rows: Sequence[dict], picture: str | Path | None = None):
@@ -279,7 +302,7 @@ def plot_rate_distortion(rows: Sequence[dict], picture: str | Path | None = None
 
     Args:
         rows: a model each: `name`, `kl` and `reconstruction`, nats per sequence, as in results.json; where the data
-            know it, `true_nll`, below which no sum can lie.
+            know it, `true_nll`, below which no sum lies on average of a model that is told nothing.
         picture: PNG to write.
     """
     if not rows:
@@ -287,8 +310,12 @@ def plot_rate_distortion(rows: Sequence[dict], picture: str | Path | None = None
     from matplotlib.ticker import MaxNLocator
 
     rate, distortion = (np.array([row[name] for row in rows]) for name in ("kl", "reconstruction"))
-    names, many = [row["name"] for row in rows], len(rows) > MANY_ROWS
-    figure = _figure(11 if many else 8, 6)
+    names, many = [_shown(row["name"]) for row in rows], len(rows) > MANY_ROWS
+    for name, there in zip(names, np.isfinite(rate + distortion), strict=True):
+        if not there:
+            raise ValueError(f"`kl` and `reconstruction` must be finite numbers, and of {name!r} one is not.")
+    columns = -(-len(rows) // 24)  # of the list of many
+    figure = _figure(min(8 + 3 * columns, WIDEST) if many else 8, 6)
     axis = figure.subplots()
     axis.set_title("Rate and distortion; on a grey line, -ELBO is the same")
     axis.set(xlabel="rate: KL, nats per sequence", ylabel="distortion: reconstruction, nats per sequence")
@@ -296,7 +323,7 @@ def plot_rate_distortion(rows: Sequence[dict], picture: str | Path | None = None
     for place, (x, y, name, colour) in enumerate(zip(rate, distortion, names, colours, strict=True), start=1):
         axis.scatter(x, y, color=colour, s=60, zorder=3, label=f"{place}  {name}" if many else name)
     if many:  # their names would cover one another: numbers, and a list of them
-        figure.legend(loc="outside right center", fontsize=9, frameon=False)
+        figure.legend(loc="outside right center", fontsize=9, frameon=False, ncols=columns)
         names = [str(place) for place in range(1, len(rows) + 1)]
     room = max(np.ptp(rate), np.ptp(distortion), 1.0)
     right, low, high = rate.max() + 0.3 * room, distortion.min() - 0.15 * room, distortion.max() + 0.2 * room
@@ -305,7 +332,7 @@ def plot_rate_distortion(rows: Sequence[dict], picture: str | Path | None = None
     truth = [row["true_nll"] for row in rows if "true_nll" in row][:1]
     lines = [(level, {"color": GREY, "linewidth": 0.8}, f"{level:g}") for level in levels]
     best, said = {"color": "black", "linewidth": 1.2, "linestyle": "--"}, []
-    for level, style, text in lines + [(level, best, f"best possible {level:.2f}") for level in truth]:
+    for level, style, text in lines + [(level, best, f"best possible p(x) {level:.2f}") for level in truth]:
         ends = [max(axis.get_xlim()[0], level - high), min(right, level - low)]
         if ends[1] <= ends[0]:
             continue
@@ -391,7 +418,7 @@ def plot_comparison(
                     )  # fmt: skip
         axis.set_title(measure, fontsize=10)
         axis.locator_params(axis="x", nbins=5)
-        axis.set_yticks(places, names)
+        axis.set_yticks(places, [_shown(name) for name in names])
         axis.set_ylim(len(names) - 0.5, -0.6)  # the first on top, with room for its number
         axis.grid(alpha=0.3)
         axis.margins(x=0.15)
@@ -464,7 +491,9 @@ def plot_frames(
     used = np.flatnonzero(np.any([np.nansum(array, axis=(0, 1)) > 0 for array in panels.values()], axis=0))
     low, high = (used[0], used[-1] + 1) if binary and len(used) else (0, channels)
     lines = channels <= MOST_LINES and not binary
-    figure = _figure(max(5.0, 4.2 * len(panels)), 0.6 + 1.7 * rows)
+    named = None if names is None else [_shown(name) for name in names]
+    width = max(5.0, 4.2 * len(panels))
+    figure = _figure(width, 0.6 + 1.7 * rows)
     axes = figure.subplots(rows, len(panels), sharex="row", sharey="row", squeeze=False)
     for column, (name, array) in enumerate(panels.items()):
         for row, frames in enumerate(array):
@@ -472,25 +501,36 @@ def plot_frames(
             axis, frames = axes[row, column], frames[: there[-1] + 1 if len(there) else 0]  # missing ones are gaps
             if lines:
                 for channel in range(channels):
-                    axis.plot(frames[:, channel], color=COLOURS[channel % len(COLOURS)], linewidth=1)
+                    style = "-" if channel < len(COLOURS) else "--"
+                    axis.plot(frames[:, channel], style, color=COLOURS[channel % len(COLOURS)], linewidth=1)
                 axis.grid(alpha=0.3)
             else:
                 limits = (0, 1) if binary else (values.min(), values.max())
                 scale = {"cmap": "Greys" if binary else "viridis", "vmin": limits[0], "vmax": limits[1]}
                 extent = (-0.5, len(frames) - 0.5, low - 0.5, high - 0.5)
                 shown = frames[:, low:high].T
-                axis.imshow(shown, aspect="auto", origin="lower", interpolation="nearest", extent=extent, **scale)
+                drawn = axis.imshow(
+                    shown, aspect="auto", origin="lower", interpolation="nearest", extent=extent, **scale
+                )
+                if named and high - low <= MOST_LINES:
+                    axis.set_yticks(range(low, high), named[low:high], fontsize=7)
+                else:
+                    axis.yaxis.get_major_locator().set_params(integer=True)
             axis.xaxis.get_major_locator().set_params(integer=True)
             if row == 0:
                 axis.set_title(name)
             if row == rows - 1:
                 axis.set_xlabel("frame")
     if lines and channels > 1:
-        names = names or [f"channel {channel}" for channel in range(channels)]
-        figure.legend(axes[0, 0].lines, names, loc="outside lower center", ncols=6, fontsize=8, frameon=False)
+        named = named or [f"channel {channel}" for channel in range(channels)]
+        columns = max(1, int(width / (0.5 + 0.075 * max(map(len, named)))))  # inches of a line, and of a letter
+        below = {"loc": "outside lower center", "ncols": min(columns, channels), "fontsize": 8, "frameon": False}
+        figure.legend(axes[0, 0].lines, named, **below)
+    elif not lines and not binary:
+        figure.colorbar(drawn, ax=axes.ravel().tolist(), label="value")
     for row in range(rows):
-        named = [f"{name} {array[row]:.2f}" for name, array in titles.items()]
-        axes[row, 0].set_ylabel(", ".join(named) or ("value" if lines else "channel"))
+        places = [f"{name} {array[row]:.2f}" for name, array in titles.items()]
+        axes[row, 0].set_ylabel(", ".join(places) or ("value" if lines else "channel"))
     return _saved(figure, picture)
 
 

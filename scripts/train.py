@@ -31,7 +31,8 @@ def main():
     try:
         plot_training_curves(folder / "metrics.jsonl", folder / "curves.png")
         if (folder / "samples.npz").is_file():
-            plot_frames(dict(np.load(folder / "samples.npz")), folder / "samples.png")
+            names = json.loads((folder / "config.json").read_text()).get("feature_columns")
+            plot_frames(dict(np.load(folder / "samples.npz")), folder / "samples.png", names=names)
     except ImportError:
         print("No curves: they need matplotlib, pip install 'hf_vrae[viz]'")
     write_model_card(folder)

@@ -169,7 +169,7 @@ def test_rate_and_distortion_are_points_with_names_that_do_not_meet(tmp_path):
     assert drawn == [[row["kl"], 18.0] for row in rows]
     for line in axis.lines:
         assert np.ptp(line.get_xdata() + np.asarray(line.get_ydata())) < 1e-9  # -ELBO is the same along it
-    assert any("best possible 22.50" in text.get_text() for text in axis.texts)
+    assert any("best possible p(x) 22.50" in text.get_text() for text in axis.texts)
     from matplotlib.text import Text
 
     names = [text for text in axis.texts if text.get_text().startswith("model")]
@@ -268,3 +268,61 @@ def test_the_first_channel_of_a_picture_is_at_its_foot():
     roll[0, 2:5, 40] = roll[0, :, 44] = 1
     (picture,) = plot_frames({"sample": roll}).axes[0].images
     assert picture.origin == "lower" and picture.get_array()[0].tolist() == roll[0, :, 40].tolist()
+
+
+def test_names_are_shown_as_they_stand(tmp_path):
+    means = np.random.default_rng(0).standard_normal((40, 3))
+    names = ["_news", "$sport$", r"$\foo$", "a" * 60] * 10
+    figure = plot_latent_map(means, names, picture=tmp_path / "map.png", attribute="$topic$")
+    shown = [name.replace("$", r"\$") for name in ("_news", "$sport$", r"$\foo$", "a" * 39 + "…")]
+    assert set(legend(figure.axes[0])) == {f"{name} (10)" for name in shown}
+    rows = [{"name": name, "kl": 1.0 + i, "reconstruction": 2.0} for i, name in enumerate(names[:4])]
+    plot_rate_distortion(rows, tmp_path / "rate_distortion.png")
+    (axis,) = plot_comparison(names[:4], {"KL": {"": [1.0, 2.0, 3.0, 4.0]}}, {}, tmp_path / "comparison.png").axes
+    assert [tick.get_text() for tick in axis.get_yticklabels()] == shown
+
+
+def test_runs_on_other_data_are_not_compared(tmp_path):
+    for name, sha256 in (("a", "1" * 64), ("b", "2" * 64), ("c", None)):
+        (tmp_path / name).mkdir()
+        results = {"kl": 1.0, "reconstruction": 2.0, "split": "test"}
+        results |= {"run": {"data": {"test": {"sha256": sha256}, "train": {"sha256": name}}}} if sha256 else {}
+        (tmp_path / name / "results.json").write_text(json.dumps(results))
+    assert len(rows_of_runs([tmp_path / "a", tmp_path / "c"])) == 2
+    with pytest.raises(ValueError, match="measured on others, by SHA-256: 'a' on 11111111, 'b' on 22222222"):
+        rows_of_runs([tmp_path / name for name in "abc"])
+    with pytest.raises(ValueError, match="must be finite numbers, and of 'bad' one is not"):
+        plot_rate_distortion([{"name": "bad", "kl": float("nan"), "reconstruction": 2.0}])
+
+
+def test_pictures_of_much_stay_of_a_size(tmp_path):
+    assert plot_kl_per_dimension(np.ones(512), np.ones(512)).get_size_inches()[0] <= 20
+    rows = [{"name": f"m{i}", "kl": float(i), "reconstruction": 2.0} for i in range(40)]
+    figure = plot_rate_distortion(rows, tmp_path / "rate_distortion.png")
+    (box,) = (shown.get_window_extent() for shown in figure.legends)
+    assert len(figure.legends[0].get_texts()) == 40
+    assert figure.bbox.y0 <= box.y0 and box.y1 <= figure.bbox.y1 and box.x1 <= figure.bbox.x1
+
+
+def test_the_start_of_a_kl_does_not_flatten_the_rest(tmp_path):
+    rows = [{"kind": "train", "step": s} | TRAIN | {"kl": 5000.0 if s == 1 else 5.0} for s in range(1, 101)]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows) + '{"kind": "tr')
+    axis = plot_training_curves(tmp_path / "metrics.jsonl").axes[1]
+    assert axis.get_ylim()[0] == 0 and 5 < axis.get_ylim()[1] < 10
+    with pytest.raises(ValueError, match="There is no file .*nowhere.*Name the folder of a run"):
+        plot_training_curves(tmp_path / "nowhere")
+
+
+def test_channels_have_their_names(tmp_path):
+    names = [f"the temperature of wall number {i}" for i in range(12)]
+    figure = plot_frames({"real": np.random.default_rng(0).random((2, 9, 12))}, tmp_path / "lines.png", names=names)
+    (drawn,) = figure.legends
+    assert [text.get_text() for text in drawn.get_texts()] == names
+    box = drawn.get_window_extent()
+    assert figure.bbox.x0 <= box.x0 and box.x1 <= figure.bbox.x1
+    roll = np.array([[[0, 1], [1, 1], [0, 1]]], dtype=float)
+    rolls = {"real": roll, "sample": roll}
+    axis, *_ = plot_frames(rolls, names=["drum", "bell"]).axes
+    assert [tick.get_text() for tick in axis.get_yticklabels()] == ["drum", "bell"]
+    wide = plot_frames({"real": np.random.default_rng(0).random((1, 9, 20))}, tmp_path / "heat.png")
+    assert wide.axes[-1].get_ylabel() == "value"  # the scale

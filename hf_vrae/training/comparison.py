@@ -393,7 +393,7 @@ def points(rows: Sequence[dict]) -> list[dict]:
 
 # Title of a panel, the key of each of its series, and the key of what these are held against.
 PANELS = [
-    ("NLL (IW), nats (dashed: the best there is)", {"": "nll_iw"}, "true_nll"),
+    ("NLL (IW), nats (dashed: best possible p(x))", {"": "nll_iw"}, "true_nll"),
     ("what z tells, nats", {"KL": "kl", "MI": "mutual_information"}, None),
     (
         "reconstruction, accuracy",
