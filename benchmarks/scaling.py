@@ -50,7 +50,7 @@ def evaluation(samples):
 
 
 def processes(count, threads):
-    """Tokens a second of `scripts/train.py` on the built-in corpus, with a batch of the default size a process."""
+    """Tokens per second of `scripts/train.py` on the built-in corpus, with a batch of the default size a process."""
     with tempfile.TemporaryDirectory() as folder:
         launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", str(count)]
         flags = ["--output_dir", folder, "--max_steps", "400", "--num_importance_samples", "2"]
@@ -99,8 +99,9 @@ def plot(rows, path):
                 (row["value"], row["rate"]) for row in rows if (row.get("axis"), row.get("name")) == (axis, name)
             ]
             panel.plot(*zip(*points, strict=True), marker="o", label=name)
-        panel.set(xscale="log", xlabel=axis, ylim=(0, None))
-    panels[0][0].set_ylabel("tokens per second")
+        what = "evaluating" if axis == "samples" else "training"
+        panel.set(xscale="log", xlabel=axis, ylim=(0, None), title=f"{what}, tokens per second")
+        panel.title.set_fontsize(9)
     panels[0][0].legend()
     figure.savefig(path, dpi=150)
 

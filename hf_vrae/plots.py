@@ -25,7 +25,7 @@ DOTS = {"marker": "o", "markersize": 3}
 WIDEST = 20  # inches
 
 
-def _shown(name: str, most: int = 40) -> str:
+def _shown(name: str, most: int = 50) -> str:
     """A name that comes with the data, not too long; between two dollars matplotlib would read mathematics."""
     return (name if len(name) <= most else name[: most - 1] + "…").replace("$", r"\$")
 

@@ -274,7 +274,7 @@ def test_names_are_shown_as_they_stand(tmp_path):
     means = np.random.default_rng(0).standard_normal((40, 3))
     names = ["_news", "$sport$", r"$\foo$", "a" * 60] * 10
     figure = plot_latent_map(means, names, picture=tmp_path / "map.png", attribute="$topic$")
-    shown = [name.replace("$", r"\$") for name in ("_news", "$sport$", r"$\foo$", "a" * 39 + "…")]
+    shown = [name.replace("$", r"\$") for name in ("_news", "$sport$", r"$\foo$", "a" * 49 + "…")]
     assert set(legend(figure.axes[0])) == {f"{name} (10)" for name in shown}
     rows = [{"name": name, "kl": 1.0 + i, "reconstruction": 2.0} for i, name in enumerate(names[:4])]
     plot_rate_distortion(rows, tmp_path / "rate_distortion.png")

@@ -320,6 +320,9 @@ def test_panels_of_quality(folder, tmp_path):
     names, panels, lines = comparison.panels(quality_rows(folder, tmp_path))
     assert names == ["LM", "VAE"] and panels["reconstruction, accuracy"]["free-running"] == [None, 0.25]
     assert list(lines.values()) == [23.4, 8.0, 50.0] and set(lines) < set(panels)
+    rows = quality_rows(folder, tmp_path)
+    rows[1]["runs"] = [run | {"kl_global": 0.25} for run in rows[1]["runs"]]  # what MI is of, where z has scales
+    assert comparison.panels(rows)[1]["what z of the whole tells, nats"]["KL"] == [1.0, 0.25]
 
 
 def test_rows_whose_memory_is_measured_are_processes_of_their_own(folder, tmp_path, monkeypatch):
