@@ -117,6 +117,8 @@ def write_model_card(folder: str | Path, repo_id: str | None = None) -> Path:
     check_model_folder(folder)
     from transformers import AutoConfig
 
+    from .training.arguments import read_recipe
+
     path = folder / "README.md"
     if path.is_file() and WRITTEN not in path.read_text("utf-8"):
         logger.warning("%s stays as it is: it has not the line %s", path, WRITTEN)
@@ -309,23 +311,6 @@ def check_model_folder(folder: Path) -> None:
 
 def _read_json(path: Path) -> dict:
     return json.loads(path.read_text()) if path.is_file() else {}
-
-
-def read_recipe(name_or_path: str | Path) -> dict[str, dict]:
-    """The recipe.yaml beside a saved model, its sections by name; empty where there is none."""
-    import yaml
-    from transformers.utils import cached_file
-
-    lenient = dict.fromkeys(("gated_repo", "missing_entries", "connection_errors"), False)
-    lenient = {f"_raise_exceptions_for_{what}": value for what, value in lenient.items()}
-    path = cached_file(str(name_or_path), "recipe.yaml", **lenient) if name_or_path else None
-    return (yaml.safe_load(Path(path).read_text("utf-8")) or {}) if path else {}
-
-
-def own_data(recipe: dict[str, dict]) -> str | None:
-    """The file or the data set that a recipe names, None where it takes what is built in."""
-    data = recipe.get("data", {})
-    return data.get("dataset_name") or data.get("train_file")
 
 
 def _settings(recipe: dict[str, dict]) -> str:

@@ -23,7 +23,6 @@ from .evaluation.text import (
     bleu_signature,
     evaluate_text,
 )
-from .hub import own_data, read_recipe
 from .latent import (
     conditions_of,
     each_label,
@@ -33,7 +32,7 @@ from .latent import (
     sample_frames,
 )
 from .training.accelerator import main_process_first, use_all_of_the_cpu
-from .training.arguments import check_ways_to_read
+from .training.arguments import check_ways_to_read, own_data, read_recipe
 from .training.run import describe_run
 from .training.tasks import FrameTask, TextTask, num_truncated, task_of
 
@@ -143,7 +142,7 @@ def evaluate_file(
 
 def _check_labels(task: TextTask | FrameTask, probe_label, probe_train, anomaly_label) -> None:
     if (probe_label is None) != (probe_train is None):
-        raise ValueError("`probe_label` names what `probe_train` teaches the probe: give both, or neither.")
+        raise ValueError("`probe_label` (--probe) names what `probe_train` teaches the probe: give both, or neither.")
     for name, column in (("probe_label", probe_label), ("anomaly_label", anomaly_label)):
         if column in (*task.conditions.labels, *task.conditions.attributes):
             raise ValueError(

@@ -45,7 +45,9 @@ def main():
     if not PartialState().is_main_process:
         return
     if not folder.is_dir():
-        raise ValueError(f"There is no folder {args.output_dir!r}: --table_only makes the table of runs that are there.")
+        raise ValueError(
+            f"There is no folder {args.output_dir!r}: --table_only makes the table of runs that are there."
+        )
     rows = comparison.collect(recipes, folder)
     table = comparison.table_and_notes(rows)
     (folder / "table.md").write_text(table, "utf-8")

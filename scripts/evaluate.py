@@ -5,8 +5,8 @@
     python scripts/evaluate.py --model my_vrnn --data vowels.npz --probe label --probe_train vowels.npz
     python scripts/evaluate.py --model my_vrae --data beats.npz --anomaly label --normal 0
 
-Without --data it takes the test split of the built-in corpus, or of the built-in frames. Flags that read frames are
-those of train.py.
+Without --data a model of the built-in corpus, or of the built-in frames, is measured on its test split. Flags that
+read frames are those of train.py.
 """
 
 import argparse
@@ -25,7 +25,7 @@ def main():
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", required=True, help="Folder, or repository of the Hub")
-    parser.add_argument("--data", help="As --train_file of train.py; by default what is built in")
+    parser.add_argument("--data", help="As --train_file of train.py; not for models of what is built in")
     parser.add_argument("--max_length", type=int, help="Longer texts are cut, and counted; by default as in training")
     parser.add_argument("--max_samples", type=int, help="Take only so many sequences, spread over the file")
     parser.add_argument("--num_samples", type=int, default=100, help="K of the importance-weighted likelihood")

@@ -5,11 +5,11 @@
     python scripts/plot.py output map --label tense
     python scripts/plot.py output map --data my.tsv --label topic --method tsne
     python scripts/plot.py output interpolation --texts "the king sold a letter ." "will our nurses hide many keys ?"
-    python scripts/plot.py output my_model rate_distortion
+    python scripts/plot.py my_model cured rate_distortion
     python scripts/plot.py docs schedules
 
-Without --data, `kl` and `map` take the test split of what is built in. `rate_distortion` compares the
-results.json of several folders; `schedules` needs no model.
+Without --data, `kl` and `map` of a model of what is built in take its test split. `rate_distortion` compares the
+results.json of several folders, which must be of the same data; `schedules` needs no model.
 """
 
 import argparse
@@ -31,7 +31,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folders", nargs="+", help="What train.py wrote; the picture goes to the first")
     parser.add_argument("mode", choices=["curves", "kl", "map", "interpolation", "rate_distortion", "schedules"])
-    parser.add_argument("--data", help="As --train_file of train.py; by default what is built in")
+    parser.add_argument("--data", help="As --train_file of train.py; not for models of what is built in")
     parser.add_argument("--label", default="tense", help="Column to colour a map by; of the corpus also a factor")
     parser.add_argument("--method", default="pca", choices=["pca", "tsne"], help="How a map is made flat")
     parser.add_argument("--max_samples", type=int, help="Take only so many sequences, spread over the file")

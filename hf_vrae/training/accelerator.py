@@ -92,9 +92,10 @@ def main_process_first(state: PartialState | Accelerator) -> Iterator[None]:
 def use_all_of_the_cpu(state: PartialState | Accelerator) -> None:
     """Use all cores and keep freed memory: on two cores a tenth of the speed, on more up to a quarter.
 
-    A launcher gives each process a single core where nothing is said: the cores are shared among them. And glibc
-    hands each freed tensor above some megabytes back to the system, which then clears its pages for the next one, step
-    after step: memory once taken is kept.
+    A launcher gives each process a single core where nothing is said, by the variable that a user sets who wants one:
+    behind a launcher the cores are shared among the processes, without one the variable is respected. And glibc hands
+    each freed tensor above some megabytes back to the system, which then clears its pages for the next one, step after
+    step: memory once taken is kept.
     """
     if state.device.type != "cpu":
         return

@@ -12,6 +12,7 @@ from typing import Literal
 
 import yaml
 from transformers import HfArgumentParser
+from transformers.utils import cached_file
 
 from ..modeling.configuration_common import FreeBitsForm
 from ..modeling.configuration_hierarchical import HierarchicalVRAEConfig
@@ -530,3 +531,17 @@ def _unknown(what: str, name: str, known: list[str]) -> str:
     return (
         f"unknown {what} {name!r}; did you mean {difflib.get_close_matches(str(name), known, n=1, cutoff=0.0)[0]!r}?"
     )
+
+
+def read_recipe(name_or_path: str | Path) -> dict[str, dict]:
+    """The recipe.yaml beside a saved model, its sections by name; empty where there is none."""
+    lenient = dict.fromkeys(("gated_repo", "missing_entries", "connection_errors"), False)
+    lenient = {f"_raise_exceptions_for_{what}": value for what, value in lenient.items()}
+    path = cached_file(str(name_or_path), "recipe.yaml", **lenient) if name_or_path else None
+    return (yaml.safe_load(Path(path).read_text("utf-8")) or {}) if path else {}
+
+
+def own_data(recipe: dict[str, dict]) -> str | None:
+    """The file or the data set that a recipe names, None where it takes what is built in."""
+    data = recipe.get("data", {})
+    return data.get("dataset_name") or data.get("train_file")

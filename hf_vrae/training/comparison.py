@@ -391,8 +391,8 @@ def points(rows: Sequence[dict]) -> list[dict]:
     ]
 
 
-# Title of a panel, the key of each of its series, and the key of what these are held against. Where z has scales, MI is
-# of that of the whole, and the KL beside it too.
+# Title of a panel, the key of each of its series, and the key of what these are held against. Where z has scales, MI
+# is of that of the whole, and so is the KL beside it.
 PANELS = [
     ("NLL (IW), nats (dashed: best possible p(x))", {"": "nll_iw"}, "true_nll"),
     ("what z of the whole tells, nats", {"KL": "kl_global kl", "MI": "mutual_information"}, None),
