@@ -32,7 +32,7 @@ NOT_PUSHED = [
 ]
 
 OURS = ("vrae", "vrnn", "hierarchical_vrae")
-# What a card shows of results.json, under which name; see `_words`.
+# What a card shows of results.json, under which name; see `_named`.
 _RECONSTRUCTION = {
     "teacher_forced_accuracy": "accuracy{from_z}, each step told the true ones before it",
     "free_running_accuracy": "the same, each step told what was said there",

@@ -313,7 +313,7 @@ def test_segments_are_read_from_every_kind_of_file(write):
             "a.csv",
             "5\n3\n4\n",
             {},
-            r"of numbers: \['5'\]. Write a header above it, of words or of numb",
+            r"of numbers: \['5'\]. Write a header above it, of words, or of whole numb",
         ),
         ("a.csv", "3,1,2\n0,0,0\n", {}, r"it is of numbers: \['3', '1', '2'\]"),
         ("a.jsonl", '{"x": [1, 2], "s": [0, null]}', {"segment_column": "s"}, "'s' of .* has empty values. Fill them"),
