@@ -143,7 +143,8 @@ class BernoulliFrames(FrameDistribution):
         return (self.logits > 0).to(self.logits.dtype)
 
     def _sample(self, sample_shape):
-        return _draw_binary(self.mean.expand(self._extended_shape(sample_shape)))
+        p = self.mean
+        return _draw_binary(p.expand(self._extended_shape(sample_shape)) if sample_shape else p)
 
     def _terms(self, value):
         return value * self.logits - softplus(self.logits)

@@ -93,7 +93,8 @@ class PackedLinear:
         return cls(weight.to(dtype), rows, None if bias is None else bias.to(dtype))
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        x = x.to(self.dtype)
+        if x.dtype != self.dtype:  # asked first: at small sizes to convert nothing takes as long as a ReLU
+            x = x.to(self.dtype)
         if self.packed:
             return torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, "none", [], "")
         return x @ self.weight if self.bias is None else torch.addmm(self.bias, x, self.weight)
@@ -117,14 +118,18 @@ def not_rounded(linear: nn.Module) -> Callable[[torch.Tensor], torch.Tensor]:
     """A call of `linear` in float32 at least, under autocast and of weights of 16 bits too, where it gives the
     parameters of a distribution: likelihoods and KL need their digits. What is not plain multiplies in its own type.
     """
-    plain, wide = is_plain(linear), torch.promote_types(linear.weight.dtype, torch.float32)
-    weight, bias = (None if t is None else t.to(wide) for t in (linear.weight, linear.bias)) if plain else (None, None)
+    plain, weight, bias = is_plain(linear), linear.weight, linear.bias
+    wide = torch.promote_types(weight.dtype, torch.float32)
+    if plain:
+        weight, bias = weight.to(wide), None if bias is None else bias.to(wide)
 
     def apply(inputs: torch.Tensor) -> torch.Tensor:
-        with torch.autocast(inputs.device.type, enabled=False):
-            if plain:
-                return nn.functional.linear(inputs.to(wide), weight, bias)
-            return at_least_float32(linear(as_weight_of(linear, inputs)))
+        if torch.is_autocast_enabled(inputs.device.type):  # to turn it off costs more than a small product
+            with torch.autocast(inputs.device.type, enabled=False):
+                return apply(inputs)
+        if plain:
+            return nn.functional.linear(inputs.to(wide), weight, bias)
+        return at_least_float32(linear(as_weight_of(linear, inputs)))
 
     return apply
 

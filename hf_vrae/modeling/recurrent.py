@@ -42,7 +42,7 @@ class LSTM(FusedCell, nn.LSTM):
 
     def step(self, gates_x: torch.Tensor, gates_h: torch.Tensor, state: State) -> State:
         i, f, g, o = (gates_x + gates_h).chunk(4, dim=-1)
-        c = f.sigmoid() * state[1] + i.sigmoid() * g.tanh()
+        c = torch.addcmul(f.sigmoid() * state[1], i.sigmoid(), g.tanh())
         return o.sigmoid() * c.tanh(), c
 
 

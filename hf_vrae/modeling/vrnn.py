@@ -449,8 +449,12 @@ class VRNNStep:
     def advance(self, x: torch.Tensor) -> None:
         """Go on to h_t, by x_t [B, F], or what it was embedded as [B, E]."""
         gates = self.rnn.norm_gates(self.from_x(self.phi_x(x)) + self.gates_z)
-        h, *c = self.state  # h_0 is of the weights' type, not of autocast's; an LSTM's c is never rounded
-        self.state = self.rnn.step(gates, self.gates_h, (h.to(gates.dtype), *c))
+        state = self.state
+        if (
+            state[0].dtype != gates.dtype
+        ):  # h_0 is of the weights' type, not of autocast's; an LSTM's c is never rounded
+            state = (state[0].to(gates.dtype), *state[1:])
+        self.state = self.rnn.step(gates, self.gates_h, state)
 
 
 def packed(modules, rows: int, *first, moments: nn.Module | None = None):
