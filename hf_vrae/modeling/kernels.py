@@ -118,20 +118,25 @@ def not_rounded(linear: nn.Module) -> Callable[[torch.Tensor], torch.Tensor]:
     """A call of `linear` in float32 at least, under autocast and of weights of 16 bits too, where it gives the
     parameters of a distribution: likelihoods and KL need their digits. What is not plain multiplies in its own type.
     """
-    plain, weight, bias = is_plain(linear), linear.weight, linear.bias
-    wide = torch.promote_types(weight.dtype, torch.float32)
+    weight, bias, own = linear.weight, linear.bias, linear.weight.dtype
+    if is_exact(weight):
+        return lambda inputs: linear(inputs if inputs.dtype == own else inputs.to(own))
+    plain, wide = is_plain(linear), torch.promote_types(own, torch.float32)
     if plain:
         weight, bias = weight.to(wide), None if bias is None else bias.to(wide)
 
     def apply(inputs: torch.Tensor) -> torch.Tensor:
-        if torch.is_autocast_enabled(inputs.device.type):  # to turn it off costs more than a small product
-            with torch.autocast(inputs.device.type, enabled=False):
-                return apply(inputs)
-        if plain:
-            return nn.functional.linear(inputs.to(wide), weight, bias)
-        return at_least_float32(linear(as_weight_of(linear, inputs)))
+        with torch.autocast(inputs.device.type, enabled=False):
+            if plain:
+                return nn.functional.linear(inputs.to(wide), weight, bias)
+            return at_least_float32(linear(as_weight_of(linear, inputs)))
 
     return apply
+
+
+def is_exact(tensor: torch.Tensor) -> bool:
+    """Whether a product with it here is taken in float32 at least: not under autocast, nor of 16 bits."""
+    return product_dtype(tensor) in (torch.float32, torch.float64)
 
 
 def weights_of(module: nn.Module) -> Iterator[torch.Tensor]:

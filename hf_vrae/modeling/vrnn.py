@@ -21,9 +21,9 @@ from .kernels import (
     PackedLinear,
     as_weight_of,
     at_least_float32,
+    is_exact,
     is_plain,
     not_rounded,
-    product_dtype,
     weight_and_bias,
 )
 from .posteriors import MAX_LOGVAR, MIN_LOGVAR
@@ -50,11 +50,6 @@ class GaussianNetwork(nn.Module):
 
     def forward(self, *inputs: torch.Tensor) -> DiagonalGaussian:
         return gaussian(not_rounded(self.moments)(self.features(torch.cat(inputs, dim=-1))))
-
-
-def is_exact(tensor: torch.Tensor) -> bool:
-    """Whether a product with it here is taken in float32 at least: not under autocast, nor of 16 bits."""
-    return product_dtype(tensor) in (torch.float32, torch.float64)
 
 
 def gaussian(projected: torch.Tensor) -> DiagonalGaussian:
