@@ -44,11 +44,12 @@ PACKED_DTYPES = tuple(dtype for dtype in (torch.float32, torch.bfloat16) if _pac
 # (20 rows by [64, 64] take it 4 us, oneDNN 20), if the weights are laid out as their transpose.
 PACKED_FROM = 2**20
 FEWEST_ROWS = 1 if MKL_IS_SLOW else 2  # with a single row MKL need not lay out anything first
+EXACT = torch.float32, torch.float64
 CACHED_ROWS = 32  # of logits, of some ten thousand words: 1.25 MiB in float32
 
 
 def at_least_float32(tensor: torch.Tensor) -> torch.Tensor:
-    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+    return tensor if tensor.dtype in EXACT else tensor.float()
 
 
 def prefers_onednn(tensor: torch.Tensor) -> bool:
@@ -92,12 +93,15 @@ class PackedLinear:
         dtype = product_dtype(weight)
         return cls(weight.to(dtype), rows, None if bias is None else bias.to(dtype))
 
-    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+    def __call__(self, x: torch.Tensor, beside: torch.Tensor | None = None) -> torch.Tensor:
+        """x W^T + b, or in place of b what is `beside` it, [rows, out]."""
         if x.dtype != self.dtype:  # asked first: at small sizes to convert nothing takes as long as a ReLU
             x = x.to(self.dtype)
         if self.packed:
-            return torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, "none", [], "")
-        return x @ self.weight if self.bias is None else torch.addmm(self.bias, x, self.weight)
+            out = torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, "none", [], "")
+            return out if beside is None else out.add_(beside)
+        added = self.bias if beside is None else beside
+        return x @ self.weight if added is None else torch.addmm(added, x, self.weight)
 
 
 def is_plain(linear: nn.Module) -> bool:
@@ -136,7 +140,7 @@ def not_rounded(linear: nn.Module) -> Callable[[torch.Tensor], torch.Tensor]:
 
 def is_exact(tensor: torch.Tensor) -> bool:
     """Whether a product with it here is taken in float32 at least: not under autocast, nor of 16 bits."""
-    return product_dtype(tensor) in (torch.float32, torch.float64)
+    return product_dtype(tensor) in EXACT
 
 
 def weights_of(module: nn.Module) -> Iterator[torch.Tensor]:

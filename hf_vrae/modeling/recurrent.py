@@ -41,7 +41,10 @@ class LSTM(FusedCell, nn.LSTM):
     input_bias = property(lambda self: self.bias_ih_l0 + self.bias_hh_l0)
 
     def step(self, gates_x: torch.Tensor, gates_h: torch.Tensor, state: State) -> State:
-        i, f, g, o = (gates_x + gates_h).chunk(4, dim=-1)
+        return self.step_of_sum(gates_x + gates_h, state)
+
+    def step_of_sum(self, gates: torch.Tensor, state: State) -> State:
+        i, f, g, o = gates.chunk(4, dim=-1)
         c = torch.addcmul(f.sigmoid() * state[1], i.sigmoid(), g.tanh())
         return o.sigmoid() * c.tanh(), c
 

@@ -393,8 +393,9 @@ class Resampling:
 
 
 class VRNNStep:
-    """A layer one step after the other: all that reads h is one product, all that reads phi_z(z) another, and the
-    weights are laid out for products of few rows. There is no gradient and no dropout.
+    """A layer one step after the other: all that reads h is one product, all that reads phi_z(z) another, to which an
+    LSTM's, whose gates are one sum, is added as it is made; and the weights are laid out for products of few rows.
+    There is no gradient and no dropout.
 
     A step is [`prior`], [`emission`] and [`advance`], in this order.
 
@@ -409,7 +410,9 @@ class VRNNStep:
         rnn, (out, out_bias) = layer.rnn, weight_and_bias(layer.emission_features[0])
         weight_x, weight_z = rnn.input_weight.tensor_split([layer.config.feature_size], dim=1)
         out_z, out_h = out.tensor_split([out.shape[1] - rnn.hidden_size], dim=1)
-        reads_h = [(rnn.recurrent_weight, out_bias.new_zeros(len(weight_x))), (out_h, out_bias)]
+        self.sums = isinstance(rnn, LSTM)
+        bias_h = rnn.input_bias if self.sums else out_bias.new_zeros(len(weight_x))
+        reads_h = [(rnn.recurrent_weight, bias_h), (out_h, out_bias)]
         self.has_latent = layer.config.latent_size > 0
         if self.has_latent:
             first, *rest = layer.prior_network.features
@@ -419,8 +422,9 @@ class VRNNStep:
             self.from_z = PackedLinear.here(torch.cat([weight_z, out_z]), rows)
         weights, biases = (torch.cat(parts) for parts in zip(*reads_h, strict=True))
         self.from_h = PackedLinear.here(weights, rows, biases)
-        self.of_h, self.of_z = [len(weight) for weight, _ in reads_h], [len(weight_z), len(out_z)]
-        self.from_x = PackedLinear.here(weight_x, rows, rnn.input_bias)
+        self.of_z = [len(weight_z), len(out_z)]
+        self.of_h = [sum(self.of_z), *(len(weight) for weight, _ in reads_h[2:])]
+        self.from_x = PackedLinear.here(weight_x, rows, None if self.sums else rnn.input_bias)
         self.phi_x, self.emission_rest = packed(layer.phi_x, rows), packed(list(layer.emission_features)[1:], rows)
         if embedding is not None:
             first, *rest = layer.phi_x
@@ -431,25 +435,28 @@ class VRNNStep:
     def prior(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Mean and log-variance of p(z_t | h_{t-1}), float32 [B, D] each."""
         h = self.state[0]
-        self.gates_h, self.out_h, *features = self.from_h(h).split_with_sizes(self.of_h, 1)
+        self.of_state, *features = self.from_h(h).split_with_sizes(self.of_h, 1)
         return mean_and_logvar(self.prior_rest(features[0]) if features else h[:, :0])
 
     def emission(self, z: torch.Tensor) -> torch.Tensor:
         """The features [B, P] of p(x_t | z_t, h_{t-1}); [`advance`] takes the last z given here."""
-        if not self.has_latent:
-            return self.emission_rest(self.out_h)
-        self.gates_z, out_z = self.from_z(self.phi_z(z)).split_with_sizes(self.of_z, 1)
-        return self.emission_rest(out_z + self.out_h)
+        of_state = self.of_state
+        if self.has_latent and self.sums:
+            of_state = self.from_z(self.phi_z(z), of_state)
+        self.gates, out = of_state.split_with_sizes(self.of_z, 1)
+        if self.has_latent and not self.sums:
+            self.gates_z, out_z = self.from_z(self.phi_z(z)).split_with_sizes(self.of_z, 1)
+            out = out + out_z
+        return self.emission_rest(out)
 
     def advance(self, x: torch.Tensor) -> None:
         """Go on to h_t, by x_t [B, F], or what it was embedded as [B, E]."""
+        if self.sums:
+            self.state = self.rnn.step_of_sum(self.from_x(self.phi_x(x), self.gates), self.state)
+            return
         gates = self.rnn.norm_gates(self.from_x(self.phi_x(x)) + self.gates_z)
-        state = self.state
-        if (
-            state[0].dtype != gates.dtype
-        ):  # h_0 is of the weights' type, not of autocast's; an LSTM's c is never rounded
-            state = (state[0].to(gates.dtype), *state[1:])
-        self.state = self.rnn.step(gates, self.gates_h, state)
+        h, *c = self.state  # h_0 is of the weights' type, not of autocast's; an LSTM's c is never rounded
+        self.state = self.rnn.step(gates, self.gates, (h.to(gates.dtype), *c))
 
 
 def packed(modules, rows: int, *first, moments: nn.Module | None = None):
