@@ -209,18 +209,18 @@ def _introduction(config, run: dict, source: str) -> str:
     kind, size, of_vrae = config.rnn_type.upper(), config.latent_size, config.model_type == "vrae"
     unit, whole = ("token", "language model") if config.input_size is None else ("frame", "network over frames")
     trained = f"trained with hf_vrae on {source}"
-    parameters = f"{run['num_parameters']:,}" if run else "trained"
+    parameters = f", {run['num_parameters']:,} parameters" if run else ""
     if not size:
         architecture = f"{_kind(config, 'decoder')} decoder" if of_vrae else f"{kind} with feature extractors"
         recurrent = "" if of_vrae and config.decoder_type != "rnn" else "recurrent "
         return (
-            f"A {recurrent}{whole} without latents ({architecture}, {parameters} parameters), {trained}: what a model "
+            f"A {recurrent}{whole} without latents ({architecture}{parameters}), {trained}: what a model "
             "with latents is held against."
         )
     if config.model_type == "vrnn":
         seen = f"and the {unit}s after it" if config.smoothing_posterior else "and those before it"
         return (
-            f"A variational recurrent neural network ({kind}, {parameters} parameters), {trained}. Each {unit} has a "
+            f"A variational recurrent neural network ({kind}{parameters}), {trained}. Each {unit} has a "
             f"latent vector z of {size} dimensions, whose prior the {unit}s before it give; its posterior also sees "
             f"the {unit} itself {seen}."
         )
@@ -233,15 +233,15 @@ def _introduction(config, run: dict, source: str) -> str:
         if not config.segment_latent_size:
             latents = f"Its one latent is z of the whole sequence, {size} dimensions, of which it makes each segment."
         return (
-            f"A hierarchical variational autoencoder ({kind} encoder, conductor and decoder, {parameters} "
-            f"parameters), {trained}. {latents}"
+            f"A hierarchical variational autoencoder ({kind} encoder, conductor and decoder{parameters}), "
+            f"{trained}. {latents}"
         )
     directions = "bidirectional " if config.encoder_type == "rnn" and config.bidirectional_encoder else ""
     recurrent = "recurrent " if "rnn" in (config.encoder_type, config.decoder_type) else ""
     parts = f"{directions}{_kind(config, 'encoder')} encoder and {_kind(config, 'decoder')} decoder"
     length = "unit " if config.posterior == "vmf" else ""
     return (
-        f"A variational {recurrent}autoencoder ({parts}, {parameters} parameters), {trained}. It encodes a sequence "
+        f"A variational {recurrent}autoencoder ({parts}{parameters}), {trained}. It encodes a sequence "
         f"into a latent {length}vector z of {size} dimensions and decodes any such vector into a sequence"
         f"{'' if config.input_size is None else ' of frames'}."
     )
@@ -335,7 +335,7 @@ def _data_source(recipe: dict[str, dict]) -> str:
         return f"the file `{Path(data['train_file']).name}`"
     if data.get("builtin") == "frames":
         return "hf_vrae's built-in frames"
-    return "hf_vrae's built-in corpus" if data else "text"
+    return "hf_vrae's built-in corpus" if data else "data that are not named"
 
 
 def _eval_results(results: dict, recipe: dict, config) -> list[EvalResult]:

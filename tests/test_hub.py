@@ -158,17 +158,17 @@ def test_card_holds_the_runs_own_numbers(shared):
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({}, "A variational recurrent autoencoder (bidirectional LSTM encoder and LSTM decoder, "),
+        ({}, "A variational recurrent autoencoder (bidirectional LSTM encoder and LSTM decoder), "),
         (
             {"decoder_type": "transformer"},
-            "recurrent autoencoder (bidirectional LSTM encoder and transformer decoder, ",
+            "recurrent autoencoder (bidirectional LSTM encoder and transformer decoder), ",
         ),
         (
             {"decoder_config": GPT2, "encoder_type": "independent"},
-            "A variational autoencoder (time-less encoder and gpt2 decoder, ",
+            "A variational autoencoder (time-less encoder and gpt2 decoder), ",
         ),
         ({"posterior": "vmf"}, "into a latent unit vector z of 6 dimensions"),
-        ({"decoder_type": "transformer", "latent_size": 0}, "A language model without latents (transformer decoder, "),
+        ({"decoder_type": "transformer", "latent_size": 0}, "A language model without latents (transformer decoder),"),
     ],
 )
 def test_a_card_says_what_the_model_is(options, said, tmp_path):
@@ -187,7 +187,7 @@ def test_a_card_of_a_hierarchy_of_one_latent(tmp_path):
     [
         ({}, "its posterior also sees the token itself and those before it."),
         ({"smoothing_posterior": True}, "its posterior also sees the token itself and the tokens after it."),
-        ({"latent_size": 0}, "A recurrent language model without latents (LSTM with feature extractors, "),
+        ({"latent_size": 0}, "A recurrent language model without latents (LSTM with feature extractors), "),
     ],
 )
 def test_a_card_says_what_a_vrnn_is(options, said, tmp_path):
