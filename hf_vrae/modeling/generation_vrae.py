@@ -206,8 +206,40 @@ class VRAEGenerationMixin(GenerationMixin):
         )
 
     def _prepare_beginning(self, kwargs: dict) -> None:
-        """Give every row its beginning, and mask the padding of beginnings of different lengths, but for columns of
-        padding alone: in front of a beginning transformers would take them for one without its start."""
+        """Give every row its beginning and what it lacks of a start, and mask the padding of beginnings of different
+        lengths, but for columns of padding alone: in front of a beginning transformers would take them for one without
+        its start."""
+        beginning = kwargs["decoder_input_ids"] = self._one_for_each_row(kwargs)
+        pad_token_id, start = self._option(kwargs, "pad_token_id"), self._option(kwargs, "decoder_start_token_id")
+        start = self._option(kwargs, "bos_token_id") if start is None else start
+        if start is not None:  # one id, or one per row
+            start = torch.as_tensor(start).to(beginning).view(-1, 1).expand(len(beginning), 1)
+        mask = kwargs.get("decoder_attention_mask")
+        given = mask is not None
+        if given and len(mask) == 1:  # as the beginning may be
+            mask = kwargs["decoder_attention_mask"] = mask.expand(len(beginning), -1)
+        if not given:
+            mask = torch.ones_like(beginning) if pad_token_id is None else (beginning != pad_token_id).long()
+            if start is not None:
+                mask[:, :1] |= start == pad_token_id  # which starts the row as well
+        if mask.shape != beginning.shape or kwargs.get(CACHE) is not None:
+            if not given and not mask.all():
+                kwargs["decoder_attention_mask"] = mask
+            return
+        if start is not None:  # each row by itself: transformers would add it to all rows or to none
+            lacks = beginning.gather(1, mask.long().argmax(1, keepdim=True)) != start
+            if lacks.any():
+                beginning, mask = torch.cat([start, beginning], dim=1), torch.cat([lacks.to(mask), mask], dim=1)
+        if not self._is_stateful:  # a sliding window counts what is masked: padding goes before the start
+            order = mask.bool().sort(dim=1, stable=True).indices
+            beginning, mask = beginning.gather(1, order), mask.gather(1, order)
+        empty = int((~mask.bool().any(0)).long().cumprod(0).sum())
+        kwargs["decoder_input_ids"] = beginning[:, empty:]
+        if given or not mask.all():
+            kwargs["decoder_attention_mask"] = mask[:, empty:]
+
+    def _one_for_each_row(self, kwargs: dict) -> torch.LongTensor:
+        """The beginning [B, S] of each of the rows that are to be decoded, of one for all or one for each."""
         beginning = kwargs["decoder_input_ids"]
         check_ids("decoder_input_ids", beginning)
         inputs = [kwargs.get(name) for name in ("input_ids", "inputs_embeds")]
@@ -220,34 +252,7 @@ class VRAEGenerationMixin(GenerationMixin):
                     f"{len(beginning)}."
                 )
             beginning = beginning.expand(rows, -1)
-        kwargs["decoder_input_ids"] = beginning
-        given = kwargs.get("decoder_attention_mask")
-        if given is not None and len(given) == 1:  # as the beginning may be
-            kwargs["decoder_attention_mask"] = given.expand(len(beginning), -1)
-        pad_token_id, start = self._option(kwargs, "pad_token_id"), self._option(kwargs, "decoder_start_token_id")
-        start = self._option(kwargs, "bos_token_id") if start is None else start
-        if start is not None:  # one id, or one per row
-            start = torch.as_tensor(start).to(beginning).view(-1, 1).expand(len(beginning), 1)
-        if kwargs.get("decoder_attention_mask") is None and pad_token_id is not None:
-            mask = (beginning != pad_token_id).long()
-            if start is not None:
-                mask[:, :1] |= start == pad_token_id  # which starts the row as well
-            if not mask.all():
-                kwargs["decoder_attention_mask"] = mask
-        given = kwargs.get("decoder_attention_mask")
-        mask = torch.ones_like(beginning) if given is None else given
-        if mask.shape == beginning.shape and kwargs.get(CACHE) is None:
-            if start is not None:  # each row by itself: transformers would add it to all rows or to none
-                lacks = beginning.gather(1, mask.long().argmax(1, keepdim=True)) != start
-                if lacks.any():
-                    beginning, mask = torch.cat([start, beginning], dim=1), torch.cat([lacks.to(mask), mask], dim=1)
-            if not self._is_stateful:  # a sliding window counts what is masked: padding goes before the start
-                order = mask.bool().sort(dim=1, stable=True).indices
-                beginning, mask = beginning.gather(1, order), mask.gather(1, order)
-            empty = int((~mask.bool().any(0)).long().cumprod(0).sum())
-            kwargs["decoder_input_ids"] = beginning[:, empty:]
-            if given is not None or not mask.all():
-                kwargs["decoder_attention_mask"] = mask[:, empty:]
+        return beginning
 
     def prepare_inputs_for_generation(self, input_ids, next_sequence_length=None, **kwargs):
         cache = kwargs.get(CACHE)
