@@ -9,6 +9,7 @@ from huggingface_hub import EvalResult, HfApi, ModelCard, ModelCardData
 from huggingface_hub.errors import HfHubHTTPError
 from huggingface_hub.repocard import metadata_load
 from safetensors import SafetensorError
+from yaml import YAMLError
 
 from .markdown import escaped
 
@@ -18,7 +19,7 @@ NO_ANSWER = HfHubHTTPError.__bases__[0]  # of the library by which huggingface_h
 TEMPLATE = Path(__file__).parent / "model_card_template.md"
 FRAMES_TEMPLATE = Path(__file__).parent / "model_card_frames_template.md"
 # As transformers' Trainer marks what it wrote.
-WRITTEN = "<!-- Written by hf_vrae, and anew at each run and push. Remove this line to keep what you change. -->"
+WRITTEN = "<!-- Written by hf_vrae, anew at each run and push. In the run's folder, without this line it is kept. -->"
 NOT_PUSHED = [
     "autoencoder/*",
     "checkpoint-*",
@@ -107,7 +108,8 @@ def write_model_card(folder: str | Path, repo_id: str | None = None) -> Path:
     """Write README.md of a model folder, from what the run left there: results.json, samples, curves, recipe.
 
     One that is there already is written anew, and keeps what else its metadata say, such as a license. One without the
-    line `WRITTEN` is someone's own and stays as it is.
+    line `WRITTEN` is someone's own and stays as it is. What was changed in a repository alone a push writes over; its
+    history keeps it.
 
     Args:
         folder: holds a saved model; whatever of a run's files is missing is left out of the card.
@@ -121,7 +123,7 @@ def write_model_card(folder: str | Path, repo_id: str | None = None) -> Path:
 
     path = folder / "README.md"
     if path.is_file() and WRITTEN not in path.read_text("utf-8"):
-        logger.warning("%s stays as it is: it has not the line %s", path, WRITTEN)
+        logger.warning("%s stays as it is, without the line %s: to have it written anew delete it", path, WRITTEN)
         return path
     config = AutoConfig.from_pretrained(folder)
     results = _read_json(folder / "results.json")
@@ -153,7 +155,10 @@ def write_model_card(folder: str | Path, repo_id: str | None = None) -> Path:
 
 def _metadata(card: Path, config, results: dict, recipe: dict, name: str) -> ModelCardData:
     """The head of a card, by which the Hub finds a model; of an earlier one it keeps what is not ours to say."""
-    before = (metadata_load(card) if card.is_file() else None) or {}
+    try:
+        before = (metadata_load(card) if card.is_file() else None) or {}
+    except (YAMLError, ValueError) as error:
+        raise ValueError(f"The metadata of {str(card)!r} cannot be read: {error}. Mend or delete the file.") from error
     data, training = recipe.get("data", {}), recipe.get("training", {})
     dataset = data.get("dataset_name")
     bases = [training.get(f"{part}_name_or_path") for part in ("model", "encoder", "decoder")]
@@ -169,7 +174,8 @@ def _metadata(card: Path, config, results: dict, recipe: dict, name: str) -> Mod
         "eval_results": _eval_results(results, recipe, config),
     }
     ours = {field: value for field, value in ours.items() if value}
-    ours["tags"] += [tag for tag in before.get("tags") or [] if tag not in ours["tags"]]
+    tags = before.get("tags") or []
+    ours["tags"] += [tag for tag in ([tags] if isinstance(tags, str) else tags) if tag not in ours["tags"]]
     kept = {field: value for field, value in before.items() if field not in ("model-index", "pipeline_tag")}
     return ModelCardData(**(kept | ours))
 
@@ -185,7 +191,9 @@ def _of_text(folder: Path, config, results: dict) -> dict:
     shown = json.loads(lines[-1]) if lines else {"reconstructions": [], "samples": []}
     return {
         "num_tokens": f"{results.get('num_tokens', 0):,}",
-        "example": _literal(shown["reconstructions"][0][0] if shown["reconstructions"] else "some text"),
+        "example": _literal(
+            next(filter(str.strip, [*(pair[0] for pair in shown["reconstructions"]), *shown["samples"]]), "some text")
+        ),
         "reconstructions": [[escaped(text) for text in pair] for pair in shown["reconstructions"]],
         "samples": [escaped(text) for text in shown["samples"]],
     }

@@ -27,6 +27,7 @@ WIDEST = 20  # inches
 
 def _shown(name: str, most: int = 50) -> str:
     """A name that comes with the data, not too long; between two dollars matplotlib would read mathematics."""
+    name = str(name)
     return (name if len(name) <= most else name[: most - 1] + "…").replace("$", r"\$")
 
 
@@ -80,7 +81,8 @@ def _draw_likelihood(axis, train, validation) -> tuple:
 def _leave_out_the_start(axis, train, validation, *names: str) -> None:
     """The first updates are worth hundreds of nats and would flatten the rest."""
     drawn = train[len(train) // 20 :] + validation
-    if later := [row[name] for row in drawn for name in names if name in row]:
+    values = [row[name] for row in drawn for name in names if row.get(name) is not None]
+    if later := [value for value in values if math.isfinite(value)]:
         low, high = min(later), max(later)
         axis.set_ylim(low - 0.05 * (high - low) - 1e-3, high + 0.05 * (high - low) + 1e-3)
 
@@ -294,7 +296,7 @@ def rows_of_runs(folders: Sequence[str | Path]) -> list[dict]:
 def _sha256(results: dict) -> str | None:
     """Of the data that a results.json is of."""
     data = results.get("run", {}).get("data", {})
-    return data.get(results.get("split"), {}).get("sha256")
+    return data.get(results.get("split", "test"), {}).get("sha256")
 
 
 def plot_rate_distortion(rows: Sequence[dict], picture: str | Path | None = None):

@@ -231,6 +231,7 @@ def test_the_card_of_a_model_without_z_has_none_of_its_numbers(shared):
         rows == ["NLL", "perplexity per token", "accuracy, each step told the true ones before it", "seed"]
         and "## Samples\n\n- the king ." in text
     )
+    assert 'tokenizer(["a | b"]' in text
     shown = ModelCard.load(shared / "README.md").data.eval_results
     assert [result.metric_name for result in shown] == ["NLL", "Perplexity"]
 
@@ -254,9 +255,16 @@ def test_a_card_keeps_what_is_said_by_hand(shared, caplog):
     card = ModelCard.load(write_model_card(shared, "org/other")).data
     assert (card.license, card.language, card.model_name) == ("mit", ["en"], "other")
     assert {"letters", "vrae"} < set(card.tags) and "training_args" not in card
+    path.write_text(path.read_text().replace("tags:\n", "tags: letters\nothers:\n"))
+    assert ModelCard.load(write_model_card(shared)).data.tags[-1] == "letters"
     own = path.read_text().replace(hub.WRITTEN, "Of my letters.")
     path.write_text(own)
     assert write_model_card(shared).read_text() == own and "stays as it is" in caplog.text
+    path.write_text(f"---\ntags: [\n---\n{hub.WRITTEN}\n")
+    with pytest.raises(
+        ValueError, match=r"The metadata of .*README.md' cannot be read: (.|\n)*Mend or delete the file"
+    ):
+        write_model_card(shared)
 
 
 def test_a_card_says_where_the_hub_finds_what_it_is_of(shared, tmp_path):

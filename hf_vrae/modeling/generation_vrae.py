@@ -228,8 +228,9 @@ class VRAEGenerationMixin(GenerationMixin):
             return
         if start is not None:  # each row by itself: transformers would add it to all rows or to none
             lacks = beginning.gather(1, mask.long().argmax(1, keepdim=True)) != start
-            if lacks.any():
-                beginning, mask = torch.cat([start, beginning], dim=1), torch.cat([lacks.to(mask), mask], dim=1)
+            if lacks.any():  # others get padding, which is none too when they are a beginning again
+                first = start if pad_token_id is None else torch.where(lacks, start, pad_token_id)
+                beginning, mask = torch.cat([first, beginning], dim=1), torch.cat([lacks.to(mask), mask], dim=1)
         if not self._is_stateful:  # a sliding window counts what is masked: padding goes before the start
             order = mask.bool().sort(dim=1, stable=True).indices
             beginning, mask = beginning.gather(1, order), mask.gather(1, order)

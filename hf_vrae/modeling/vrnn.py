@@ -455,7 +455,7 @@ class VRNNStep:
             self.state = self.rnn.step_of_sum(self.from_x(self.phi_x(x), self.gates), self.state)
             return
         gates = self.rnn.norm_gates(self.from_x(self.phi_x(x)) + self.gates_z)
-        h, *c = self.state  # h_0 is of the weights' type, not of autocast's; an LSTM's c is never rounded
+        h, *c = self.state  # h_0 is of the weights' type, not of autocast's; c keeps its own
         self.state = self.rnn.step(gates, self.gates, (h.to(gates.dtype), *c))
 
 

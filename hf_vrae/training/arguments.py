@@ -534,11 +534,15 @@ def _unknown(what: str, name: str, known: list[str]) -> str:
 
 
 def read_recipe(name_or_path: str | Path) -> dict[str, dict]:
-    """The recipe.yaml beside a saved model, its sections by name; empty where there is none."""
-    lenient = dict.fromkeys(("gated_repo", "missing_entries", "connection_errors"), False)
-    lenient = {f"_raise_exceptions_for_{what}": value for what, value in lenient.items()}
-    path = cached_file(str(name_or_path), "recipe.yaml", **lenient) if name_or_path else None
-    return (yaml.safe_load(Path(path).read_text("utf-8")) or {}) if path else {}
+    """The recipe.yaml beside a saved model, in a folder or a repository, its sections by name; empty where there is
+    none."""
+    path = Path(name_or_path) / "recipe.yaml"
+    if not path.is_file() and not path.parent.is_dir() and re.fullmatch(r"[\w.-]+/[\w.-]+", str(name_or_path)):
+        lenient = dict.fromkeys(("gated_repo", "missing_entries", "connection_errors"), False)
+        lenient = {f"_raise_exceptions_for_{what}": value for what, value in lenient.items()}
+        path = Path(cached_file(str(name_or_path), "recipe.yaml", **lenient) or path)
+    recipe = yaml.safe_load(path.read_text("utf-8")) if path.is_file() else None
+    return {name: said for name, said in recipe.items() if said} if isinstance(recipe, dict) else {}
 
 
 def own_data(recipe: dict[str, dict]) -> str | None:

@@ -81,6 +81,8 @@ def find_run(output_dir: str | Path, overwrite: bool) -> list[Path]:
     files = [folder / name for name in (*RUN_FILES, *MODEL_FILES) if (folder / name).exists()]
     first_stage = folder / "autoencoder"
     folders = checkpoints(folder) + [first_stage] * (first_stage / "recipe.yaml").is_file()
+    if [path.name for path in files] == ["README.md"] and not folders:
+        return []  # someone's own, over which no card is written
     if files and not folders and not any((folder / name).exists() for name in MARKS):
         raise ValueError(
             f"`output_dir` {str(folder)!r} holds {files[0].name!r} and no run that it is of; this run would write "

@@ -521,6 +521,20 @@ class TrainingLoop:
 
     # Interruption and resumption.
 
+    def is_judged_alike(self, state: TrainingState) -> bool:
+        """Whether a checkpoint's best metric can be compared with this run's."""
+        ours, args = self.state.judged_by, self.args
+        if state.judged_by == ours:
+            return True
+        bare, more = ours.split(";")[0], ""  # as earlier checkpoints have it, and later ones behind it
+        for name, is_read in (("num_train_samples", args.resampling), ("svi_steps", args.svi_steps)):
+            more += f", {name} {getattr(args, name)}" if is_read else ""
+        if more and state.judged_by == bare:
+            logger.warning(
+                "the checkpoint does not say of which %s its best metric is: taken as of this run's", more[2:]
+            )
+        return state.judged_by in (bare, bare + more)
+
     def resume(self) -> None:
         """Restore everything from a checkpoint but what the arguments say anew of the optimizer, and drop the lines
         that later steps wrote."""
@@ -554,7 +568,7 @@ class TrainingLoop:
             group.update(options)
         reason = None
         ours = self.state.judged_by
-        if state.judged_by not in (ours, ours.split(";")[0]):  # earlier checkpoints name neither particles nor steps
+        if not self.is_judged_alike(state):
             reason = f"judged otherwise, by {state.judged_by}, where this run is by {ours}"
         elif not (self.output_dir / f"checkpoint-{state.best_step}").is_dir():
             reason = "deleted"

@@ -198,6 +198,12 @@ def test_a_row_without_its_start_gets_it_whatever_the_others_have(model, beginni
         wanted = model.generate(latents=z[i : i + 1], decoder_input_ids=torch.tensor([alone]), **options)
         torch.testing.assert_close(both.logits[0][i], wanted.logits[0][0], rtol=1e-4, atol=1e-4)
         assert torch.equal(both.sequences[i, -3:], wanted.sequences[0, -3:])
+    # What came of it is a beginning again.
+    more = model.generate(
+        latents=z, decoder_input_ids=both.sequences[:, :-1], **options | {"max_new_tokens": 1, "min_new_tokens": 1}
+    )
+    rows = (both.sequences[:, -3:] != 0).all(1)  # a <pad> that was said is padding then
+    assert torch.equal(more.sequences[rows, -1], both.sequences[rows, -1])
 
 
 @pytest.mark.parametrize("mode", MODES.values(), ids=MODES.keys())

@@ -4,7 +4,14 @@ from pathlib import Path
 import pytest
 
 from hf_vrae import VRAEConfig
-from hf_vrae.training.arguments import SECTIONS, DataArguments, TrainArguments, parse_recipe
+from hf_vrae.training.arguments import (
+    SECTIONS,
+    DataArguments,
+    TrainArguments,
+    own_data,
+    parse_recipe,
+    read_recipe,
+)
 
 RECIPES = sorted(Path("recipes").rglob("*.yaml"))
 
@@ -154,3 +161,11 @@ def test_recipes_list_only_what_differs_from_the_defaults(path):
         values = recipe[section]
         same = [key for key, value in values.items() if defaults[section][key] == value]
         assert not same, f"{path} repeats the defaults of {same}"
+
+
+@pytest.mark.parametrize("content", [None, "", "- a\n", "data:\n", "model:\n  latent_size: 3\n"])
+def test_a_model_without_data_of_its_own(content, tmp_path):
+    if content is not None:
+        (tmp_path / "recipe.yaml").write_text(content)
+    for name in (tmp_path, "", "gone/away/for/good", str(tmp_path / "gone"), "no name?"):
+        assert own_data(read_recipe(name)) is None

@@ -335,6 +335,11 @@ def test_a_loss_that_is_no_number_stops_the_run(tiny, tmp_path, monkeypatch):
     assert all(torch.isfinite(parameter).all() for parameter in good.parameters())
 
 
+def test_a_readme_alone_is_no_run(tmp_path):
+    (tmp_path / "README.md").write_text("of mine")
+    assert find_run(tmp_path, False) == find_run(tmp_path, True) == []
+
+
 def test_checkpoints_are_few_whole_and_load(tiny, tmp_path):
     run(tiny("--max_steps 12 --save_steps 2 --save_total_limit 2"))
     assert [path.name for path in checkpoints(tmp_path / "run")] == ["checkpoint-10", "checkpoint-12"]
@@ -941,9 +946,13 @@ def test_a_run_of_before_goes_on_with_its_best_model(tiny, tmp_path, caplog):
     path = tmp_path / "run" / "checkpoint-12" / "state.json"
     state = json.loads(path.read_text())
     assert state["judged_by"].endswith("; particles 1, svi_steps 1")
-    path.write_text(json.dumps(state | {"judged_by": state["judged_by"].split(";")[0]}))
-    again = run(tiny(f"{flags} --num_importance_samples 3 --resume_from_checkpoint latest"))
-    assert again["num_samples"] == 3 and "judged otherwise" not in caplog.text
+    bare = state["judged_by"].split(";")[0]
+    for judged_by in (f"{bare}, svi_steps 1", bare):
+        path.write_text(json.dumps(state | {"judged_by": judged_by}))
+        assert "does not say of which svi_steps 1" not in caplog.text
+        again = run(tiny(f"{flags} --num_importance_samples 3 --resume_from_checkpoint latest"))
+        assert again["num_samples"] == 3 and "judged otherwise" not in caplog.text
+    assert "does not say of which svi_steps 1" in caplog.text
 
 
 def test_what_no_evaluation_follows_is_kept(tiny, tmp_path, caplog):
