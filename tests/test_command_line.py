@@ -35,7 +35,7 @@ def desk(tmp_path, monkeypatch, tokenizer):
     (tmp_path / "run" / "model.safetensors").write_bytes(b"precious")
     (tmp_path / "run" / "recipe.yaml").write_text("{}")
     (tmp_path / "notes").mkdir()
-    (tmp_path / "notes" / "README.md").write_text("mine")
+    (tmp_path / "notes" / "samples.png").write_text("mine")
     (tmp_path / "bert").mkdir()
     (tmp_path / "bert" / "config.json").write_text(json.dumps({"model_type": "bert"}))
 
@@ -60,7 +60,7 @@ def test_frames_are_written_where_it_is_said(desk, capsys, tmp_path):
         ("train --train_file good.txt --output_dir run", "already holds a run"),
         ("train --train_file nowhere.txt --output_dir run --overwrite_output_dir", "There is no file 'nowhere.txt'"),
         ("train --output_dir good.txt", "`output_dir` 'good.txt' is a file"),
-        ("train --output_dir notes --overwrite_output_dir", "'notes' holds 'README.md' and no run that it is of"),
+        ("train --output_dir notes --overwrite_output_dir", "'notes' holds 'samples.png' and no run that it is of"),
         ("train --latent_sise 8", "did you mean '--latent_size'"),
         ("train --latent_size -1", "`latent_size` must be at least 0 and finite, got -1"),
         ("train --latent_conditioning inputs", "latent_conditioning"),
