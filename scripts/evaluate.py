@@ -25,7 +25,7 @@ def main():
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", required=True, help="Folder, or repository of the Hub")
-    parser.add_argument("--data", help="As --train_file of train.py; not for models of what is built in")
+    parser.add_argument("--data", help="As --train_file of train.py; may be left out for a model of what is built in")
     parser.add_argument("--max_length", type=int, help="Longer texts are cut, and counted; by default as in training")
     parser.add_argument("--max_samples", type=int, help="Take only so many sequences, spread over the file")
     parser.add_argument("--num_samples", type=int, default=100, help="K of the importance-weighted likelihood")

@@ -37,7 +37,7 @@ def main():
     parser.add_argument("mode", choices=["sample", "reconstruct", "interpolate", "attribute"])
     parser.add_argument("--texts", nargs="+", default=[], help="To reconstruct, to move, or the ends of a path")
     parser.add_argument("--file", help="The same, a text a line")
-    parser.add_argument("--data", help="Of frames: as --train_file of train.py; not for models of the built-in ones")
+    parser.add_argument("--data", help="Of frames: as --train_file of train.py; models of built-in ones need none")
     parser.add_argument("--indices", type=int, nargs="+", help="Of frames: which sequences of it")
     parser.add_argument("--label", default="label", help="Of frames: column of the attribute")
     parser.add_argument("--count", type=int, default=10, help="Samples")

@@ -31,7 +31,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folders", nargs="+", help="What train.py wrote; the picture goes to the first")
     parser.add_argument("mode", choices=["curves", "kl", "map", "interpolation", "rate_distortion", "schedules"])
-    parser.add_argument("--data", help="As --train_file of train.py; not for models of what is built in")
+    parser.add_argument("--data", help="As --train_file of train.py; may be left out for a model of what is built in")
     parser.add_argument("--label", default="tense", help="Column to colour a map by; of the corpus also a factor")
     parser.add_argument("--method", default="pca", choices=["pca", "tsne"], help="How a map is made flat")
     parser.add_argument("--max_samples", type=int, help="Take only so many sequences, spread over the file")

@@ -339,10 +339,11 @@ class FrameTask:
         """Write to samples.npz a split's first sequences and samples as long as these, and where there is a z
         reconstructions; and say how far off these are."""
         rows = Rows(split).__getitems__(list(range(min(SHOWN, len(split)))))
-        batch = self.collator()(rows)
-        shown = {"real": batch["labels"].numpy(), "lengths": batch["attention_mask"].sum(1).numpy()}
         if model.config.latent_size:
             shown = reconstruct_frames(model, rows)
+        else:
+            batch = self.collator()(rows)
+            shown = {"real": batch["labels"].numpy(), "lengths": batch["attention_mask"].sum(1).numpy()}
         with stream(seed, model.device):  # that of training's noise stays where it is
             under = each_label(model, len(rows), conditions_in(rows))
             shown["sample"] = sample_frames(model, shown["lengths"].tolist(), do_sample=True, **under)["sample"]

@@ -321,10 +321,8 @@ def test_a_loss_that_is_no_number_stops_the_run(tiny, tmp_path, monkeypatch):
     batch = json.loads((tmp_path / "run" / "nan_batch.json").read_text())
     assert batch["step"] == 9 and len(batch["indices"]) == len(batch["texts"]) == 16
     assert [path.name for path in checkpoints(tmp_path / "run")] == ["checkpoint-6"]
-    for name in (
-        "partial-checkpoint-9",
-        "partial-data",
-    ):  # of a run that was killed; of the user
+    # Of a run that was killed, and of the user.
+    for name in ("partial-checkpoint-9", "partial-data"):
         (tmp_path / "run" / name).mkdir()
     for name in ("partial-results.json", "partial-notes.md"):
         (tmp_path / "run" / name).touch()
